@@ -1,0 +1,1 @@
+"""Transforms in Hugging Face models."""

@@ -1,0 +1,98 @@
+"""Every mend of torchtitan 0.2.2, in one place.
+
+Each function says what is wrong in that version and is tested in
+`tests/aixsim_cli/backends/titan/test_compat.py`. `check_version` refuses any other version.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+
+import torch
+import torch.distributed as dist
+import torchtitan.distributed.utils as dist_utils
+import torchtitan.tools.utils as titan_utils
+import torchtitan.train
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torchtitan.models.llama3.infra import parallelize
+
+from aixsim_cli.backends.titan import device
+from aixsim_cli.errors import UserError
+
+TORCHTITAN_VERSION = "0.2.2"
+
+
+@cache
+def install() -> None:
+    """Apply all mends that are global. Idempotent.
+
+    Raises:
+        UserError: another version of torchtitan is installed.
+    """
+    found = version("torchtitan")
+    if found != TORCHTITAN_VERSION:
+        raise UserError(f"torchtitan: found {found}; expected {TORCHTITAN_VERSION}")
+    save_simulated_ops()
+    if device.device_type() == "cpu":
+        # the table of peak FLOPS runs lspci and warns for each CPU; utilisation means nothing here
+        titan_utils.get_peak_flops = lambda device_name: float("inf")
+
+
+def save_simulated_ops() -> None:
+    """Selective "op" checkpointing recomputes whatever is not on its list: put our ops there."""
+    import aixsim_kernels  # noqa: F401  (registers torch.ops.aixsim)
+
+    for name in ("optical_linear", "optical_attention"):
+        parallelize._op_sac_save_list.add(getattr(torch.ops.aixsim, name).default)
+
+
+def sum_gradients_over_replicas(model: nn.Module) -> None:
+    """Make DDP add gradients up instead of averaging them.
+
+    torchtitan divides the loss by the global number of tokens, so gradients must be summed over
+    ranks; its FSDP path switches the division off, its DDP path does not, and its gradients come
+    out divided by the number of replicas (torchtitan issue 2318).
+
+    Args:
+        model: after `parallelize_llama`; unchanged unless it was replicated.
+    """
+    if not hasattr(model, "register_comm_hook"):
+        return
+
+    def all_reduce_sum(group: dist.ProcessGroup | None, bucket: dist.GradBucket):
+        work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda future: future.value()[0])
+
+    # the mesh of a replicated model is the whole world: torchtitan refuses DDP with anything else
+    register: Callable = model.register_comm_hook  # pyright: ignore[reportAssignmentType]
+    register(None, all_reduce_sum)
+
+
+def reduce_by_sum_on_gloo(model: nn.Module) -> None:
+    """FSDP asks for PREMUL_SUM, which gloo lacks; ask it for plain sums."""
+    if dist.get_backend() != "gloo":
+        return
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def watch_gradient_norm(callback: Callable[[Tensor], None]) -> None:
+    """Call back with every gradient norm, before the optimizer's step.
+
+    torchtitan computes the norm inside `train_step` and shows it to nobody before the weights
+    have been changed by it. The callback may raise to stop the step.
+
+    Args:
+        callback: takes the norm, a scalar tensor.
+    """
+    original = dist_utils.clip_grad_norm_
+
+    def clip_grad_norm_(*args, **kwargs) -> Tensor:
+        norm = original(*args, **kwargs)
+        callback(norm)
+        return norm
+
+    torchtitan.train.dist_utils.clip_grad_norm_ = clip_grad_norm_

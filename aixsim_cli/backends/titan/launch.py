@@ -1,0 +1,78 @@
+"""Start ranks: this process alone, or elastic workers of our own."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aixsim_cli.backends.titan import device
+from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.errors import RunError, UserError
+
+
+def run(config: PretrainConfig) -> Path:
+    """Train on this process's rank.
+
+    Args:
+        config: validated.
+
+    Returns:
+        The folder of the last checkpoint.
+    """
+    device.prepare()
+    from aixsim_cli.backends.titan.train import pretrain
+
+    with errors_of_rank_zero():
+        return pretrain(config)
+
+
+def launch(config: PretrainConfig, ranks: int) -> None:
+    """Train on `ranks` processes of this machine, with torch's elastic launcher.
+
+    Each rank runs this very command; torch sets its rank in the environment.
+
+    Args:
+        config: validated; its ranks are checked before anything starts.
+        ranks: number of processes.
+
+    Raises:
+        UserError: the ranks do not fit the config.
+        RunError: a rank failed; its own message is on stderr already.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from aixsim_cli.config.budget import check_ranks
+
+    check_ranks(config, ranks)
+    # two ranks on two cores: more threads than cores each would fight for them
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="aixsim",
+        max_restarts=0,
+    )
+    command = [sys.executable, "-u", "-m", "aixsim_cli", *sys.argv[1:]]
+    try:
+        elastic_launch(settings, command[0])(*command[1:])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode == 2:
+            raise UserError(f"rank {rank} refused to start (its message is above)") from error
+        raise RunError(f"rank {rank} ended with exit code {failure.exitcode}") from error
+
+
+@contextmanager
+def errors_of_rank_zero() -> Iterator[None]:
+    """All ranks meet the same user's mistake; let rank 0 alone speak of it."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(2) from None
+        raise

@@ -1,0 +1,70 @@
+"""A torchtitan model outside a training run: to check a conversion, and to evaluate."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torchtitan.models.llama3.model.args import TransformerModelArgs
+from torchtitan.models.llama3.model.model import Transformer
+
+from aixsim_cli.backends.titan.names import titan_sites
+from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.config import TransformConfig
+
+
+def meta_model(args: TransformerModelArgs) -> Transformer:
+    """The model without storage: names and shapes."""
+    with torch.device("meta"):
+        return Transformer(args)
+
+
+def build_model(
+    args: TransformerModelArgs,
+    state_dict: dict[str, Tensor],
+    *,
+    seq_len: int,
+    transform: TransformConfig | None = None,
+) -> Transformer:
+    """A torchtitan Llama with these very weights, in evaluation mode on the CPU.
+
+    Args:
+        args: of the architecture and flavor.
+        state_dict: torchtitan's names; ranges are used where the transform has them.
+        seq_len: longest sequence it will see.
+        transform: what to simulate; None = digital.
+
+    Raises:
+        UserError: the weights are not those of this architecture and flavor.
+    """
+    model = meta_model(replace(args, max_seq_len=seq_len))
+    check_shapes(model, state_dict)
+    state = apply_transform(model, transform, titan_sites(model))[0] if transform else None
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        model.init_weights()
+    if state is not None:
+        state.reset()
+    own = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in state_dict.items() if k in own}, strict=False)
+    return model.eval()
+
+
+def check_shapes(model: Transformer, state_dict: dict[str, Tensor]) -> None:
+    """Compare names and shapes of all weights with the model's.
+
+    Raises:
+        UserError: naming the first few differences.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    weights = {k: tuple(v.shape) for k, v in state_dict.items() if k.endswith(".weight")}
+    wrong = [
+        f"{name}: checkpoint has {weights.get(name, 'nothing')}, model has {expected.get(name, 'nothing')}"
+        for name in dict.fromkeys([*expected, *weights])
+        if weights.get(name) != expected.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"the checkpoint is of another architecture or flavor: {'; '.join(wrong[:3])}{more}"
+        )

@@ -1,0 +1,71 @@
+"""What a run would do: shown by --dry-run, nothing is started."""
+
+from aixsim_cli.backends.titan.model import meta_model
+from aixsim_cli.backends.titan.names import titan_sites
+from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.backends.titan.spec import model_args
+from aixsim_cli.config.budget import shard_degree
+from aixsim_cli.data.tokenizer import vocab_size
+from aixsim_cli.models.flavors import find_flavor
+from aixsim_cli.transforms.apply import plan_transform
+from aixsim_cli.transforms.config import parse_transform
+
+_GIB = 2**30
+
+
+def describe(config: PretrainConfig) -> str:
+    """Memory, and the modules that the transform touches.
+
+    Args:
+        config: checked.
+
+    Raises:
+        ConfigError: a pattern of the transform matches nothing.
+    """
+    return f"{describe_memory(config)}\n{describe_transform(config)}"
+
+
+def describe_memory(config: PretrainConfig) -> str:
+    """An estimate of the memory of one rank.
+
+    Weights, gradients and Adam's two moments are 16 bytes a parameter in float32, divided by the
+    shard degree. Activations per block and token, in the compute type: 17 values of the model's
+    width (34 bytes at 16 bit) with nothing recomputed (Korthikanti et al., arXiv 2205.05198,
+    equation 2 without the attention term, which blocked attention does not store), 1 with full
+    recomputation, 9 with selective. Logits are kept in the compute type and once in float32.
+    """
+    size = find_flavor(config.model.name, config.model.flavor)
+    args = model_args(
+        config.model.name, config.model.flavor, vocab_size(config.model.hf_assets_path)
+    )
+    parameters = sum(p.numel() for p in meta_model(args).parameters())
+    layout, training = config.parallelism, config.training
+    other = layout.tensor_parallel_degree
+    shard = shard_degree(
+        layout.data_parallel_shard_degree,
+        num_ranks=max(config.budget.num_ranks, 1),
+        replicate=layout.data_parallel_replicate_degree,
+        other=other,
+    )
+    states = 16 * parameters / (shard * other)
+    tokens = training.local_batch_size * training.seq_len
+    width = 2 if training.mixed_precision_param == "bfloat16" else 4
+    per_block = {"none": 17.0, "selective": 9.0, "full": 1.0}
+    blocks = per_block.get(config.activation_checkpoint.mode, 17.0) * size.n_layers
+    activations = tokens * size.dim * blocks * width
+    logits = tokens * args.vocab_size * (width + 4)
+    total = states + activations + logits
+    return (
+        f"memory estimate  {total / _GIB:.2f} GiB a rank: weights, gradients, Adam "
+        f"{states / _GIB:.2f}, activations {activations / _GIB:.2f}, logits {logits / _GIB:.2f}"
+    )
+
+
+def describe_transform(config: PretrainConfig) -> str:
+    """Which modules the transform would simulate."""
+    if config.transform is None:
+        return "transform        none: digital"
+    # names do not depend on the vocabulary
+    model = meta_model(model_args(config.model.name, config.model.flavor, 1))
+    transform = parse_transform(config.transform, source="transform")
+    return str(plan_transform(transform, titan_sites(model)))

@@ -1,0 +1,237 @@
+"""The pretraining config: torchtitan's sections, and two of ours."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aixsim_cli.backends.titan import device
+from aixsim_cli.config import overrides
+from aixsim_cli.config.budget import Budget
+from aixsim_cli.config.load import Document, build, load_yaml
+from aixsim_cli.errors import ConfigError, UserError, nearest
+from aixsim_cli.models.flavors import FLAVORS, find_flavor
+from aixsim_cli.transforms.config import load_transform_file, parse_transform
+
+# torchtitan picks its device while it is imported
+device.prepare()
+
+from torchtitan.config import JobConfig  # noqa: E402
+
+CONVERTER_NAME = "aixsim"
+# torchtitan imports whatever module these name
+CODE_KEYS = ("experimental.custom_import", "experimental.custom_args_module")
+
+
+@dataclass
+class PretrainConfig(JobConfig):
+    """torchtitan's job config with the transform and the token budget."""
+
+    transform: dict[str, Any] | None = None
+    """A transform config (docs/transforms.md); null = digital."""
+
+    budget: Budget = field(default_factory=Budget)
+    """What the number of steps was computed from."""
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Dotted overrides of a pretraining config; see `config.overrides`."""
+    return overrides.parse_overrides(arguments, PretrainConfig)
+
+
+def load_config(
+    path: str | Path,
+    values: dict[str, Any] | None = None,
+    *,
+    transform_config: str | Path | None = None,
+) -> PretrainConfig:
+    """Read, override and check a pretraining config.
+
+    Args:
+        path: a YAML file from generate-cfg.
+        values: dotted key -> value, from `parse_overrides`.
+        transform_config: a transform file that replaces the config's transform.
+
+    Raises:
+        ConfigError: everything that is wrong with it.
+    """
+    document = overrides.apply_overrides(load_yaml(path), values or {})
+    if transform_config is not None:
+        document.data["transform"] = load_transform_file(transform_config)
+    return build_config(document)
+
+
+def build_config(document: Document) -> PretrainConfig:
+    """Check a config that has been read.
+
+    Raises:
+        ConfigError: everything that is wrong with it.
+    """
+    config = build(PretrainConfig, document)
+    problems = check(config)
+    if problems:
+        raise ConfigError(
+            [f"{document.where(key)}: {said}" for key, said in problems]
+        )
+    if config.transform is not None and CONVERTER_NAME not in config.model.converters:
+        config.model.converters.append(CONVERTER_NAME)
+    if config.transform is None and CONVERTER_NAME in config.model.converters:
+        config.model.converters.remove(CONVERTER_NAME)
+    return config
+
+
+def check(config: PretrainConfig) -> list[tuple[str, str]]:
+    """Values that are impossible, or impossible together.
+
+    Returns:
+        (dotted key, what is wrong) of each.
+    """
+    return [
+        *_check_model(config),
+        *_check_positive(config),
+        *_check_batch(config),
+        *_check_data(config),
+        *_check_transform(config),
+        *_check_checkpoint(config),
+        *_check_code(config),
+    ]
+
+
+def _check_model(config: PretrainConfig) -> list[tuple[str, str]]:
+    arch, flavor = config.model.name, config.model.flavor
+    if arch not in FLAVORS:
+        return [("model.name", f"got {arch!r}{nearest(arch, FLAVORS)}")]
+    try:
+        size = find_flavor(arch, flavor)
+    except UserError as error:
+        return [("model.flavor", str(error))]
+    degree = config.parallelism.tensor_parallel_degree
+    if degree > 0 and (size.n_heads % degree or size.n_kv_heads % degree):
+        return [
+            (
+                "parallelism.tensor_parallel_degree",
+                f"got {degree}; expected a divisor of {size.n_heads} heads and "
+                f"{size.n_kv_heads} key-value heads",
+            )
+        ]
+    return []
+
+
+def _check_positive(config: PretrainConfig) -> list[tuple[str, str]]:
+    positive = {
+        "training.steps": config.training.steps,
+        "training.seq_len": config.training.seq_len,
+        "training.local_batch_size": config.training.local_batch_size,
+        "training.max_norm": config.training.max_norm,
+        "optimizer.lr": config.optimizer.lr,
+        "metrics.log_freq": config.metrics.log_freq,
+        "checkpoint.interval": config.checkpoint.interval,
+    }
+    degrees = {
+        f"parallelism.{name}": getattr(config.parallelism, name)
+        for name in (
+            "data_parallel_replicate_degree",
+            "tensor_parallel_degree",
+            "context_parallel_degree",
+            "pipeline_parallel_degree",
+        )
+    }
+    problems = [
+        (key, f"got {value}; expected more than 0")
+        for key, value in {**positive, **degrees}.items()
+        if value <= 0
+    ]
+    shard = config.parallelism.data_parallel_shard_degree
+    if shard != -1 and shard < 1:
+        problems.append(
+            ("parallelism.data_parallel_shard_degree", f"got {shard}; expected -1 or more than 0")
+        )
+    if config.lr_scheduler.warmup_steps < 0:
+        problems.append(("lr_scheduler.warmup_steps", "expected 0 or more"))
+    return problems
+
+
+def _check_batch(config: PretrainConfig) -> list[tuple[str, str]]:
+    local, whole = config.training.local_batch_size, config.training.global_batch_size
+    if whole != -1 and (whole <= 0 or (local > 0 and whole % local)):
+        return [
+            (
+                "training.global_batch_size",
+                f"got {whole}; expected -1 or a multiple of local_batch_size ({local})",
+            )
+        ]
+    return []
+
+
+def _check_data(config: PretrainConfig) -> list[tuple[str, str]]:
+    from aixsim_cli.data.sources import SOURCES
+
+    name, path = config.training.dataset, config.training.dataset_path
+    if name not in SOURCES:
+        return [("training.dataset", f"got {name!r}{nearest(name, SOURCES)}")]
+    if name == "local" and not path:
+        return [("training.dataset_path", "got null; dataset local needs files, a glob or a folder")]
+    if config.validation.enable:
+        return [("validation.enable", "got true; expected false, use `aixsim eval ppl`")]
+    return []
+
+
+def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
+    if config.transform is None:
+        return []
+    try:
+        parse_transform(config.transform, source="transform")
+    except ConfigError as error:
+        return [("transform", problem.removeprefix("transform: ")) for problem in error.problems]
+    layout = config.parallelism
+    degrees = {
+        "tensor_parallel_degree": layout.tensor_parallel_degree,
+        "context_parallel_degree": layout.context_parallel_degree,
+        "pipeline_parallel_degree": layout.pipeline_parallel_degree,
+    }
+    return [
+        (
+            f"parallelism.{name}",
+            f"got {degree}; a transform's ranges and detectors are those of whole layers, "
+            "expected 1 (use data_parallel_shard_degree)",
+        )
+        for name, degree in degrees.items()
+        if degree > 1
+    ]
+
+
+def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
+    keep = config.checkpoint.keep_latest_k
+    problems = []
+    if keep < 0 or keep == 1:
+        problems.append(
+            (
+                "checkpoint.keep_latest_k",
+                f"got {keep}; expected 0 (all) or at least 2, as the newest may be being written",
+            )
+        )
+    folder = Path(config.checkpoint.folder)
+    if folder.is_absolute() or ".." in folder.parts:
+        problems.append(
+            ("checkpoint.folder", f"got {folder}; expected a folder inside job.dump_folder")
+        )
+    return problems
+
+
+def _check_code(config: PretrainConfig) -> list[tuple[str, str]]:
+    set_keys = [key for key in CODE_KEYS if getattr(config.experimental, key.split(".")[1])]
+    if config.job.custom_config_module:
+        set_keys.append("job.custom_config_module")
+    return [(key, "would run code that a config names; expected ''") for key in set_keys]
+
+
+def dump_config(config: PretrainConfig, path: str | Path) -> None:
+    """Write a config whole, every key resolved; `load_config` reads it back."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

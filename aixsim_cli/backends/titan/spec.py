@@ -1,0 +1,109 @@
+"""What torchtitan trains: the `aixsim` architecture's flavors, and torchtitan's own `llama3`."""
+
+import dataclasses
+from pathlib import Path
+
+from torch import nn
+from torchtitan.components.tokenizer import HuggingFaceTokenizer
+from torchtitan.distributed import ParallelDims
+from torchtitan.models.llama3 import get_train_spec as get_llama3_spec
+from torchtitan.models.llama3.infra.parallelize import parallelize_llama
+from torchtitan.models.llama3.model.args import RoPEScalingArgs, TransformerModelArgs
+from torchtitan.protocols.train_spec import TrainSpec
+
+from aixsim_cli.backends.titan import compat
+from aixsim_cli.backends.titan.metrics import build_metrics_processor
+from aixsim_cli.backends.titan.names import StateDictAdapter
+from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.data.loader import build_dataloader
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import UserError
+from aixsim_cli.models.flavors import FLAVORS
+
+
+def model_args(arch: str, flavor: str, vocab_size: int) -> TransformerModelArgs:
+    """The arguments of torchtitan's Llama for a flavor.
+
+    Args:
+        arch: "aixsim" (RoPE unscaled, vocabulary of the tokenizer) or "llama3" (torchtitan's own).
+        flavor: name within the architecture.
+        vocab_size: of the tokenizer.
+
+    Raises:
+        UserError: the tokenizer does not fit a llama3 flavor.
+    """
+    if arch == "llama3":
+        args = dataclasses.replace(get_llama3_spec().model_args[flavor])  # pyright: ignore
+        assert isinstance(args, TransformerModelArgs)
+        if vocab_size > args.vocab_size:
+            raise UserError(
+                f"model.flavor: llama3 {flavor} has {args.vocab_size} words; the tokenizer has "
+                f"{vocab_size}; expected a tokenizer that fits, or model.name: aixsim"
+            )
+        return args
+    size = FLAVORS[arch][flavor]
+    return TransformerModelArgs(
+        dim=size.dim,
+        n_layers=size.n_layers,
+        n_heads=size.n_heads,
+        n_kv_heads=size.n_kv_heads,
+        vocab_size=vocab_size,
+        multiple_of=size.multiple_of,
+        ffn_dim_multiplier=size.ffn_dim_multiplier,
+        norm_eps=size.norm_eps,
+        rope_theta=size.rope_theta,
+        rope_scaling_args=RoPEScalingArgs(scaling_factor=1.0),
+    )
+
+
+def load_tokenizer(path: str | Path) -> HuggingFaceTokenizer:
+    """torchtitan's tokenizer for a folder, "builtin" or a hub name."""
+    return HuggingFaceTokenizer(str(resolve_tokenizer(str(path))))
+
+
+def build_train_spec(config: PretrainConfig) -> TrainSpec:
+    """torchtitan's Llama spec with our model arguments, data, tokenizer, metrics and mends.
+
+    Raises:
+        UserError: unknown tokenizer, or one that does not fit the model.
+    """
+    tokenizer = load_tokenizer(config.model.hf_assets_path)
+    args = model_args(config.model.name, config.model.flavor, tokenizer.get_vocab_size())
+    return dataclasses.replace(
+        get_llama3_spec(),
+        model_args={config.model.flavor: args},
+        parallelize_fn=_parallelize,
+        build_tokenizer_fn=lambda job_config: tokenizer,
+        build_dataloader_fn=build_dataloader_for,
+        build_metrics_processor_fn=build_metrics_processor,
+        build_validator_fn=None,
+        state_dict_adapter=StateDictAdapter,
+    )
+
+
+def build_dataloader_for(
+    *, dp_world_size: int, dp_rank: int, tokenizer: HuggingFaceTokenizer, job_config: PretrainConfig
+):
+    """The training data of a config, this rank's share of it."""
+    training = job_config.training
+    return build_dataloader(
+        dataset=training.dataset,
+        dataset_path=training.dataset_path,
+        split="train",
+        tokenizer=tokenizer,
+        seq_len=training.seq_len,
+        batch_size=training.local_batch_size,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        infinite=True,
+        **dataclasses.asdict(training.dataloader),
+    )
+
+
+def _parallelize(
+    model: nn.Module, parallel_dims: ParallelDims, job_config: PretrainConfig
+) -> nn.Module:
+    model = parallelize_llama(model, parallel_dims, job_config)
+    compat.sum_gradients_over_replicas(model)
+    compat.reduce_by_sum_on_gloo(model)
+    return model

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: what a path holds, reading, writing and converting."""

@@ -1,0 +1,203 @@
+"""torchtitan checkpoint <-> Hugging Face folder, each way checked by its own logits."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchtitan.models.llama3.model.args import TransformerModelArgs
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from aixsim_cli.backends.titan.model import build_model as build_titan_model
+from aixsim_cli.backends.titan.model import check_shapes, meta_model
+from aixsim_cli.backends.titan.names import StateDictAdapter
+from aixsim_cli.backends.titan.spec import model_args
+from aixsim_cli.checkpoint import hf
+from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import RunError, UserError
+
+CHECKED_TOKENS = 128
+LOGIT_TOLERANCE = 1e-4
+DEFAULT_SEQ_LEN = 2048
+
+
+def titan_to_hf(
+    arch: str, flavor: str, source: Path, target: Path, *, tokenizer: str | None, force: bool
+) -> float:
+    """Write a torchtitan checkpoint as a Hugging Face folder.
+
+    Args:
+        arch: architecture, "aixsim" or "llama3".
+        flavor: within the architecture.
+        source: a `step-N` folder.
+        target: a new folder, whole or not there at all.
+        tokenizer: whose files to add; None = the training's.
+        force: replace an existing target.
+
+    Returns:
+        The largest difference between the two models' logits on a few tokens.
+
+    Raises:
+        UserError: source unreadable or of another flavor; target exists.
+        RunError: the logits differ by more than 1e-4.
+    """
+    checkpoint = read_checkpoint(source)
+    name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
+    if name is None:
+        raise UserError(f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path")
+    with _whole_folder(target, force) as folder:
+        tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
+        model, buffers, args = as_hf_model(arch, flavor, checkpoint, tokens)
+        tokens.model_max_length = model.config.max_position_embeddings
+        hf.write_model(model, folder)
+        tokens.save_pretrained(folder)
+        if checkpoint.config is not None and checkpoint.config.transform:
+            hf.write_transform(folder, checkpoint.config.transform, buffers)
+        reloaded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return _check_logits(args, checkpoint.state_dict, reloaded)
+
+
+def as_hf_model(
+    arch: str, flavor: str, checkpoint: TitanCheckpoint, tokenizer
+) -> tuple[LlamaForCausalLM, dict[str, Tensor], TransformerModelArgs]:
+    """A torchtitan checkpoint as a transformers model.
+
+    Args:
+        arch: architecture.
+        flavor: within it.
+        checkpoint: from `read_checkpoint`.
+        tokenizer: a transformers tokenizer, for the ids of the special tokens.
+
+    Returns:
+        The digital model, a transform's buffers under Hugging Face names, torchtitan's arguments.
+
+    Raises:
+        UserError: the checkpoint is of another architecture or flavor.
+    """
+    args = model_args(arch, flavor, checkpoint.vocab_size)
+    check_shapes(meta_model(args), checkpoint.state_dict)
+    renamed = StateDictAdapter(args, None).to_hf(checkpoint.state_dict)
+    weights = {key: value for key, value in renamed.items() if key.endswith(".weight")}
+    buffers = {key: value for key, value in renamed.items() if key not in weights}
+    config = hf.llama_config(
+        args,
+        seq_len=checkpoint.config.training.seq_len if checkpoint.config else DEFAULT_SEQ_LEN,
+        ffn_dim=checkpoint.state_dict["layers.0.feed_forward.w1.weight"].shape[0],
+        token_ids={
+            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
+            for kind in ("bos", "eos", "pad")
+        },
+    )
+    return hf.build_model(config, weights), buffers, args
+
+
+def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: bool) -> float:
+    """Write a Hugging Face model as a torchtitan checkpoint that `pretrain` can start from.
+
+    Args:
+        arch: architecture, "aixsim" or "llama3".
+        flavor: within the architecture.
+        source: a folder or a hub name.
+        target: a new folder, whole or not there at all.
+        force: replace an existing target.
+
+    Returns:
+        The largest difference between the two models' logits on a few tokens.
+
+    Raises:
+        UserError: the model is of another flavor, or has a RoPE that the architecture lacks.
+        RunError: the logits differ by more than 1e-4.
+    """
+    with _whole_folder(target, force) as folder:
+        model = load_llama(source)
+        args = model_args(arch, flavor, model.config.vocab_size)
+        _check_config(model.config, args, source)
+        adapter = StateDictAdapter(args, None)
+        weights = model.state_dict()
+        if model.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
+        transform = hf.read_transform(Path(source)) if Path(source).is_dir() else None
+        if transform is not None:
+            state_dict |= adapter.from_hf(transform[1])
+        check_shapes(meta_model(args), state_dict)
+        write_checkpoint(state_dict, folder)
+        return _check_logits(args, read_checkpoint(folder).state_dict, model)
+
+
+def load_llama(source: str) -> LlamaForCausalLM:
+    """A Llama from a folder or the hub, in float32.
+
+    Raises:
+        UserError: it cannot be loaded, or is no Llama.
+    """
+    try:
+        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if not isinstance(model.config, LlamaConfig) or model.config.model_type != "llama":
+        raise UserError(f"{source}: got model_type {model.config.model_type}; expected llama")
+    return model.eval()
+
+
+def _check_config(config: LlamaConfig, args: TransformerModelArgs, source: str) -> None:
+    rope = config.rope_parameters
+    scaled = args.rope_scaling_args.scaling_factor != 1.0
+    expected = {"rope_type": "llama3" if scaled else "default", "rope_theta": args.rope_theta}
+    wrong = [
+        f"{key}: {source}/config.json has {rope.get(key)}; this flavor has {value}"
+        for key, value in expected.items()
+        if rope.get(key) != value
+    ]
+    if config.rms_norm_eps != args.norm_eps:
+        wrong.append(
+            f"rms_norm_eps: {source}/config.json has {config.rms_norm_eps}; this flavor has "
+            f"{args.norm_eps}"
+        )
+    if wrong:
+        raise UserError(
+            "; ".join(wrong) + " (if the model was trained as the flavor is, mend its config.json)"
+        )
+
+
+@torch.no_grad()
+def _check_logits(
+    args: TransformerModelArgs, state_dict: dict[str, Tensor], model: LlamaForCausalLM
+) -> float:
+    length = min(CHECKED_TOKENS, model.config.max_position_embeddings)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(args.vocab_size, (1, length), generator=generator)
+    titan = build_titan_model(args, state_dict, seq_len=length)
+    difference = (titan(tokens) - model(tokens).logits).abs().max().item()
+    if not difference <= LOGIT_TOLERANCE:
+        raise RunError(
+            f"the converted model's logits differ by {difference:.2e} (allowed: "
+            f"{LOGIT_TOLERANCE:.0e}); nothing was written"
+        )
+    return difference
+
+
+@contextmanager
+def _whole_folder(target: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its name when the block ends without error."""
+    if target.exists() and not force:
+        raise UserError(f"{target}: exists; expected a new folder, or --force to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, old / target.name)
+            os.rename(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Read and write torchtitan's checkpoints (PyTorch DCP) without a process group."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from aixsim_cli.backends.titan.checkpointer import CONFIG_FILE
+from aixsim_cli.backends.titan.schema import PretrainConfig, load_config
+from aixsim_cli.errors import UserError
+
+_MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
+
+
+@dataclass(frozen=True)
+class TitanCheckpoint:
+    """A torchtitan checkpoint in memory.
+
+    Args:
+        state_dict: the model's weights and a transform's buffers, under torchtitan's names.
+        config: of the run that wrote it; None when the folder has no config.yaml.
+    """
+
+    state_dict: dict[str, Tensor]
+    config: PretrainConfig | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self.state_dict["tok_embeddings.weight"].shape[0]
+
+
+def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
+    """Load the model of a `step-N` folder, on the CPU.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no Llama model in it.
+    """
+    folder = Path(folder)
+    try:
+        metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+        state_dict = {
+            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for key, entry in metadata.items()
+            if key.startswith(_MODEL_KEYS) and isinstance(entry, TensorStorageMetadata)
+        }
+        dcp.load(state_dict, checkpoint_id=folder, no_dist=True)
+    except (CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    if "tok_embeddings.weight" not in state_dict:
+        raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
+    config_path = folder / CONFIG_FILE
+    config = load_config(config_path) if config_path.is_file() else None
+    return TitanCheckpoint(state_dict, config)
+
+
+def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
+    """Write a model-only checkpoint that `pretrain` can start from.
+
+    Args:
+        state_dict: under torchtitan's names.
+        folder: written to, `.metadata` last.
+    """
+    dcp.save(state_dict, checkpoint_id=Path(folder), no_dist=True)

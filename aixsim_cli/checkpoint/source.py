@@ -1,0 +1,41 @@
+"""What a SOURCE argument is: a torchtitan checkpoint, a Hugging Face folder, or a hub name."""
+
+from enum import Enum
+from pathlib import Path
+
+from aixsim_cli.errors import UserError
+
+
+class SourceKind(Enum):
+    """Where a model comes from."""
+
+    TITAN = "torchtitan checkpoint"
+    HF = "Hugging Face folder"
+    HUB = "hub name"
+
+
+def find_source(source: str) -> SourceKind:
+    """Tell what kind of model `source` names, by looking at the folder.
+
+    Raises:
+        UserError: nothing there, or neither format.
+    """
+    path = Path(source)
+    if (path / ".metadata").is_file():
+        return SourceKind.TITAN
+    if (path / "config.json").is_file():
+        return SourceKind.HF
+    if path.is_dir():
+        steps = sorted(path.glob("**/step-*/.metadata"), key=lambda p: int(p.parent.name[5:]))
+        hint = f"; did you mean {steps[-1].parent}?" if steps else ""
+        raise UserError(
+            f"{source}: holds neither a torchtitan checkpoint (.metadata) nor a Hugging Face model "
+            f"(config.json){hint}"
+        )
+    # a hub name is "name" or "owner/name"; anything that looks like a path is a wrong path
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.exists():
+        raise UserError(
+            f"{source}: no such folder; expected a torchtitan checkpoint folder (…/step-N), a "
+            "Hugging Face folder or a hub name (owner/name)"
+        )
+    return SourceKind.HUB

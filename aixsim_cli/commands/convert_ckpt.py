@@ -1,0 +1,39 @@
+"""`aixsim convert-ckpt`: torchtitan checkpoint <-> Hugging Face folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert_ckpt(
+    model_arch: Annotated[str, typer.Argument(help="aixsim or llama3.")],
+    model_flavor: Annotated[str, typer.Argument(help="debug, 60M, 200M, …")],
+    source: Annotated[str, typer.Argument(help="A step-N folder, a HF folder or a hub name.")],
+    target: Annotated[Path, typer.Argument(help="The folder to make.")],
+    tokenizer_path: Annotated[
+        str | None, typer.Option(help="Tokenizer to add; default: the training's.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """Convert a checkpoint; the direction is read from SOURCE.
+
+    The result's logits are compared with the source's before it gets its name.
+    """
+    from aixsim_cli.checkpoint.source import SourceKind, find_source
+    from aixsim_cli.models.flavors import find_flavor
+
+    find_flavor(model_arch, model_flavor)
+    kind = find_source(source)
+    from aixsim_cli.backends.titan import device
+
+    device.prepare()
+    from aixsim_cli.checkpoint import convert
+
+    if kind is SourceKind.TITAN:
+        difference = convert.titan_to_hf(
+            model_arch, model_flavor, Path(source), target, tokenizer=tokenizer_path, force=force
+        )
+    else:
+        difference = convert.hf_to_titan(model_arch, model_flavor, source, target, force=force)
+    typer.echo(f"{kind.value} {source} -> {target} (logits differ by at most {difference:.1e})")

@@ -1,0 +1,86 @@
+"""`aixsim generate-cfg`: work out a run and write its config."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def generate_cfg(
+    model_flavor: Annotated[str, typer.Option(help="debug, 60M, 200M, 400M, 600M, 1.1B.")],
+    save_path: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    model_arch: Annotated[str, typer.Option(help="aixsim, or llama3: torchtitan's.")] = "aixsim",
+    tokenizer_path: Annotated[
+        str, typer.Option(help="A hub name, a folder, or builtin.")
+    ] = "HuggingFaceTB/cosmo2-tokenizer",
+    dataset: Annotated[
+        str, typer.Option(help="fineweb-edu, fineweb, wikitext, c4, local or builtin.")
+    ] = "fineweb-edu",
+    dataset_path: Annotated[
+        str | None, typer.Option(help="Files of dataset local: a file, a glob or a folder.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per rank and step.")] = 8,
+    seq_len: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 2048,
+    gradient_accumulation: Annotated[int, typer.Option(min=1, help="Batches per step.")] = 1,
+    data_parallel_replicate_degree: Annotated[int, typer.Option(min=1, help="DDP.")] = 1,
+    data_parallel_shard_degree: Annotated[
+        int, typer.Option(min=-1, help="FSDP; -1 = all ranks that are left of --num-gpus.")
+    ] = -1,
+    tensor_parallel_degree: Annotated[int, typer.Option(min=1)] = 1,
+    num_gpus: Annotated[int, typer.Option(min=1, help="Ranks, for a shard degree of -1.")] = 1,
+    token_num_scale: Annotated[float, typer.Option(help="Tokens per parameter.")] = 22,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of computing them.")] = None,
+    learning_rate: Annotated[float, typer.Option()] = 1e-4,
+    seed: Annotated[int, typer.Option()] = 42,
+    mixed_precision_param: Annotated[Literal["bfloat16", "float32"], typer.Option()] = "bfloat16",
+    compile: Annotated[Literal["true", "false"], typer.Option(help="torch.compile.")] = "false",
+    keep_last_k_ckpts: Annotated[int, typer.Option(min=0, help="0 = all.")] = 3,
+    transform_config: Annotated[
+        Path | None, typer.Option(help="Hardware to simulate: a transform file.")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
+) -> None:
+    """Work out parameters, tokens and steps of a run, and write its config."""
+    options = {k: v for k, v in locals().items() if k not in ("save_path", "force", "dry_run")}
+    from aixsim_cli.config import generate
+    from aixsim_cli.errors import UserError
+
+    if save_path is None and not dry_run:
+        raise UserError("--save-path: missing; expected the file to write, or --dry-run")
+    command = f"aixsim generate-cfg {_options(options)}"
+    from aixsim_cli.transforms.config import load_transform_file
+
+    options["compile"] = compile == "true"
+    options["transform"] = None
+    if options.pop("transform_config") is not None:
+        options["transform"] = load_transform_file(transform_config or "")
+    request = generate.Request(**options)
+    plan = generate.make_plan(request)
+    config = generate.make_config(request, plan)
+    from aixsim_cli.backends.titan.schema import build_config
+    from aixsim_cli.config.load import Document
+
+    # what pretrain would refuse is refused here, before there is a file
+    checked = build_config(Document(config, "generate-cfg"))
+    typer.echo(str(plan))
+    if dry_run:
+        from aixsim_cli.backends.titan.plan import describe
+
+        typer.echo(describe(checked))
+    elif save_path is not None:
+        generate.write_new(save_path, generate.render(config, plan, command), force=force)
+        typer.echo(f"wrote {save_path}; next: aixsim pretrain --config {save_path}")
+
+
+def _options(options: dict) -> str:
+    """The command line that makes the same config, defaults left out."""
+    import inspect
+
+    defaults = {k: p.default for k, p in inspect.signature(generate_cfg).parameters.items()}
+    words = []
+    for name, value in options.items():
+        if value != defaults[name]:
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
+    return " ".join(words)

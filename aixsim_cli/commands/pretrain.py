@@ -1,0 +1,41 @@
+"""`aixsim pretrain`: train from scratch with torchtitan, digitally or on simulated hardware."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pretrain(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(help="Pretraining config, from generate-cfg.")],
+    transform_config: Annotated[
+        Path | None, typer.Option(help="Simulate hardware as this file says, whatever the config.")
+    ] = None,
+    nproc_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Start so many ranks on this machine.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and start nothing.")] = False,
+) -> None:
+    """Pretrain a model. Any key of the config can be overridden: --training.steps 20.
+
+    Runs alone, with --nproc-per-node, or under a launcher:
+    torchrun --nproc-per-node 2 --no-python aixsim pretrain --config …
+    """
+    from aixsim_cli.backends.titan import launch, schema
+
+    with launch.errors_of_rank_zero():
+        overrides = schema.parse_overrides(context.args)
+        loaded = schema.load_config(config, overrides, transform_config=transform_config)
+    if dry_run:
+        from aixsim_cli.backends.titan.plan import describe
+
+        typer.echo(describe(loaded))
+        return
+    if nproc_per_node is not None and "RANK" not in os.environ:
+        launch.launch(loaded, nproc_per_node)
+        return
+    folder = launch.run(loaded)
+    if os.environ["RANK"] == "0":
+        typer.echo(f"trained; checkpoint: {folder}")

@@ -1,0 +1,114 @@
+"""From parameters to tokens to steps. Whole numbers only; no torch."""
+
+from dataclasses import dataclass
+
+from aixsim_cli.errors import UserError
+
+WARMUP_SHARE = 0.2
+# how far the ranks at launch may move the token budget
+TOLERANCE = 0.01
+
+
+@dataclass
+class Budget:
+    """What a config's number of steps was computed from.
+
+    Args:
+        parameters: of the model, without the input embedding.
+        tokens: that the steps consume.
+        num_ranks: ranks that the computation assumed; 0 = nothing was assumed.
+    """
+
+    parameters: int = 0
+    tokens: int = 0
+    num_ranks: int = 0
+
+
+def token_budget(parameters: int, token_num_scale: float) -> int:
+    """Tokens to train on: `token_num_scale` a parameter."""
+    return int(parameters * token_num_scale)
+
+
+def tokens_per_step(batch_size: int, data_ranks: int, accumulation: int, seq_len: int) -> int:
+    """Tokens that one optimizer step consumes.
+
+    Args:
+        batch_size: sequences a rank and micro-batch.
+        data_ranks: ranks that see different data, replicate x shard.
+        accumulation: micro-batches a step.
+        seq_len: tokens a sequence.
+    """
+    return batch_size * data_ranks * accumulation * seq_len
+
+
+def steps_for(tokens: int, per_step: int) -> int:
+    """Steps that consume at least `tokens`."""
+    return -(-tokens // per_step)
+
+
+def warmup_steps(steps: int) -> int:
+    """Warm-up: a fifth of the steps."""
+    return int(WARMUP_SHARE * steps)
+
+
+def shard_degree(shard: int, *, num_ranks: int, replicate: int, other: int) -> int:
+    """The degree of sharding, with -1 meaning all ranks that are left.
+
+    Args:
+        shard: as configured.
+        num_ranks: in all.
+        replicate: data-parallel replicas.
+        other: product of the tensor, context and pipeline degrees.
+
+    Raises:
+        UserError: the ranks cannot be divided so.
+    """
+    if shard != -1:
+        return shard
+    left, rest = divmod(num_ranks, replicate * other)
+    if rest or not left:
+        raise UserError(
+            f"{num_ranks} ranks cannot be divided into {replicate} replicas x {other} (tensor, "
+            "context and pipeline parallel); expected a multiple (--num-gpus)"
+        )
+    return left
+
+
+def check_ranks(config, world_size: int) -> None:
+    """Refuse ranks that do not fit a config's parallelism or its token budget.
+
+    Args:
+        config: a `PretrainConfig`.
+        world_size: ranks at launch.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    layout, training, assumed = config.parallelism, config.training, config.budget.num_ranks
+    replicate, shard = layout.data_parallel_replicate_degree, layout.data_parallel_shard_degree
+    other = (
+        layout.tensor_parallel_degree
+        * layout.context_parallel_degree
+        * layout.pipeline_parallel_degree
+    )
+    if shard != -1 and replicate * shard * other != world_size:
+        raise UserError(
+            f"{world_size} rank(s) were started; the config's parallelism asks for {replicate} "
+            f"(replicate) x {shard} (shard) x {other} (tensor, context, pipeline) = "
+            f"{replicate * shard * other}"
+        )
+
+    def tokens(ranks: int) -> int:
+        data = replicate * shard_degree(shard, num_ranks=ranks, replicate=replicate, other=other)
+        sequences = training.global_batch_size
+        if sequences < 0:
+            sequences = training.local_batch_size * data
+        return training.steps * sequences * training.seq_len
+
+    actual, planned = tokens(world_size), tokens(assumed or world_size)
+    if abs(actual - planned) > TOLERANCE * planned:
+        raise UserError(
+            f"{world_size} rank(s) would train on {actual:,} tokens; the config was made for "
+            f"{assumed} rank(s) and {planned:,} tokens. Expected {assumed} rank(s), or a config "
+            f"made with --num-gpus {world_size}"
+        )

@@ -1,0 +1,85 @@
+"""Dotted overrides from the command line: `--training.steps 20 --compile.enable`."""
+
+import dataclasses
+import typing
+from typing import Any
+
+import yaml
+
+from aixsim_cli.config.load import Document
+from aixsim_cli.errors import ConfigError, nearest
+
+
+def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
+    """Read what a command line leaves after the command's own options.
+
+    A value follows its key as the next word or after `=`; a key alone means true. Dashes stand for
+    underscores, and a section may carry the field's old suffix: `--metrics_args.enable_wandb`.
+
+    Args:
+        arguments: the words.
+        cls: the dataclass whose keys they name.
+
+    Returns:
+        dotted key -> value, read as YAML.
+
+    Raises:
+        ConfigError: every word that is no key of `cls`.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    known = dotted_keys(cls)
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or "." not in word.partition("=")[0]:
+            problems.append(_not_a_key(word))
+            continue
+        name, has_value, text = word[2:].partition("=")
+        if not has_value and words and not words[0].startswith("--"):
+            has_value, text = "=", words.pop(0)
+        section, _, key = name.replace("-", "_").partition(".")
+        dotted = f"{section.removesuffix('_args')}.{key}"
+        if dotted not in known:
+            problems.append(f"--{name}: unknown key{nearest(dotted, known)}")
+            continue
+        try:
+            values[dotted] = yaml.safe_load(text) if has_value else True
+        except yaml.YAMLError:
+            problems.append(f"--{name}: got {text!r}; expected a YAML value")
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _not_a_key(word: str) -> str:
+    if word.startswith("-"):
+        return f"{word}: unknown option; keys of the config are dotted: --training.steps 20"
+    return f"{word}: unexpected; expected options, or dotted keys with a value each"
+
+
+def dotted_keys(cls: type, prefix: str = "") -> set[str]:
+    """All keys of a nested dataclass, as `section.key`."""
+    hints = typing.get_type_hints(cls)
+    keys: set[str] = set()
+    for field in dataclasses.fields(cls):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        keys |= dotted_keys(hint, f"{name}.") if dataclasses.is_dataclass(hint) else {name}
+    return keys
+
+
+def apply_overrides(document: Document, values: dict[str, Any]) -> Document:
+    """The document with overridden keys, whose messages will name the option."""
+    data = _copy(document.data)
+    for dotted, value in values.items():
+        *sections, key = dotted.split(".")
+        target = data
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = value
+    origins = {dotted: f"--{dotted}" for dotted in values}
+    return dataclasses.replace(document, data=data, origins=origins)
+
+
+def _copy(data: Any) -> Any:
+    return {k: _copy(v) for k, v in data.items()} if isinstance(data, dict) else data

@@ -1,0 +1,35 @@
+"""The folder for what is made once on a machine and can be made again at any time."""
+
+import os
+from pathlib import Path
+
+from aixsim_cli.errors import UserError
+
+
+def cache_folder() -> Path:
+    """This user's cache folder, made if absent.
+
+    Returns:
+        `$AIXSIM_CACHE`, else `$XDG_CACHE_HOME/aixsim`, else `~/.cache/aixsim`.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    chosen = os.environ.get("AIXSIM_CACHE")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aixsim"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error.strerror) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unusable(folder, "no permission to write there")
+    return folder
+
+
+def _unusable(folder: Path, reason: str | None) -> UserError:
+    return UserError(
+        f"cache folder {folder}: {reason}; set AIXSIM_CACHE to a folder that can be written to"
+    )

@@ -1,0 +1,279 @@
+"""From rows of text to windows of tokens, on every rank, resumable to the token."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets import IterableDataset as RowStream
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
+from torch.utils.data import IterableDataset
+
+from aixsim_cli.data.corpus import Split
+from aixsim_cli.data.local import has_text
+from aixsim_cli.data.sources import open_source
+from aixsim_cli.data.tokenizer import document_encoder
+from aixsim_cli.errors import RunError, UserError
+
+logger = logging.getLogger("aixsim")
+
+
+class TextDataset(IterableDataset, Stateful):
+    """Documents, tokenised and packed end to end into windows, this rank's share of them.
+
+    Rows without text are skipped. A rank that comes to the end of its share starts it again by
+    itself, whatever the other ranks do, so that shares may differ in length. Where there are fewer
+    rows than ranks, ranks share rows rather than starve.
+
+    Iteration goes on where the object stands: a new iterator, or `load_state_dict`, continues with
+    the very next token.
+
+    Args:
+        data: rows with a "text", of any length, the same on every rank.
+        tokenizer: see `document_encoder`.
+        name: of the data set, for messages.
+        seq_len: tokens per window.
+        dp_rank: this rank among those that read different data.
+        dp_world_size: how many ranks do.
+        infinite: start again at the end; False = an iterator ends after one pass, and the tokens
+            that do not fill a window are dropped.
+
+    Raises:
+        UserError: there are no rows, or the tokenizer has no end-of-text token.
+    """
+
+    def __init__(
+        self,
+        data: Dataset | RowStream,
+        tokenizer: Any,
+        *,
+        name: str,
+        seq_len: int,
+        dp_rank: int = 0,
+        dp_world_size: int = 1,
+        infinite: bool = True,
+    ) -> None:
+        self.name = name
+        self.seq_len = seq_len
+        self.infinite = infinite
+        self._encode = document_encoder(tokenizer)
+        self._all = data
+        if isinstance(data, Dataset):
+            if not len(data):
+                raise self._no_text()
+            dp_world_size = min(dp_world_size, len(data))
+        self._data = split_dataset_by_node(data, dp_rank % dp_world_size, dp_world_size)
+        self._buffer: list[int] = []
+        self._epoch = 0
+        self._rows = 0  # of this pass, read so far
+        self._documents = 0  # those of them with text
+        self._reads_all = dp_world_size == 1
+        self._stream_state: dict[str, Any] | None = None  # loaded, not yet continued
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """Windows as torchtitan's trainer wants them.
+
+        Yields:
+            ({"input": int64 (seq_len,)}, labels int64 (seq_len,)): labels are the next tokens. A
+            window consumes seq_len + 1 tokens.
+
+        Raises:
+            UserError: a whole pass over the data found no text.
+            RunError: the data could not be read any further.
+        """
+        self.load_state_dict(self.state_dict())
+        length = self.seq_len + 1
+        while True:
+            for text in self._texts():
+                self._buffer += self._encode(text)
+                while len(self._buffer) >= length:
+                    window = torch.tensor(self._buffer[:length])
+                    del self._buffer[:length]
+                    yield {"input": window[:-1]}, window[1:]
+            self._end_pass()
+            if not self.infinite:
+                self._buffer = []
+                return
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: epoch, row, and the tokens read but not yet in a window."""
+        state = {
+            "token_buffer": list(self._buffer),
+            "epoch": self._epoch,
+            "rows": self._rows,
+            "documents": self._documents,
+            "reads_all": self._reads_all,
+        }
+        if isinstance(self._data, RowStream):
+            state["stream"] = self._stream_state or self._data.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a position that `state_dict` gave, of the same data, rank and world size."""
+        self._buffer = list(state_dict["token_buffer"])
+        self._epoch = state_dict["epoch"]
+        self._rows = state_dict["rows"]
+        self._documents = state_dict["documents"]
+        if state_dict["reads_all"] and not self._reads_all:
+            self._read_all()
+        if isinstance(self._data, RowStream):
+            # the epoch first: a stream ignores a position of another epoch than its own
+            self._data.set_epoch(self._epoch)
+            self._stream_state = state_dict["stream"]
+            if self._stream_state is not None:
+                self._data.load_state_dict(self._stream_state)
+
+    def _texts(self) -> Iterator[str]:
+        """The texts of the rest of this pass."""
+        data = self._data
+        rows = iter(data.skip(self._rows) if isinstance(data, Dataset) else data)
+        while True:
+            try:
+                row = next(rows, None)
+            except (UserError, GeneratorExit):
+                raise
+            except Exception as error:  # what a broken connection raises differs between sources
+                raise RunError(
+                    f"dataset {self.name}: reading failed after row {self._rows} of pass "
+                    f"{self._epoch + 1} ({type(error).__name__}: {error}); start the same run "
+                    "again to resume from its last checkpoint"
+                ) from error
+            if row is None:
+                return
+            self._stream_state = None
+            self._rows += 1
+            if has_text(row):
+                self._documents += 1
+                yield row["text"]
+
+    def _end_pass(self) -> None:
+        if self._documents:
+            self._report_pass()
+        elif self._reads_all or isinstance(self._data, Dataset):
+            raise self._no_text()
+        else:
+            logger.warning(
+                "dataset %s: has fewer documents than there are ranks; this rank reads all of it",
+                self.name,
+            )
+            self._read_all()
+        self._epoch += 1
+        self._rows = self._documents = 0
+        if isinstance(self._data, RowStream):
+            self._data.set_epoch(self._epoch)
+
+    def _report_pass(self) -> None:
+        if self._epoch == 0:
+            skipped = self._rows - self._documents
+            logger.warning(
+                "dataset %s: read to its end on this rank, %d documents%s%s",
+                self.name,
+                self._documents,
+                f", {skipped} rows without text skipped" if skipped else "",
+                "; it starts again, now and whenever it ends" if self.infinite else "",
+            )
+
+    def _read_all(self) -> None:
+        self._data = self._all
+        self._reads_all = True
+
+    def _no_text(self) -> UserError:
+        return UserError(
+            f"dataset {self.name}: not one row has text; expected a field 'text' with strings that "
+            "are not empty"
+        )
+
+
+def build_dataloader(
+    *,
+    dataset: str,
+    dataset_path: str | None,
+    split: Split,
+    tokenizer: Any,
+    seq_len: int,
+    batch_size: int,
+    dp_rank: int,
+    dp_world_size: int,
+    infinite: bool,
+    num_workers: int = 0,
+    **loader_options: Any,
+) -> Any:
+    """One rank's data loader for torchtitan's trainer, whose device must be prepared before.
+
+    Args:
+        dataset: a key of `SOURCES`.
+        dataset_path: of dataset "local", else None.
+        split: "train" or "heldout".
+        tokenizer: see `document_encoder`.
+        seq_len: tokens per window.
+        batch_size: windows per batch.
+        dp_rank: this rank among those that read different data.
+        dp_world_size: how many ranks do.
+        infinite: start again at the end of the data.
+        num_workers: 1 reads ahead in a process of its own. A rank's tokens are one sequence, so
+            more cannot share the work.
+        loader_options: the rest of torchtitan's `training.dataloader` (pin_memory, …).
+
+    Returns:
+        torchtitan's `ParallelAwareDataloader` over a `TextDataset`.
+
+    Raises:
+        UserError: as `open_source` and `TextDataset`, or more than one worker.
+    """
+    from torchtitan.components.dataloader import ParallelAwareDataloader
+
+    if num_workers > 1:
+        raise UserError(
+            f"training.dataloader.num_workers: got {num_workers}; expected 0 or 1, because a "
+            "rank's tokens are one sequence"
+        )
+    windows = TextDataset(
+        open_source(dataset, dataset_path, split),
+        tokenizer,
+        name=dataset_path or dataset,
+        seq_len=seq_len,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        infinite=infinite,
+    )
+    return ParallelAwareDataloader(
+        windows,
+        dp_rank=dp_rank,
+        dp_world_size=dp_world_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        **loader_options,
+    )
+
+
+def heldout_windows(
+    texts: Iterable[Any], tokenizer: Any, seq_len: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a text's token stream t0 … tn for an exact perplexity: t1 … tn are predicted once each.
+
+    Args:
+        texts: documents; those that are no string or empty are skipped.
+        tokenizer: see `document_encoder`; documents become tokens as they do in training.
+        seq_len: tokens per window.
+
+    Yields:
+        (inputs, labels), int64 (seq_len,): inputs of consecutive windows do not overlap, labels
+        are the next tokens. The last window is as short as what is left.
+    """
+    encode = document_encoder(tokenizer)
+    buffer: list[int] = []
+    for text in texts:
+        if not has_text({"text": text}):
+            continue
+        buffer += encode(text)
+        while len(buffer) > seq_len:
+            window = torch.tensor(buffer[: seq_len + 1])
+            # its last label is the next window's first input
+            del buffer[:seq_len]
+            yield window[:-1], window[1:]
+    if len(buffer) > 1:
+        window = torch.tensor(buffer)
+        yield window[:-1], window[1:]

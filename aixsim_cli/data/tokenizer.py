@@ -1,0 +1,195 @@
+"""Tokenizers: a folder, a hub name, or one trained on the built-in corpus.
+
+Importing this module costs nothing; `vocab_size` of a known name needs neither files nor network.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aixsim_cli.data.cache import cache_folder
+from aixsim_cli.data.corpus import builtin_documents
+from aixsim_cli.errors import UserError
+
+BUILTIN = "builtin"
+END_OF_TEXT = "<|endoftext|>"
+
+KNOWN_VOCAB_SIZES = {BUILTIN: 4096, "HuggingFaceTB/cosmo2-tokenizer": 49152}
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
+_SPECIAL_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+
+
+def resolve_tokenizer(path: str) -> Path:
+    """The local folder of a tokenizer, downloaded or trained if need be.
+
+    Args:
+        path: "builtin", a folder, or a hub name such as "HuggingFaceTB/cosmo2-tokenizer".
+
+    Returns:
+        A folder with tokenizer.json, and tokenizer_config.json where the tokenizer has one.
+
+    Raises:
+        UserError: no such folder or hub name, the hub cannot be reached, or no tokenizer.json.
+    """
+    if path == BUILTIN:
+        return _builtin_tokenizer()
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or not _HUB_NAME.fullmatch(path):
+            raise UserError(
+                f"tokenizer {path}: no such folder; expected a folder with tokenizer.json, "
+                "a hub name (owner/name) or 'builtin'"
+            )
+        folder = _download(path)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"tokenizer {path}: tokenizer.json is missing; expected tokenizer.json and "
+            "tokenizer_config.json, as `save_pretrained` of a fast tokenizer writes them"
+        )
+    return folder
+
+
+def vocab_size(path: str) -> int:
+    """How many tokens a tokenizer has, those added to its model included.
+
+    Args:
+        path: as for `resolve_tokenizer`; a name in `KNOWN_VOCAB_SIZES` is looked up there.
+
+    Raises:
+        UserError: as `resolve_tokenizer`, or the files are damaged.
+    """
+    return KNOWN_VOCAB_SIZES.get(path) or _count_tokens(resolve_tokenizer(path))
+
+
+def document_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """How a tokenizer turns one document of a training or evaluation text into tokens.
+
+    The end-of-text token closes every document. A beginning-of-text token opens it only if the
+    tokenizer does that by itself, or its config says `add_bos_token: true`.
+
+    Args:
+        tokenizer: torchtitan's `HuggingFaceTokenizer` or a transformers tokenizer; the same files
+            give the same tokens through both.
+
+    Returns:
+        A function from a text to its token ids.
+
+    Raises:
+        UserError: the tokenizer has no end-of-text token.
+    """
+    if hasattr(tokenizer, "eos_token_id"):  # transformers
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        wants_bos = getattr(tokenizer, "add_bos_token", False)
+
+        def encode(text: str) -> list[int]:
+            return tokenizer.encode(text, verbose=False)
+    else:
+        bos, eos, wants_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.default_add_bos
+        # a maximum length baked into tokenizer.json would cut documents short, unseen
+        tokenizer.tokenizer.no_truncation()
+
+        def encode(text: str) -> list[int]:
+            return tokenizer.tokenizer.encode(text).ids
+
+    if eos is None:
+        raise UserError(
+            "the tokenizer has no end-of-text token, so documents would run into each other; "
+            "expected 'eos_token' in tokenizer_config.json"
+        )
+    by_itself = encode("")
+    opening = [bos] if wants_bos and bos is not None and bos not in by_itself else []
+    closing = [eos] if eos not in by_itself else []
+    return lambda text: opening + encode(text) + closing
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"tokenizer {name}: neither a folder nor a name on the hub; "
+            "use --tokenizer-path builtin or a folder"
+        ) from error
+    except Exception as error:  # what a failed connection raises differs between hub versions
+        raise UserError(
+            f"tokenizer {name}: not on this machine, and the hub cannot be reached "
+            f"({type(error).__name__}); use --tokenizer-path builtin or a folder"
+        ) from error
+
+
+def _count_tokens(folder: Path) -> int:
+    """Distinct tokens in a tokenizer's files, as torchtitan and transformers count them."""
+    try:
+        model = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        vocab = model["model"]["vocab"]
+        # a Unigram model lists [token, score] pairs, the others map token -> id
+        tokens = {entry[0] for entry in vocab} if isinstance(vocab, list) else set(vocab)
+        tokens.update(token["content"] for token in model.get("added_tokens", ()))
+        config_file = folder / "tokenizer_config.json"
+        if config_file.is_file():
+            config = json.loads(config_file.read_text("utf-8"))
+            special = [config.get(f"{name}_token") for name in _SPECIAL_TOKENS]
+            special += config.get("added_tokens_decoder", {}).values()
+            tokens.update(t["content"] if isinstance(t, dict) else t for t in special if t)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"tokenizer {folder}: tokenizer.json or tokenizer_config.json is damaged "
+            f"({type(error).__name__}: {error}); expected files that `tokenizers` wrote"
+        ) from error
+    return len(tokens)
+
+
+def _builtin_tokenizer() -> Path:
+    """The byte-level BPE of the built-in training text, trained by whoever comes first."""
+    texts = builtin_documents("train")
+    # named by the text it was trained on: another Python version has another one
+    text_hash = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
+    folder = cache_folder() / f"tokenizer-{text_hash}"
+    if _is_whole(folder):
+        return folder
+    from filelock import FileLock
+
+    with FileLock(f"{folder}.lock"):
+        if not _is_whole(folder):  # else another rank trained it meanwhile
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+            _train(texts, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        has_config = (folder / "tokenizer_config.json").is_file()
+        return has_config and _count_tokens(folder) == KNOWN_VOCAB_SIZES[BUILTIN]
+    except UserError:
+        return False
+
+
+def _train(texts: list[str], folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=KNOWN_VOCAB_SIZES[BUILTIN],
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT)
+    fast.save_pretrained(folder)

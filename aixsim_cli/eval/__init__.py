@@ -1,0 +1,1 @@
+"""Evaluation and generation of models from either kind of checkpoint."""

@@ -1,0 +1,142 @@
+"""Load a language model for evaluation, from a torchtitan checkpoint or a Hugging Face source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.titan.model import build_model
+from aixsim_cli.backends.titan.spec import model_args
+from aixsim_cli.checkpoint import hf
+from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model
+from aixsim_cli.checkpoint.dcp import read_checkpoint
+from aixsim_cli.checkpoint.source import SourceKind, find_source
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
+from aixsim_cli.transforms.state import TransformState
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model ready to be evaluated.
+
+    Args:
+        module: torchtitan's or transformers' model, in evaluation mode.
+        tokenizer: transformers tokenizer.
+        seq_len: the longest sequence it was trained on.
+        state: of its transform; None for a digital model.
+        transform: name of the paradigm; None for a digital model.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    seq_len: int
+    state: TransformState | None
+    transform: str | None
+
+    @property
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        """Tokens (B, L) int64 -> logits (B, L, vocabulary)."""
+        if isinstance(self.module, PreTrainedModel):
+            return lambda tokens: self.module(tokens, use_cache=False).logits
+        return self.module
+
+
+def load_model(
+    source: str,
+    *,
+    transform_config: str | None = None,
+    no_transform: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    for_generation: bool = False,
+) -> LanguageModel:
+    """Load a model with the transform it was trained with, another one, or none.
+
+    Args:
+        source: torchtitan checkpoint folder, Hugging Face folder, or hub name.
+        transform_config: a transform file to use instead of the source's own.
+        no_transform: leave the model digital.
+        dtype: of weights and activations.
+        device: to run on.
+        for_generation: as a transformers model whatever the source, for its `generate`.
+
+    Raises:
+        UserError: the source or the transform cannot be used.
+    """
+    chosen = _chosen_transform(transform_config, no_transform)
+    if find_source(source) is SourceKind.TITAN:
+        loaded = _load_titan(Path(source), chosen, no_transform, for_generation)
+    else:
+        loaded = _load_hf(source, chosen, no_transform, dtype)
+    loaded.module.to(device=device, dtype=dtype)
+    return loaded
+
+
+def _chosen_transform(path: str | None, no_transform: bool) -> TransformConfig | None:
+    if path is None:
+        return None
+    if no_transform:
+        raise UserError("--transform-config and --no-transform: expected at most one of them")
+    return parse_transform(load_transform_file(path), source=path)
+
+
+def _load_titan(
+    folder: Path, chosen: TransformConfig | None, no_transform: bool, for_generation: bool
+) -> LanguageModel:
+    checkpoint = read_checkpoint(folder)
+    config = checkpoint.config
+    if config is None:
+        raise UserError(
+            f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
+            "aixsim convert-ckpt first"
+        )
+    transform = chosen
+    if transform is None and config.transform and not no_transform:
+        transform = parse_transform(config.transform, source=f"{folder}/config.yaml: transform")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer(config.model.hf_assets_path))
+    arch, flavor, seq_len = config.model.name, config.model.flavor, config.training.seq_len
+    if for_generation:
+        model, buffers, _ = as_hf_model(arch, flavor, checkpoint, tokenizer)
+        return _with_transform(model, tokenizer, seq_len, transform, buffers)
+    args = model_args(arch, flavor, checkpoint.vocab_size)
+    module = build_model(args, checkpoint.state_dict, seq_len=seq_len, transform=transform)
+    state = getattr(module, "transform_state", None)
+    return LanguageModel(module, tokenizer, seq_len, state, transform and transform.name)
+
+
+def _load_hf(
+    source: str, chosen: TransformConfig | None, no_transform: bool, dtype: torch.dtype
+) -> LanguageModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    saved = hf.read_transform(Path(source)) if Path(source).is_dir() and not no_transform else None
+    transform = chosen
+    if transform is None and saved is not None:
+        transform = parse_transform(saved[0], source=f"{source}/{hf.TRANSFORM_FILE}")
+    seq_len = getattr(model.config, "max_position_embeddings", DEFAULT_SEQ_LEN)
+    return _with_transform(model, tokenizer, seq_len, transform, saved[1] if saved else {})
+
+
+def _with_transform(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    seq_len: int,
+    transform: TransformConfig | None,
+    buffers: dict[str, Tensor],
+) -> LanguageModel:
+    if transform is None:
+        return LanguageModel(model.eval(), tokenizer, seq_len, None, None)
+    state, _ = transform_hf_model(model, transform)
+    own = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in buffers.items() if k in own}, strict=False)
+    return LanguageModel(model.eval(), tokenizer, seq_len, state, transform.name)

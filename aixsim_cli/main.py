@@ -1,0 +1,73 @@
+"""The `aixsim` command: its subcommands, and the one place where errors become exit codes."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from aixsim_cli.commands import convert_ckpt, eval, generate_cfg, generate_hf, pretrain
+from aixsim_cli.errors import RunError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    # --model_flavor is --model-flavor, everywhere
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+app.command("generate-cfg")(generate_cfg.generate_cfg)
+# what no option takes is a dotted override of the config
+app.command(
+    "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(pretrain.pretrain)
+app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
+app.add_typer(eval.app, name="eval")
+app.command("generate-hf")(generate_hf.generate_hf)
+
+
+def _print_version(value: bool) -> None:
+    if not value:
+        return
+    from importlib.metadata import version
+
+    from aixsim_cli import __version__
+    from aixsim_cli.backends.titan.device import device_type
+
+    found = {name: version(name) for name in ("torch", "torchtitan", "transformers")}
+    typer.echo(" ".join([f"aixsim {__version__}", *(f"{k} {v}" for k, v in found.items())]))
+    typer.echo(f"device: {device_type()}")
+    raise typer.Exit
+
+
+@app.callback()
+def aixsim(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show versions."),
+    ] = False,
+) -> None:
+    """Train language models on simulated hardware."""
+
+
+def main() -> NoReturn:
+    """Run the command line; exit code 2 for a user's mistake, 1 for a run that failed."""
+    try:
+        app()
+    except UserError as error:
+        _fail(f"aixsim: error: {error}", 2, error)
+    except RunError as error:
+        _fail(f"aixsim: run failed: {error}", 1, error)
+    except KeyboardInterrupt:
+        _fail("aixsim: interrupted", 130, None)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1] or [""]
+        hint = "set AIXSIM_DEBUG=1 for the traceback"
+        _fail(f"aixsim: run failed: {type(error).__name__}: {first[0]} ({hint})", 1, error)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int, error: BaseException | None) -> NoReturn:
+    if error is not None and os.environ.get("AIXSIM_DEBUG") == "1":
+        raise error
+    print(message, file=sys.stderr)
+    sys.exit(code)

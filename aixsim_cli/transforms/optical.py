@@ -1,0 +1,209 @@
+"""The Optical Transformer (arXiv 2302.10360): linears and attention products on photonic hardware.
+
+Operands are quantised to the modulators' levels, products accumulate on detectors whose read-out
+is quantised and noisy. The maths is `aixsim_kernels.optical`; this module keeps its parameters and
+its state, and puts it in the place of a linear layer or of an attention's two matrix products.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aixsim_cli.transforms.protocol import Paradigm, Site
+from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+from aixsim_kernels import optical_attention, optical_linear
+
+
+@dataclass(frozen=True)
+class OpticalParams:
+    """Parameters of the optical simulation, under the field's names.
+
+    Args:
+        q_levels: levels of modulators and detectors, 2 to 65536 (256 = 8 bit).
+        q_lut_min: smallest non-zero transmission of a modulator, as a fraction of its maximum,
+            in [0, 1); null or 0 = a modulator that can go fully dark.
+        q_quantiles: null = ranges from the minimum and maximum; [low, high] = from these
+            quantiles of each tensor.
+        q_smooth_factor: weight of the old range when it is updated, in [0, 1].
+        q_init_seed: seed of the detector noise.
+        q_bypass: true = leave the layer digital.
+        q_noise: false = noiseless detectors.
+        attention_range: "unit" drives the modulators with the attention probabilities themselves,
+            "rowmax" with each row divided by its largest, undone digitally after the detector.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    q_levels: int = 256
+    q_lut_min: float | None = 0.020040
+    q_quantiles: tuple[float, float] | None = None
+    q_smooth_factor: float = 0.9
+    q_init_seed: int = 0
+    q_bypass: bool = False
+    q_noise: bool = True
+    attention_range: Literal["unit", "rowmax"] = "rowmax"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.q_levels <= 65536:
+            raise ValueError(f"q_levels: got {self.q_levels}; expected 2 to 65536")
+        if self.q_lut_min is not None and not 0 <= self.q_lut_min < 1:
+            raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
+        if not 0 <= self.q_smooth_factor <= 1:
+            raise ValueError(f"q_smooth_factor: got {self.q_smooth_factor}; expected 0 to 1")
+        if self.q_quantiles is not None:
+            low, high = self.q_quantiles
+            if not 0 <= low < high <= 1:
+                raise ValueError(
+                    f"q_quantiles: got {list(self.q_quantiles)}; expected [low, high] with "
+                    "0 <= low < high <= 1"
+                )
+
+
+class OpticalLinear(SimulatedModule, nn.Linear):
+    """A linear layer on optical hardware; ranges of input, weight and output."""
+
+    params: OpticalParams
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, params: OpticalParams, site: Site) -> "OpticalLinear":
+        """Take the place of `linear`, with its very parameters.
+
+        Args:
+            linear: the digital layer, weight (N, K); may be on the meta device.
+            params: of this layer.
+            site: where the layer is.
+        """
+        module = cls(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta"
+        )
+        module.weight, module.bias = linear.weight, linear.bias
+        module.params = params
+        module.init_state(
+            n_ranges=3,
+            smooth=params.q_smooth_factor,
+            stream=noise_stream(params.q_init_seed, site.hf_name),
+            device=linear.weight.device,
+        )
+        return module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Optical `input @ weight.T + bias`: (..., K) -> (..., N), in the input's dtype."""
+        output, observed = optical_linear(
+            input,
+            self.weight,
+            self.bias,
+            self.ranges,
+            self.noise_key,
+            stream=0,
+            levels=self.params.q_levels,
+            lut_min=self.params.q_lut_min or 0.0,
+            noise=self.params.q_noise,
+            quantiles=self.params.q_quantiles,
+        )
+        self.record(observed)
+        return output
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {_describe(self.params)}"
+
+
+class OpticalAttention(SimulatedModule):
+    """Both products of an attention on optical hardware; the softmax between them is digital.
+
+    Ranges of query, key, score, value and output. `kept_mass` is the mean over rows of what
+    quantisation leaves of a row's probability mass (1 = all), from the last training call.
+    """
+
+    kept_mass: Tensor
+
+    def __init__(self, params: OpticalParams, site: Site) -> None:
+        super().__init__()
+        self.params = params
+        self.init_state(
+            n_ranges=5,
+            smooth=params.q_smooth_factor,
+            stream=noise_stream(params.q_init_seed, f"{site.hf_name}.attention"),
+            device=torch.device("cpu"),
+        )
+        self.register_buffer("kept_mass", torch.ones(()), persistent=False)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        scale: float | None = None,
+        is_causal: bool = True,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Attention as `scaled_dot_product_attention` computes it, optically.
+
+        Args:
+            q: (B, H, Lq, D).
+            k: (B, Hkv, Lk, D), H a multiple of Hkv.
+            v: (B, Hkv, Lk, D).
+            attn_mask: None, bool (True = attend) or additive, broadcastable to (B, H, Lq, Lk).
+            scale: of the scores; None = 1 / sqrt(D).
+            is_causal: query i sees the keys up to i + Lk - Lq.
+            enable_gqa: accepted for compatibility; grouped heads are told by the shapes.
+
+        Returns:
+            (B, H, Lq, D), in q's dtype.
+        """
+        output, observed, kept_mass = optical_attention(
+            q,
+            k,
+            v,
+            attn_mask,
+            self.ranges,
+            self.noise_key,
+            stream=0,
+            levels=self.params.q_levels,
+            lut_min=self.params.q_lut_min or 0.0,
+            noise=self.params.q_noise,
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            is_causal=is_causal,
+            attention_range=self.params.attention_range,
+            quantiles=self.params.q_quantiles,
+        )
+        self.record(observed)
+        if self.training:
+            with torch.no_grad():
+                self.kept_mass.copy_(kept_mass)
+        return output
+
+    def reset_record(self) -> None:
+        super().reset_record()
+        self.kept_mass.fill_(1.0)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the training log shows of this module."""
+        return {"attention_kept_mass": self.kept_mass}
+
+    def extra_repr(self) -> str:
+        return f"{_describe(self.params)}, attention_range={self.params.attention_range}"
+
+
+class Optical(Paradigm):
+    """Linears and attention on optical hardware."""
+
+    params = OpticalParams
+    modules = {nn.Linear: OpticalLinear.from_linear}  # noqa: RUF012
+
+    @staticmethod
+    def attention(params: Any, site: Site) -> OpticalAttention:
+        return OpticalAttention(params, site)
+
+    @staticmethod
+    def bypassed(params: Any) -> bool:
+        return params.q_bypass
+
+
+def _describe(params: OpticalParams) -> str:
+    noise = "on" if params.q_noise else "off"
+    return f"levels={params.q_levels}, lut_min={params.q_lut_min}, noise={noise}"

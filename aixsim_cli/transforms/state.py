@@ -1,0 +1,167 @@
+"""The state of a transformed model: what its modules measure, and the noise they draw.
+
+The forward of a simulated module is a pure function of its inputs, weights, ranges and noise key.
+It only records what it saw; `TransformState.end_step` turns the records of all modules and ranks
+into new ranges, once an optimizer step. Every tensor here is updated in place: trainers cache the
+state dict, and a rebound buffer would be saved stale.
+"""
+
+import hashlib
+import struct
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from aixsim_kernels import empty_ranges, merge_observed, update_ranges
+
+
+def noise_stream(seed: int, name: str) -> int:
+    """A signed 64-bit number that tells the noise of one module from that of all others.
+
+    Args:
+        seed: the transform's `q_init_seed`.
+        name: the module's Hugging Face name.
+    """
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return struct.unpack("<q", digest)[0]
+
+
+class SimulatedModule(nn.Module):
+    """Mixin of every module that simulates hardware: ranges, their record, and a noise key.
+
+    Buffers:
+        ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
+            Part of the state dict.
+        observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
+        noise_key: int64 scalar, changes with every call of the model. Not saved.
+    """
+
+    ranges: Tensor
+    observed: Tensor
+    noise_key: Tensor
+
+    def init_state(self, *, n_ranges: int, smooth: float, stream: int, device: torch.device) -> None:
+        """Create the buffers.
+
+        Args:
+            n_ranges: how many tensors the module quantises with a running range.
+            smooth: weight of the old range in an update, in [0, 1].
+            stream: `noise_stream` of this module.
+            device: where the module's parameters are; may be meta.
+        """
+        self.smooth = smooth
+        self.stream = stream
+        self.register_buffer("ranges", empty_ranges(n_ranges, device=device))
+        self.register_buffer("observed", empty_ranges(n_ranges, device=device), persistent=False)
+        key = torch.full((), stream, dtype=torch.int64, device=device)
+        self.register_buffer("noise_key", key, persistent=False)
+
+    @torch.no_grad()
+    def reset_state(self) -> None:
+        """Back to the start: no range set, nothing observed. Needed after `to_empty`."""
+        empty = empty_ranges(len(self.ranges), device=self.ranges.device)
+        self.ranges.copy_(empty)
+        self.reset_record()
+
+    @torch.no_grad()
+    def reset_record(self) -> None:
+        """Forget what was observed and rewind the noise; the ranges stay."""
+        self.observed.copy_(empty_ranges(len(self.observed), device=self.observed.device))
+        self.noise_key.fill_(self.stream)
+
+    def record(self, observed: Tensor) -> None:
+        """Merge a call's extremes (n, 2) into the step's; in evaluation nothing is recorded."""
+        if self.training:
+            with torch.no_grad():
+                self.observed.copy_(merge_observed(self.observed, observed))
+
+    def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
+        super()._apply(fn, recurse)
+        # bfloat16 cannot hold 256 levels of an arbitrary range: `.to(bfloat16)` leaves these alone
+        for name in ("ranges", "observed"):
+            buffer = self._buffers[name]
+            if buffer is not None and buffer.dtype != torch.float32:
+                self._buffers[name] = buffer.float()
+        return self
+
+
+class TransformState:
+    """All simulated modules of one model, updated together.
+
+    Args:
+        modules: name in the model -> simulated module.
+    """
+
+    def __init__(self, modules: dict[str, SimulatedModule]) -> None:
+        self.modules = modules
+        self.step = 0
+        self.rank = 0
+        self.call = 0
+        self._streams = torch.tensor([m.stream for m in modules.values()], dtype=torch.int64)
+
+    def reset(self) -> None:
+        """Reset every module's state (ranges unset, nothing observed)."""
+        for module in self.modules.values():
+            module.reset_state()
+
+    def reset_records(self) -> None:
+        """Forget observations and rewind the noise of every module; the ranges stay."""
+        for module in self.modules.values():
+            module.reset_record()
+
+    def begin_step(self, step: int, rank: int = 0) -> None:
+        """Set the noise counters for an optimizer step.
+
+        Args:
+            step: the trainer's step; the same step draws the same noise after a resume.
+            rank: this rank's place among those that see different data.
+        """
+        self.step, self.rank, self.call = step, rank, 0
+
+    @torch.no_grad()
+    def next_call(self) -> None:
+        """Give every module a new noise key, a hash of (its stream, step, call, rank)."""
+        counters = struct.pack("<qqq", self.step, self.call, self.rank)
+        digest = hashlib.blake2b(counters, digest_size=8).digest()
+        self.call += 1
+        if not self.modules:
+            return
+        keys = [module.noise_key for module in self.modules.values()]
+        if self._streams.device != keys[0].device:
+            self._streams = self._streams.to(keys[0].device)
+        new = self._streams ^ struct.unpack("<q", digest)[0]
+        torch._foreach_copy_(keys, list(new.unbind()))
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Move all ranges towards what all ranks observed in this step, by one all-reduce.
+
+        `r <- smooth * r + (1 - smooth) * r_batch` (design of the Optical Transformer's
+        simulation); a tensor that was not observed keeps its range.
+        """
+        modules = [m for m in self.modules.values() if len(m.ranges)]
+        if not modules:
+            return
+        observed = torch.cat([m.observed for m in modules])
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            observed[:, 1].neg_()
+            dist.all_reduce(observed, op=dist.ReduceOp.MIN)
+            observed[:, 1].neg_()
+        sizes = [len(m.ranges) for m in modules]
+        smooth = torch.tensor(
+            [m.smooth for m in modules for _ in range(len(m.ranges))], device=observed.device
+        )
+        ranges = torch.cat([m.ranges for m in modules])
+        updated = update_ranges(ranges, observed, smooth[:, None])
+        torch._foreach_copy_([m.ranges for m in modules], list(updated.split(sizes)))
+        empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
+        torch._foreach_copy_([m.observed for m in modules], empty)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars worth logging, averaged over the modules that report them."""
+        reported: dict[str, list[Tensor]] = {}
+        for module in self.modules.values():
+            for name, value in getattr(module, "metrics", dict)().items():
+                reported.setdefault(name, []).append(value)
+        return {name: torch.stack(values).mean() for name, values in reported.items()}

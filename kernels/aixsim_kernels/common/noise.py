@@ -1,0 +1,105 @@
+"""Counter-based noise: a pure function of (key, stream, op, row, column).
+
+Every output element owns one 16-bit random integer. It depends on the element's global index alone,
+never on how the work was cut into blocks or on which device it ran, so that a recomputed forward
+sees the same noise. The mixer is the two-multiply 32-bit finaliser "lowbias32" of Chris Wellons'
+hash-prospector (https://github.com/skeeto/hash-prospector, public domain):
+
+    x ^= x >> 16;  x *= 0x7feb352d;  x ^= x >> 15;  x *= 0x846ca68b;  x ^= x >> 16
+
+A row's key is that mixer chained over stream, op, key and row index. A pair of neighbouring columns
+gets the same mixer, less its first line (the row key is mixed already), of
+`row_key ^ (column >> 1)`: the low half of the word is the even column's, the high half the odd's.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Word = TypeVar("_Word", int, Tensor)
+_WORD = 0xFFFFFFFF
+_MULTIPLIER_1 = 0x7FEB352D
+_MULTIPLIER_2 = 0x846CA68B
+# the same 32 bits as a signed integer, which is what in-place int32 arithmetic takes
+_SIGNED_MULTIPLIER_2 = _MULTIPLIER_2 - (1 << 32)
+
+
+def _mix(x: _Word) -> _Word:
+    """lowbias32 of a Python int or of an int64 tensor that holds unsigned 32-bit words."""
+    x = x ^ (x >> 16)
+    x = (x * _MULTIPLIER_1) & _WORD
+    x = x ^ (x >> 15)
+    x = (x * _MULTIPLIER_2) & _WORD
+    return x ^ (x >> 16)
+
+
+def seed_word(stream: int, op: int) -> int:
+    """Unsigned 32-bit word that tells layers and the operations within a layer apart.
+
+    Args:
+        stream: any integer, 64 bits of it count; the caller's hash of layer and seed.
+        op: number of the operation within the layer.
+    """
+    low = _mix((stream & _WORD) ^ 0x9E3779B9)
+    return _mix(_mix(low ^ ((stream >> 32) & _WORD)) ^ (op & _WORD))
+
+
+def row_keys(rows: Tensor, key: Tensor, seed: int) -> Tensor:
+    """Random 32-bit word of each output row.
+
+    Args:
+        rows: int64, any shape; global row indices.
+        key: int64, 0-d, on the device of `rows`; changes from step to step.
+        seed: `seed_word` of the layer and operation.
+
+    Returns:
+        int32, shape of `rows`.
+    """
+    word = _mix((key & _WORD) ^ seed)
+    word = _mix(((key >> 32) & _WORD) ^ word)
+    word = _mix((rows & _WORD) ^ word)
+    word = _mix(((rows >> 32) & _WORD) ^ word)
+    return word.to(torch.int32)
+
+
+def random_int16(keys: Tensor, columns: int) -> Tensor:
+    """Random 16-bit integers of the first `columns` columns of each row.
+
+    Args:
+        keys: int32 (...), from `row_keys`.
+        columns: number of columns.
+
+    Returns:
+        int16 (..., columns), uniform over all 65536 values.
+    """
+    pairs = torch.arange((columns + 1) // 2, dtype=torch.int32, device=keys.device)
+    bits = torch.bitwise_xor(keys.unsqueeze(-1), pairs)
+    bits.mul_(_MULTIPLIER_1)
+    # torch shifts int32 arithmetically: the mask makes the shift a logical one
+    bits.bitwise_xor_((bits >> 15).bitwise_and_(0x1FFFF))
+    bits.mul_(_SIGNED_MULTIPLIER_2)
+    bits.bitwise_xor_((bits >> 16).bitwise_and_(0xFFFF))
+    return bits.view(torch.int16)[..., :columns]
+
+
+def uniform_noise(
+    rows: int, columns: int, key: Tensor, stream: int, *, op: int = 0, row_offset: int = 0
+) -> Tensor:
+    """Noise of a block of rows, equal to the slice of the whole.
+
+    Args:
+        rows: number of rows.
+        columns: number of columns.
+        key: int64, 0-d; the noise lives on its device.
+        stream: hash of layer and seed.
+        op: number of the operation within the layer.
+        row_offset: global index of the first row.
+
+    Returns:
+        float32 (rows, columns), `(int16 + 1/2) / 65536`: uniform over 65536 values strictly
+        inside (-1/2, 1/2), mean exactly 0.
+    """
+    index = torch.arange(row_offset, row_offset + rows, device=key.device)
+    bits = random_int16(row_keys(index, key, seed_word(stream, op)), columns)
+    return bits.float().add_(0.5).mul_(2.0**-16)

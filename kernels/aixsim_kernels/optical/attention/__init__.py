@@ -1,0 +1,1 @@
+"""Attention with both matmuls on the optical hardware."""

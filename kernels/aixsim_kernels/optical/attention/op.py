@@ -1,0 +1,165 @@
+"""Optical attention as one opaque operator: compile, FSDP and recompute see a single call."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.optical.attention import reference
+from aixsim_kernels.optical.attention.reference import Settings
+
+
+def optical_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    *,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    scale: float,
+    is_causal: bool,
+    attention_range: Literal["unit", "rowmax"],
+    quantiles: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`softmax(scale * q k^T + mask) v`, both matmuls on the optical hardware (arXiv 2302.10360).
+
+    The detector reads the unscaled q k^T; softmax is digital float32; the probabilities are
+    quantised and drive the second matmul. Memory is O(B H L D): no (B, H, M, L) tensor is held.
+
+    Gradients are straight-through as in `optical_linear`; the mask gets none.
+
+    Args:
+        q: (B, H, M, D), float32, bfloat16 or float16, any strides.
+        k: (B, G, L, D), with H a multiple of G; query head h uses key-value head h // (H / G).
+        v: (B, G, L, Dv).
+        mask: None, bool (True = attend) or additive floating; broadcastable to (B, H, M, L). An
+            additive mask shuts what is at or below half its type's lowest number.
+        ranges: float32 (5, 2); rows query, key, score, value, output; columns lo, hi. A range
+            never set, (+inf, -inf), is calibrated on this batch.
+        key: int64, 0-d, on the device of q; selects the noise together with `stream`.
+        stream: hash of layer and seed.
+        levels: quantisation levels of operands, probabilities and detectors, 2 to 65536.
+        lut_min: floor of the modulators of k and v, as a share of their range; 0 for none.
+        noise: whether the detectors add U(-1/2, 1/2) of a level.
+        scale: factor of the detected scores.
+        is_causal: query i sees keys up to i + L - M; goes together with a mask.
+        attention_range: "unit" quantises the probabilities over [0, 1]; "rowmax" quantises them
+            relative to their row's largest and multiplies by that after the detector.
+        quantiles: probabilities that replace min and max in `observed`.
+
+    Returns:
+        out: (B, H, M, Dv) in the type of q, or in autocast's where autocast is on.
+        observed: float32 (5, 2), this batch's ranges before any clamp, rounding or noise, the
+            scores' over what the masks let through; empty where an end is not finite. Not
+            differentiable.
+        kept_mass: float32 0-d, sum of the quantised probabilities of a row, averaged over the rows
+            that attend to something; 1 without quantisation. Not differentiable.
+
+    Raises:
+        ValueError: `attention_range` is neither word, or H is not a multiple of G.
+    """
+    if attention_range not in ("unit", "rowmax"):
+        raise ValueError(f"attention_range: got {attention_range!r}; expected 'unit' or 'rowmax'")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{q.shape[1]} query heads: no multiple of {k.shape[1]} key-value heads")
+    device = q.device.type
+    autocast = torch.is_autocast_enabled(device)
+    out, observed, kept_mass, _ = _forward(
+        q,
+        k,
+        v,
+        mask,
+        ranges,
+        key,
+        stream,
+        levels,
+        lut_min,
+        noise,
+        scale,
+        is_causal,
+        attention_range == "rowmax",
+        quantiles,
+        torch.get_autocast_dtype(device) if autocast else q.dtype,
+    )
+    return out, observed, kept_mass
+
+
+@torch.library.custom_op("aixsim::optical_attention", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    scale: float,
+    is_causal: bool,
+    rowmax: bool,
+    quantiles: Sequence[float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
+    return reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+
+
+@_forward.register_fake
+def _(q, k, v, mask, ranges, key, *settings_and_dtype):
+    return (
+        q.new_empty(*q.shape[:3], v.shape[3], dtype=settings_and_dtype[-1]),
+        torch.empty_like(ranges),
+        q.new_empty((), dtype=torch.float32),
+        torch.empty_like(ranges),
+    )
+
+
+@torch.library.custom_op("aixsim::optical_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    used: Tensor,
+    key: Tensor,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    scale: float,
+    is_causal: bool,
+    rowmax: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
+    return reference.backward(grad, q, k, v, mask, used, key, settings)
+
+
+@_backward.register_fake
+def _(grad, q, k, v, mask, used, key, *settings):
+    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, mask, _, key, *settings, _, _ = inputs
+    _, observed, kept_mass, used = output
+    ctx.mark_non_differentiable(observed, kept_mass, used)
+    ctx.save_for_backward(q, k, v, mask, used, key)
+    ctx.settings = settings
+
+
+def _autograd(ctx, grad, *_):
+    q, k, v, mask, used, key = ctx.saved_tensors
+    grads = _backward(grad, q, k, v, mask, used, key, *ctx.settings)
+    return *grads, *[None] * 12
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,193 @@
+"""Optical attention in plain PyTorch: the CPU path, and the definition the GPU kernel is held to.
+
+Neither pass ever holds all scores: memory is O(B H L D) plus one block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.quantize import (
+    calibrate,
+    detect_,
+    empty_ranges,
+    is_empty,
+    mask_clipped_,
+    merge_observed,
+    modulate,
+    observe,
+    only_finite,
+)
+
+_SCORE_OP, _OUTPUT_OP = 0, 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about an attention call but its tensors; see `optical_attention`."""
+
+    stream: int
+    levels: int
+    lut_min: float
+    noise: bool
+    scale: float
+    is_causal: bool
+    rowmax: bool
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    settings: Settings,
+    quantiles: Sequence[float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Forward pass; arguments as in `optical_attention`.
+
+    Returns:
+        out (B, H, M, Dv) in `out_dtype`; observed ranges, float32 (5, 2); kept mass, float32 0-d;
+        used ranges, float32 (5, 2).
+    """
+    seen_q, seen_k, seen_v = seen = [observe(t, quantiles) for t in (q, k, v)]
+    used = [calibrate(r, s) for r, s in zip(ranges[[0, 1, 3]], seen, strict=True)]
+    scores, v_hat = _operands(q, k, v, mask, used, settings)
+    # a range never set needs the scores twice: once for their range, once to detect them in it
+    known = None if quantiles is None and not is_empty(ranges[2]) else scores.range(quantiles)
+    score_range = ranges[2] if known is None else calibrate(ranges[2], known)
+    keys = _noise_keys(scores, key, settings, _SCORE_OP)
+
+    seen_score = empty_ranges(1, q.device)[0]
+    acc = v_hat.new_zeros(*scores.shape[:4], v.shape[-1])
+    factor = v_hat.new_zeros(*scores.shape[:4], 1)
+    kept = v_hat.new_zeros(2)
+    for block in scores.blocks():
+        raw = scores.accumulate(block)
+        if known is None:
+            seen_score = merge_observed(seen_score, scores.observe(block, raw))
+        weights, total = scores.exponentials(block, raw, score_range, settings.levels, keys)
+        modulated, peak = _modulate(weights, total, settings)
+        product = modulated.flatten(2, 3) @ v_hat[block.batch, block.heads, : block.keys]
+        _rows(acc, block).copy_(product.unflatten(2, peak.shape[2:4]))
+        _rows(factor, block).copy_(peak)
+        kept += torch.stack([(modulated.sum(-1, keepdim=True) * peak).sum(), (total > 0).sum()])
+    seen_out = observe(acc, quantiles)
+    out_range = calibrate(ranges[4], seen_out)
+    detect_(acc, out_range, settings.levels, _noise_keys(scores, key, settings, _OUTPUT_OP))
+    out = acc.mul_(factor).flatten(1, 2)
+    observed = [seen_q, seen_k, only_finite(seen_score) if known is None else known]
+    return (
+        out.to(out_dtype),
+        torch.stack([*observed, seen_v, seen_out]),
+        kept[0] / kept[1].clamp(min=1),
+        torch.stack([*used[:2], score_range, used[2], out_range]),
+    )
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    used: Tensor,
+    key: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight-through gradients; the probabilities are computed again with the same noise.
+
+    The softmax's own gradient needs the probabilities before they were quantised, hence not
+    FlashAttention's rowsum(grad * out): `out` holds the quantised ones and the detector's noise.
+
+    Args:
+        grad: (B, H, M, Dv), gradient of out.
+        q: (B, H, M, D).
+        k: (B, G, L, D).
+        v: (B, G, L, Dv).
+        mask: as in the forward.
+        used: float32 (5, 2), the ranges that the forward used.
+        key: as in the forward.
+        settings: as in the forward.
+
+    Returns:
+        Gradients of q, k and v, of their shapes and types.
+    """
+    scores, v_hat = _operands(q, k, v, mask, [used[0], used[1], used[3]], settings)
+    keys = _noise_keys(scores, key, settings, _SCORE_OP)
+    grad = grad.float().unflatten(1, scores.shape[1:3])
+    grad_q, grad_k = torch.zeros_like(scores.q), torch.zeros_like(scores.k)
+    grad_v = torch.zeros_like(v_hat)
+    for block in scores.blocks():
+        seen = (block.batch, block.heads, slice(block.keys))
+        raw = scores.accumulate(block)
+        weights, total = scores.exponentials(block, raw, used[2], settings.levels, keys)
+        modulated, peak = _modulate(weights, total, settings)
+        g = _rows(grad, block)
+        grad_v[seen] += modulated.flatten(2, 3).mT @ (g * peak).flatten(2, 3)
+        p = weights.div_(total.clamp(min=1)).flatten(2, 3)
+        ds = g.flatten(2, 3) @ v_hat[seen].mT
+        ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p).mul_(settings.scale)
+        _rows(grad_q, block).copy_((ds @ scores.k[seen]).unflatten(2, g.shape[2:4]))
+        grad_k[seen] += ds.mT @ _rows(scores.q, block).flatten(2, 3)
+    return (
+        mask_clipped_(grad_q.flatten(1, 2), q, used[0]).to(q.dtype),
+        mask_clipped_(grad_k, k, used[1]).to(k.dtype),
+        mask_clipped_(grad_v, v, used[3]).to(v.dtype),
+    )
+
+
+def _operands(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, used: list[Tensor], settings: Settings
+) -> tuple[Scores, Tensor]:
+    """What the modulators show: the scores' operands, and v (B, G, L, Dv)."""
+    levels, lut_min = settings.levels, settings.lut_min
+    q_hat = modulate(q, used[0], levels)
+    k_hat, v_hat = (
+        modulate(t, bounds, levels, lut_min) for t, bounds in zip((k, v), used[1:], strict=True)
+    )
+    split = (k.shape[1], q.shape[1] // k.shape[1])
+    if mask is not None:
+        mask = mask.expand(*q.shape[:3], k.shape[2]).unflatten(1, split)
+    q_hat = q_hat.unflatten(1, split)
+    return Scores(q_hat, k_hat, mask, settings.scale, settings.is_causal), v_hat
+
+
+def _noise_keys(scores: Scores, key: Tensor, settings: Settings, op: int) -> Tensor | None:
+    """Noise key of each row of the scores or of the output: int32 (B, G, R, M)."""
+    if not settings.noise:
+        return None
+    shape = scores.shape[:4]
+    rows = torch.arange(prod(shape), device=key.device).view(shape)
+    return row_keys(rows, key, seed_word(settings.stream, op))
+
+
+def _rows(t: Tensor, block: Block) -> Tensor:
+    """A block's part of a tensor (B, G, R, M, ...)."""
+    return t[block.batch, block.heads, :, block.queries]
+
+
+def _modulate(weights: Tensor, total: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Probabilities as the modulator shows them, over [0, 1].
+
+    Args:
+        weights: float32 (..., keys), exponentials with row maximum 1.
+        total: float32 (..., 1), their sums.
+        settings: of the call.
+
+    Returns:
+        The modulated values (..., keys) and what the product has to be multiplied by (..., 1): the
+        row's largest probability if the modulator is driven at full range, else 1.
+    """
+    peak = (total > 0) / total.clamp(min=1)
+    shown = weights if settings.rowmax else weights * peak
+    code = (shown * (settings.levels - 1)).round_()
+    code.mul_(1 / (settings.levels - 1))
+    return code, peak if settings.rowmax else torch.ones_like(peak)

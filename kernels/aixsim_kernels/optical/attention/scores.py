@@ -1,0 +1,187 @@
+"""Attention scores and softmax, one block of queries at a time.
+
+Notation: B batch, H query heads, G key-value heads, R = H / G query heads per key-value head,
+M queries, L keys, D head dimension. Query head h uses key-value head h // R.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.optical.quantize import (
+    detect_,
+    empty_ranges,
+    merge_observed,
+    only_finite,
+    quantile_range,
+    spread,
+)
+
+# scores held at a time; the block and its noise then stay inside the second-level cache
+_BLOCK = 1 << 17
+
+
+class Block(NamedTuple):
+    """Part of the score tensor: some batches, key-value heads, queries; the first `keys` keys."""
+
+    batch: slice
+    heads: slice
+    queries: slice
+    keys: int
+    free: int
+    """Keys below this one are let through for every query of the block."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Score tensor that is computed one block at a time.
+
+    Args:
+        q: float32 (B, G, R, M, D), quantised.
+        k: float32 (B, G, L, D), quantised.
+        mask: (B, G, R, M, L), bool (True = attend) or additive; an expanded view will do; or None.
+        scale: factor of the detected scores.
+        is_causal: query i sees keys up to i + L - M.
+    """
+
+    q: Tensor
+    k: Tensor
+    mask: Tensor | None
+    scale: float
+    is_causal: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(B, G, R, M, L)."""
+        return (*self.q.shape[:4], self.k.shape[2])
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks that cover everything the causal mask lets through."""
+        batches, heads, repeats, queries, keys = self.shape
+        height = min(queries, max(16, _BLOCK // max(repeats * keys, 1)))
+        together = max(1, _BLOCK // max(height * repeats * keys, 1))
+        # several key-value heads at a time, and several batches once all heads fit
+        head_step, batch_step = min(heads, together), max(1, together // max(heads, 1))
+        starts = [range(0, batches, batch_step), range(0, heads, head_step)]
+        for first in range(0, queries, max(height, 1)):
+            last = min(first + height, queries)
+            seen, free = self._visible(first, last)
+            if seen == 0:
+                continue
+            for batch, head in product(*starts):
+                yield Block(
+                    slice(batch, batch + batch_step),
+                    slice(head, head + head_step),
+                    slice(first, last),
+                    seen,
+                    free,
+                )
+
+    def _visible(self, first: int, last: int) -> tuple[int, int]:
+        """How many keys some query and how many every query from `first` to `last` - 1 sees."""
+        *_, queries, keys = self.shape
+        if not self.is_causal:
+            return keys, keys if self.mask is None else 0
+        seen = min(max(last + keys - queries, 0), keys)
+        free = min(max(first + 1 + keys - queries, 0), seen)
+        return seen, free if self.mask is None else 0
+
+    def accumulate(self, block: Block) -> Tensor:
+        """Raw accumulator of a block, q k^T: float32 (b, g, R, m, keys)."""
+        q = self.q[block.batch, block.heads, :, block.queries]
+        k = self.k[block.batch, block.heads, : block.keys]
+        return (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])
+
+    def blocked(self, block: Block) -> Tensor | None:
+        """Where keys from `block.free` on may not be attended to: bool (..., m, keys - free)."""
+        if block.free == block.keys:
+            return None
+        shut = None
+        if self.is_causal:
+            *_, queries, keys = self.shape
+            query = torch.arange(block.queries.start, block.queries.stop, device=self.q.device)
+            key = torch.arange(block.free, block.keys, device=self.q.device)
+            shut = key > (query + keys - queries).unsqueeze(-1)
+        if self.mask is None:
+            return shut
+        mask = self._mask_of(block)
+        return ~lets_through(mask) if shut is None else ~lets_through(mask) | shut
+
+    def _mask_of(self, block: Block) -> Tensor:
+        return self.mask[block.batch, block.heads, :, block.queries, : block.keys]
+
+    def observe(self, block: Block, acc: Tensor) -> Tensor:
+        """Extremes of a block's accumulator where the mask lets through: float32 (2,).
+
+        NaN if one of these is NaN, the empty range if there are none.
+        """
+        seen = empty_ranges(1, acc.device)[0]
+        free, rest = acc[..., : block.free], acc[..., block.free :]
+        if free.numel():
+            seen = torch.stack(torch.aminmax(free))
+        blocked = self.blocked(block)
+        if blocked is None:
+            return seen
+        low = rest.masked_fill(blocked, float("inf")).amin()
+        high = rest.masked_fill(blocked, -float("inf")).amax()
+        return merge_observed(seen, torch.stack([low, high]))
+
+    def range(self, quantiles: Sequence[float] | None) -> Tensor:
+        """Range of the raw accumulator over all that the mask lets through: float32 (2,)."""
+        seen = empty_ranges(1, self.q.device)[0]
+        if quantiles is not None:
+            return quantile_range(self._sample(), quantiles) if 0 not in self.shape else seen
+        for block in self.blocks():
+            seen = merge_observed(seen, self.observe(block, self.accumulate(block)))
+        return only_finite(seen)
+
+    def _sample(self) -> Tensor:
+        """Raw accumulator at positions spread evenly, NaN where the mask shuts: float32 (n,)."""
+        *_, queries, keys = self.shape
+        positions = spread(prod(self.shape), self.q.device)
+        b, g, r, i, j = torch.unravel_index(positions, self.shape)
+        sample = (self.q[b, g, r, i] * self.k[b, g, j]).sum(-1)
+        if self.is_causal:
+            sample.masked_fill_(j > i + keys - queries, float("nan"))
+        if self.mask is not None:
+            sample.masked_fill_(~lets_through(self.mask[b, g, r, i, j]), float("nan"))
+        return sample
+
+    def exponentials(
+        self, block: Block, acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Detected scores of a block and their softmax, not yet divided by its sum, in place.
+
+        Args:
+            block: which part of the scores.
+            acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the result.
+            bounds: float32 (2,), the detector's range.
+            levels: number of levels.
+            keys: noise key of each score row, int32 (B, G, R, M), or None.
+
+        Returns:
+            exp(score - row maximum), 0 where the mask shuts, float32 (b, g, R, m, keys); its row
+            sums (b, g, R, m, 1), 0 for a row with nothing to attend to.
+        """
+        if keys is not None:
+            keys = keys[block.batch, block.heads, :, block.queries]
+        scores = detect_(acc, bounds, levels, keys).mul_(self.scale)
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            scores.add_(self._mask_of(block))
+        blocked = self.blocked(block)
+        if blocked is not None:
+            scores[..., block.free :].masked_fill_(blocked, -float("inf"))
+        peak = scores.amax(-1, keepdim=True)
+        peak.masked_fill_(peak == -float("inf"), 0)
+        scores.sub_(peak).exp_()
+        return scores, scores.sum(-1, keepdim=True)
+
+
+def lets_through(mask: Tensor) -> Tensor:
+    """Where a mask, bool or additive, lets a query attend to a key: (...) -> bool (...)."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2

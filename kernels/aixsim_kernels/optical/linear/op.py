@@ -1,0 +1,144 @@
+"""Optical linear layer as one opaque operator: compile, FSDP and recompute see a single call."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.optical.linear import reference
+
+
+def optical_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    *,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    quantiles: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`x @ weight.T + bias` on the optical matmul (arXiv 2302.10360).
+
+    Both operands are quantised, products accumulate in float32, the detector adds noise and
+    quantises, the bias is added digitally. The result is a pure function of the arguments.
+
+    Gradients are straight-through: grad_x = g @ w^ and grad_w = g^T @ x^, zero where the operand
+    was clipped; a clipped output passes its gradient.
+
+    Args:
+        x: (..., K), float32, bfloat16 or float16, any strides, may be empty.
+        weight: (N, K), any of these types.
+        bias: (N,) or None.
+        ranges: float32 (3, 2); rows input, weight, output; columns lo, hi. A range never set,
+            (+inf, -inf), is calibrated on this batch.
+        key: int64, 0-d, on the device of x; selects the noise together with `stream`.
+        stream: hash of layer and seed.
+        levels: quantisation levels of both operands and of the detector, 2 to 65536.
+        lut_min: smallest magnitude the weight's modulator can show, as a share of its range; 0 for
+            none.
+        noise: whether the detector adds U(-1/2, 1/2) of a level.
+        quantiles: probabilities that replace min and max in `observed`.
+
+    Returns:
+        y: (..., N) in the type of x, or in autocast's where autocast is on.
+        observed: float32 (3, 2), this batch's ranges before any clamp, rounding or noise, the
+            output's before the bias; empty where an end is not finite. Not differentiable.
+    """
+    y, observed, *_ = _forward(
+        x.reshape(-1, x.shape[-1]),
+        weight,
+        bias,
+        ranges,
+        key,
+        stream,
+        levels,
+        lut_min,
+        noise,
+        quantiles,
+        _result_dtype(x),
+    )
+    return y.view(*x.shape[:-1], weight.shape[0]), observed
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+@torch.library.custom_op("aixsim::optical_linear", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    quantiles: Sequence[float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return reference.forward(
+        x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
+    )
+
+
+@_forward.register_fake
+def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
+    return (
+        x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype),
+        torch.empty_like(ranges),
+        torch.empty_like(ranges),
+        x.new_empty(x.shape, dtype=reference.code_dtype(levels)),
+        x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
+    )
+
+
+@torch.library.custom_op("aixsim::optical_linear_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    x_code: Tensor,
+    x_inside: Tensor,
+    weight: Tensor,
+    used: Tensor,
+    levels: int,
+    lut_min: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+
+
+@_backward.register_fake
+def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
+    return (
+        x_code.new_empty(x_code.shape, dtype=x_dtype),
+        weight.new_empty(weight.shape),
+        grad.new_empty(grad.shape[1], dtype=torch.float32),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weight, bias, _, _, _, levels, lut_min, *_ = inputs
+    _, observed, used, x_code, x_inside = output
+    ctx.mark_non_differentiable(observed, used, x_code, x_inside)
+    # the weight itself, not its codes: it lives on anyway, and coding it again is cheap
+    ctx.save_for_backward(x_code, x_inside, weight, used)
+    ctx.levels, ctx.lut_min, ctx.x_dtype = levels, lut_min, x.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _autograd(ctx, grad, *_):
+    x_code, x_inside, weight, used = ctx.saved_tensors
+    grad_x, grad_w, grad_b = _backward(
+        grad, x_code, x_inside, weight, used, ctx.levels, ctx.lut_min, ctx.x_dtype
+    )
+    grad_b = None if ctx.bias_dtype is None else grad_b.to(ctx.bias_dtype)
+    return grad_x, grad_w, grad_b, *[None] * 8
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

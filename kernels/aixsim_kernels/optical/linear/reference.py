@@ -1,0 +1,95 @@
+"""Optical linear layer in plain PyTorch: the CPU path, and what the GPU kernel is held to."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.optical.quantize import (
+    calibrate,
+    decode,
+    detect_,
+    mask_clipped_,
+    modulate,
+    observe,
+    pack_inside,
+    unpack_inside,
+)
+
+
+def code_dtype(levels: int) -> torch.dtype:
+    """Smallest integer type that holds every code."""
+    return torch.uint8 if levels <= 256 else torch.int32
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    stream: int,
+    levels: int,
+    lut_min: float,
+    noise: bool,
+    quantiles: Sequence[float] | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Forward pass; arguments as in `optical_linear`, with x (M, K).
+
+    Returns:
+        y (M, N) in `out_dtype`; observed and used ranges, float32 (3, 2); codes of x (M, K), uint8
+        or int32; where x was not clipped, one bit an element, uint8 (ceil(M * K / 8),).
+    """
+    seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
+    x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
+    x_code = x.new_empty(x.shape, dtype=code_dtype(levels))
+    x_hat = modulate(x, x_bounds, levels, codes=x_code)
+    acc = x_hat @ modulate(weight, w_bounds, levels, lut_min).T
+    seen_y = observe(acc, quantiles)
+    y_bounds = calibrate(ranges[2], seen_y)
+    keys = None
+    if noise:
+        rows = torch.arange(len(acc), device=acc.device)
+        keys = row_keys(rows, key, seed_word(stream, 0))
+    y = detect_(acc, y_bounds, levels, keys)
+    if bias is not None:
+        y.add_(bias)
+    observed = torch.stack([seen_x, seen_w, seen_y])
+    used = torch.stack([x_bounds, w_bounds, y_bounds])
+    return y.to(out_dtype), observed, used, x_code, pack_inside(x, x_bounds)
+
+
+def backward(
+    grad: Tensor,
+    x_code: Tensor,
+    x_inside: Tensor,
+    weight: Tensor,
+    used: Tensor,
+    levels: int,
+    lut_min: float,
+    x_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Straight-through gradients.
+
+    Args:
+        grad: (M, N), gradient of y.
+        x_code: (M, K), codes of x.
+        x_inside: uint8 (ceil(M * K / 8),), from the forward.
+        weight: (N, K).
+        used: float32 (3, 2), the ranges that the forward used.
+        levels: number of levels.
+        lut_min: floor of the weight's modulator.
+        x_dtype: type of x.
+
+    Returns:
+        Gradients of x (M, K) in `x_dtype`, of weight (N, K) in its type, of bias float32 (N,).
+    """
+    grad = grad.float()
+    x_bounds, w_bounds, _ = used.unbind()
+    grad_x = grad @ modulate(weight, w_bounds, levels, lut_min)
+    grad_x.mul_(unpack_inside(x_inside, x_code.shape))
+    grad_w = grad.T @ decode(x_code, x_bounds, levels)
+    mask_clipped_(grad_w, weight, w_bounds)
+    return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)

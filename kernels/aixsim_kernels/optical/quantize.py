@@ -1,0 +1,248 @@
+"""The equations of the optical matmul: range -> code -> value, lookup-table floor, detector.
+
+A range is a float32 pair (lo, hi); (+inf, -inf) is the empty range, "never set". With L levels
+
+    code = round_half_even(clamp((x - lo) * (L - 1) / (hi - lo), 0, L - 1))
+    x^   = lo + code * (hi - lo) / (L - 1)
+
+and the detector adds u ~ U(-1/2, 1/2) before it rounds (arXiv 2302.10360, section 3). Arithmetic is
+float32 whatever the storage type: bfloat16 cannot hold 256 levels of an arbitrary range.
+"""
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.common.noise import random_int16
+
+# how many elements a quantile is estimated from
+QUANTILE_SAMPLE = 1 << 16
+# elements worked on at a time: a block and its temporaries stay inside the second-level cache
+BLOCK = 1 << 16
+
+
+def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
+    """Ranges that were never set: float32 (n, 2) filled with (+inf, -inf)."""
+    inf = float("inf")
+    return torch.tensor([inf, -inf], device=device).repeat(n, 1)
+
+
+def is_empty(ranges: Tensor) -> Tensor:
+    """Which ranges were never set: (..., 2) -> bool (...)."""
+    return ranges[..., 0] > ranges[..., 1]
+
+
+def merge_observed(a: Tensor, b: Tensor) -> Tensor:
+    """Smallest ranges that hold both: (n, 2), (n, 2) -> (n, 2). The empty range is neutral."""
+    return torch.stack(
+        [torch.minimum(a[..., 0], b[..., 0]), torch.maximum(a[..., 1], b[..., 1])], -1
+    )
+
+
+def calibrate(ranges: Tensor, observed: Tensor) -> Tensor:
+    """`ranges`, those never set replaced by the batch's own: (..., 2), (..., 2) -> (..., 2)."""
+    return torch.where(is_empty(ranges).unsqueeze(-1), observed, ranges)
+
+
+def update_ranges(ranges: Tensor, observed: Tensor, smooth: float | Tensor) -> Tensor:
+    """Exponential average of the ranges, `smooth * ranges + (1 - smooth) * observed`.
+
+    Args:
+        ranges: float32 (n, 2), the running ranges.
+        observed: float32 (n, 2), what the last step saw.
+        smooth: share of the old range in the new one, in [0, 1]; a number or a tensor (n, 1).
+
+    Returns:
+        float32 (n, 2). A range never set takes the observed one, an empty observation changes
+        nothing.
+    """
+    smoothed = smooth * ranges + (1 - smooth) * observed
+    kept = torch.where(is_empty(observed).unsqueeze(-1), ranges, smoothed)
+    return torch.where(is_empty(ranges).unsqueeze(-1), observed, kept)
+
+
+def observe(x: Tensor, quantiles: Sequence[float] | None = None) -> Tensor:
+    """Range of a batch before it is quantised.
+
+    Args:
+        x: any shape and floating type.
+        quantiles: pair of probabilities that replace min and max. They are estimated from at most
+            `QUANTILE_SAMPLE` elements spread evenly: the estimate's own probability is off by at
+            most about 4 * sqrt(p * (1 - p)) / 256.
+
+    Returns:
+        float32 (2,); the empty range if there are no elements or an end is not finite, so that
+        a NaN or an infinity never gets into a running range.
+    """
+    if x.numel() == 0:
+        return empty_ranges(1, x.device)[0]
+    if quantiles is None:
+        return only_finite(torch.stack(torch.aminmax(x)).float())
+    return quantile_range(x.flatten()[spread(x.numel(), x.device)], quantiles)
+
+
+def spread(n: int, device: torch.device) -> Tensor:
+    """Up to `QUANTILE_SAMPLE` of the indices below `n`, evenly spread: int64 (count,).
+
+    Multiples of about the golden ratio of `n`, modulo `n`: unlike a small stride it does not fall
+    in step with the rows of a matrix.
+    """
+    index = torch.arange(min(n, QUANTILE_SAMPLE), device=device)
+    if n <= QUANTILE_SAMPLE:
+        return index
+    stride = int(n * 0.6180339887498949)
+    while gcd(stride, n) > 1:
+        stride += 1
+    return index * stride % n
+
+
+def quantile_range(sample: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Pair of quantiles of a sample, NaN left out: float (n,) -> float32 (2,)."""
+    low, high = quantiles
+    sample = sample.float()
+    ends = [torch.nanquantile(sample, low), torch.nanquantile(sample, high)]
+    return only_finite(torch.stack(ends))
+
+
+def only_finite(pair: Tensor) -> Tensor:
+    """The range (2,) itself, or the empty range where an end is NaN or infinite."""
+    return torch.where(pair.isfinite().all(), pair, empty_ranges(1, pair.device)[0])
+
+
+def grid(bounds: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantisation grid of a range.
+
+    Args:
+        bounds: float32 (2,), lo and hi.
+        levels: number of levels, at least 2.
+
+    Returns:
+        lo, step and 1/step, float32 0-d. Where the range has no width (or too little for float32)
+        the step is 0 and its inverse 1: every code then stands for lo and nothing becomes NaN.
+    """
+    lo, hi = bounds.unbind()
+    per_level = (levels - 1) / (hi - lo)
+    # an empty range has the width -inf and stays undefined: its values are NaN
+    flat = per_level.isinf()
+    return (
+        lo,
+        torch.where(flat, 0.0, (hi - lo) / (levels - 1)),
+        torch.where(flat, 1.0, per_level),
+    )
+
+
+def modulate(
+    x: Tensor, bounds: Tensor, levels: int, lut_min: float = 0.0, codes: Tensor | None = None
+) -> Tensor:
+    """What a modulator shows of an operand.
+
+    Args:
+        x: (...), any floating type and strides.
+        bounds: float32 (2,), the modulator's range.
+        levels: number of levels.
+        lut_min: smallest magnitude it can show as a share of its range, 0 for none; see `floor_`.
+        codes: integer tensor with the elements of `x`, contiguous; filled with the codes.
+
+    Returns:
+        float32 (...), contiguous. NaN stays NaN.
+    """
+    lo, step, per_level = grid(bounds, levels)
+    value = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    blocks = value.view(-1).split(BLOCK)
+    code_blocks = [None] * len(blocks) if codes is None else codes.view(-1).split(BLOCK)
+    for block, code in zip(blocks, code_blocks, strict=True):
+        block.sub_(lo).mul_(per_level).clamp_(0, levels - 1).round_()
+        if code is not None:
+            # by way of int32: torch has no fast conversion from float to 8 bits
+            code.copy_(block.to(torch.int32))
+        block.mul_(step).add_(lo)
+        if lut_min:
+            floor_(block, bounds, lut_min)
+    return value
+
+
+def decode(codes: Tensor, bounds: Tensor, levels: int) -> Tensor:
+    """Values that integer codes stand for, without the floor: (...) -> float32 (...)."""
+    lo, step, _ = grid(bounds, levels)
+    return codes.float().mul_(step).add_(lo)
+
+
+def floor_(value: Tensor, bounds: Tensor, lut_min: float) -> Tensor:
+    """Lifts values to the smallest magnitude the second operand's modulator can show, in place.
+
+    Positive values below `lut_min * hi` become that, negative ones above `-lut_min * |lo|` become
+    that, 0 stays 0. What is 0 up to float32 rounding counts as 0.
+
+    Args:
+        value: float32 (...), values on the grid of `bounds`.
+        bounds: float32 (2,).
+        lut_min: the floor as a share of full range.
+    """
+    lo, hi = bounds.unbind()
+    tiny = 2.0**-22 * bounds.abs().amax()
+    lifted = torch.maximum(value, lut_min * hi)
+    lowered = torch.minimum(value, -lut_min * lo.abs())
+    lowered = torch.where(value < -tiny, lowered, value)
+    return value.copy_(torch.where(value > tiny, lifted, lowered))
+
+
+def inside(x: Tensor, bounds: Tensor) -> Tensor:
+    """Where the modulator did not clip, lo <= x <= hi: (...) -> bool (...). False for NaN."""
+    lo, hi = bounds.unbind()
+    x = x.float()
+    return torch.minimum(x - lo, hi - x) >= 0
+
+
+def mask_clipped_(grad: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
+    """Zeroes the gradient of clipped elements in place: float32 (...) contiguous, x (...)."""
+    for block, values in zip(grad.view(-1).split(BLOCK), x.reshape(-1).split(BLOCK), strict=True):
+        block.mul_(inside(values, bounds))
+    return grad
+
+
+def pack_inside(x: Tensor, bounds: Tensor) -> Tensor:
+    """`inside`, 8 elements a byte, the first in the lowest bit: (...) -> uint8 (ceil(n / 8),)."""
+    bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+    for block, values in zip(bits.split(BLOCK // 8), x.reshape(-1).split(BLOCK), strict=True):
+        kept = torch.nn.functional.pad(inside(values, bounds), (0, -len(values) % 8))
+        # eight bytes of 0 or 1 as one integer: the product gathers their bits in the top byte
+        block.copy_((kept.view(torch.int64) * 0x0102040810204080) >> 56)
+    return bits
+
+
+def unpack_inside(bits: Tensor, shape: torch.Size) -> Tensor:
+    """Inverse of `pack_inside`: uint8 (ceil(n / 8),) -> bool of that shape."""
+    spread_bits = _BYTES.to(bits.device).index_select(0, bits.to(torch.int32))
+    return spread_bits.view(torch.bool)[: shape.numel()].view(shape)
+
+
+# byte -> its eight bits as the bytes of one integer
+_BYTES = torch.tensor([sum((byte >> i & 1) << 8 * i for i in range(8)) for byte in range(256)])
+
+
+def detect_(acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None) -> Tensor:
+    """What the detector reads, in place.
+
+    Args:
+        acc: float32 (..., columns), contiguous; the raw accumulator.
+        bounds: float32 (2,), the detector's range.
+        levels: number of levels.
+        keys: int32 (...) from `row_keys`, one per row, or None for no noise.
+
+    Returns:
+        `acc`, now lo + step * clamp(round((acc - lo) / step + u), 0, levels - 1).
+    """
+    lo, step, per_level = grid(bounds, levels)
+    columns = acc.shape[-1]
+    rows = acc.view(-1, columns)
+    keys = None if keys is None else keys.reshape(-1)
+    height = max(1, BLOCK // max(columns, 1))
+    for first in range(0, len(rows), height):
+        block = rows[first : first + height].sub_(lo).mul_(per_level)
+        if keys is not None:
+            bits = random_int16(keys[first : first + height], columns)
+            block.add_(bits.float().add_(0.5), alpha=2.0**-16)
+        block.round_().clamp_(0, levels - 1).mul_(step).add_(lo)
+    return acc

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Sets up aixsim in .venv with its development tools, and passes the tests. Safe to run twice.
+# Arguments go to pytest: scripts/test.sh tests/aixsim_cli
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+setup_venv '.[dev]'
+
+started=$SECONDS
+ruff check .
+ruff format --check .
+pyright
+pytest "$@"
+cat <<END
+
+Passed in $((SECONDS - started)) s: lint, format, types and tests. The environment is .venv.
+Try next:
+  bash scripts/quickstart.sh          the main job, in minutes
+  source .venv/bin/activate && aixsim --help
+END

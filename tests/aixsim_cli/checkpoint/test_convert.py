@@ -1,0 +1,144 @@
+"""Conversion between torchtitan and Hugging Face: same logits, both ways, for every head layout."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.titan.model import build_model, meta_model  # noqa: E402
+from aixsim_cli.backends.titan.names import StateDictAdapter  # noqa: E402
+from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
+from aixsim_cli.checkpoint import convert, hf  # noqa: E402
+from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
+from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size  # noqa: E402
+from aixsim_cli.errors import RunError, UserError  # noqa: E402
+from aixsim_cli.models.flavors import FLAVORS  # noqa: E402
+
+VOCAB = vocab_size("builtin")
+SEQ_LEN = 256
+
+
+def random_weights(args, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5)
+        if p.dim() == 2
+        else 1 + 0.1 * torch.randn(p.shape, generator=generator)
+        for name, p in meta_model(args).named_parameters()
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    weights = random_weights(model_args("aixsim", "debug", VOCAB))
+    write_checkpoint(weights, tmp_path / "step-1")
+    return tmp_path / "step-1", weights
+
+
+def to_hf(source, target, **options):
+    options = {"tokenizer": "builtin", "force": False} | options
+    return convert.titan_to_hf("aixsim", "debug", source, target, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flavor", [name for name in FLAVORS["aixsim"]])
+def test_logits_agree_at_every_position_for_every_head_layout(flavor):
+    # the flavor's heads and widths with two layers and a small vocabulary
+    args = dataclasses.replace(model_args("aixsim", flavor, 64), n_layers=2)
+    weights = random_weights(args)
+    adapter = StateDictAdapter(args, None)
+    ffn_dim = weights["layers.0.feed_forward.w1.weight"].shape[0]
+    config = hf.llama_config(args, seq_len=SEQ_LEN, ffn_dim=ffn_dim, token_ids={})
+    tokens = torch.randint(64, (1, SEQ_LEN), generator=torch.Generator().manual_seed(1))
+    expected = build_model(args, weights, seq_len=SEQ_LEN)(tokens)
+    exported = adapter.to_hf(weights)
+    logits = hf.build_model(config, exported)(tokens).logits
+    assert (logits - expected).abs().max() < 1e-4
+    # without the permutation of the heads the very same comparison must fail
+    plain = dict(exported)
+    for layer in range(args.n_layers):
+        for titan, name in (("wq", "q_proj"), ("wk", "k_proj")):
+            weight = weights[f"layers.{layer}.attention.{titan}.weight"]
+            plain[f"model.layers.{layer}.self_attn.{name}.weight"] = weight
+    wrong = hf.build_model(config, plain)(tokens).logits
+    assert (wrong - expected).abs().max() > 1e-2
+
+
+def test_folder_loads_with_plain_transformers(checkpoint, tmp_path):
+    source, weights = checkpoint
+    assert to_hf(source, tmp_path / "hf") < 1e-4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert torch.equal(model.lm_head.weight, weights["output.weight"])
+    names = {path.name for path in (tmp_path / "hf").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= names
+    assert {"tokenizer.json", "tokenizer_config.json"} <= names
+
+
+def test_config_json_in_both_forms(checkpoint, tmp_path):
+    to_hf(checkpoint[0], tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
+    assert (config["rope_theta"], config["rope_scaling"]) == (10000.0, None)
+    assert config["vocab_size"] == VOCAB and config["tie_word_embeddings"] is False
+    assert config["rms_norm_eps"] == 1e-5 and config["num_key_value_heads"] == 2
+
+
+def test_there_and_back_is_exact(checkpoint, tmp_path):
+    source, weights = checkpoint
+    to_hf(source, tmp_path / "hf")
+    convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), tmp_path / "back", force=False)
+    back = read_checkpoint(tmp_path / "back").state_dict
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+def test_existing_target_is_kept_without_force(checkpoint, tmp_path):
+    target = tmp_path / "hf"
+    target.mkdir()
+    (target / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="--force"):
+        to_hf(checkpoint[0], target)
+    assert (target / "mine.txt").read_text() == "precious"
+    to_hf(checkpoint[0], target, force=True)
+    assert (target / "config.json").is_file() and not (target / "mine.txt").exists()
+
+
+def test_wrong_flavor(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="another architecture or flavor"):
+        convert.titan_to_hf(
+            "aixsim", "60M", checkpoint[0], tmp_path / "hf", tokenizer="builtin", force=False
+        )
+    assert not (tmp_path / "hf").exists()
+
+
+def test_failed_check_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "LOGIT_TOLERANCE", -1.0)
+    with pytest.raises(RunError, match="logits differ"):
+        to_hf(checkpoint[0], tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_scaled_rope_is_refused(checkpoint, tmp_path):
+    to_hf(checkpoint[0], tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"] = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 128,
+    }  # fmt: skip
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"rope_type.*llama3"):
+        convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), tmp_path / "back", force=False)
+
+
+def test_tokenizer_of_the_folder_is_the_trainings(checkpoint, tmp_path):
+    to_hf(checkpoint[0], tmp_path / "hf")
+    ours = (resolve_tokenizer("builtin") / "tokenizer.json").read_text()
+    written = (tmp_path / "hf" / "tokenizer.json").read_text()
+    assert json.loads(written)["model"] == json.loads(ours)["model"]

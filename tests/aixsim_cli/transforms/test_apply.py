@@ -1,0 +1,149 @@
+"""Applying a transform: what is replaced, what it keeps, when its state moves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from aixsim_cli.errors import ConfigError
+from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.optical import OpticalLinear
+from aixsim_cli.transforms.protocol import Site
+
+SITES = [Site("0", "first", "linear"), Site("2", "last", "linear", is_head=True)]
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+
+
+def optical(**params):
+    data = {"layer_name_to_config": {"default": params}}
+    return parse_transform(data, source="t.yaml")
+
+
+def applied(**params):
+    net = model()
+    state, report = apply_transform(net, optical(**params), SITES)
+    return net, state, report
+
+
+def test_replaces_and_reports():
+    net, state, report = applied()
+    assert isinstance(net[0], OpticalLinear) and type(net[2]) is nn.Linear
+    assert dict(report.replaced) == {"default": 1} and report.digital == ["2"]
+    assert list(state.modules) == ["0"]
+
+
+def test_adopts_the_very_parameters():
+    net = model()
+    weight, names = net[0].weight, set(net.state_dict())
+    apply_transform(net, optical(), SITES)
+    assert net[0].weight is weight
+    assert set(net.state_dict()) == names | {"0.ranges"}
+
+
+def test_bypass_is_the_digital_model():
+    net = model()
+    x = torch.randn(4, 16)
+    expected = net(x)
+    _, report = apply_transform(net, optical(q_bypass=True), SITES)
+    assert torch.equal(net(x), expected)
+    assert not report.replaced and report.digital == ["0", "2"]
+
+
+def test_many_levels_without_noise_come_close_to_digital():
+    net = model()
+    x = torch.randn(64, 16)
+    expected = net(x)
+    apply_transform(net, optical(q_levels=65536, q_lut_min=None, q_noise=False), SITES)
+    assert (net(x) - expected).abs().max() < 1e-3
+
+
+def test_pattern_that_matches_nothing():
+    config = parse_transform({"layer_name_to_config": {"frist": {}}}, source="t.yaml")
+    with pytest.raises(ConfigError, match=r"frist.*did you mean 'first'"):
+        apply_transform(model(), config, SITES)
+
+
+def test_ranges_move_after_the_step_only():
+    net, state, _ = applied(q_smooth_factor=0.5)
+    net(torch.linspace(-1, 1, 16).repeat(4, 1))
+    assert torch.isinf(net[0].ranges).all(), "the forward must not set ranges"
+    state.end_step()
+    assert net[0].ranges[0].tolist() == [-1, 1]
+    net(torch.linspace(-3, 5, 16).repeat(4, 1))
+    net(torch.linspace(-2, 2, 16).repeat(4, 1))
+    state.end_step()
+    assert net[0].ranges[0].tolist() == [-2, 3], "half way to the extremes of both calls"
+
+
+def test_a_step_without_forward_keeps_ranges():
+    net, state, _ = applied()
+    net(torch.randn(4, 16))
+    state.end_step()
+    before = net[0].ranges.clone()
+    state.end_step()
+    assert torch.equal(net[0].ranges, before)
+
+
+def test_evaluation_changes_nothing():
+    net, state, _ = applied()
+    net(torch.randn(4, 16))
+    state.end_step()
+    before = copy.deepcopy(net.state_dict())
+    net.eval()
+    net(100 * torch.randn(4, 16))
+    state.end_step()
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_buffers_are_updated_in_place():
+    net, state, _ = applied()
+    saved = net.state_dict()["0.ranges"]
+    net(torch.randn(4, 16))
+    state.end_step()
+    assert torch.equal(saved, net[0].ranges) and torch.isfinite(saved).all()
+
+
+def test_noise_follows_step_call_and_rank():
+    net, state, _ = applied()
+    x = torch.randn(32, 16)
+
+    def run(step, rank=0, calls=1):
+        state.begin_step(step, rank)
+        for _ in range(calls - 1):
+            net(x)
+        return net(x)
+
+    first = run(3)
+    assert torch.equal(first, run(3)), "the same counters draw the same noise"
+    for other in (run(4), run(3, rank=1), run(3, calls=2)):
+        assert not torch.equal(first, other)
+
+
+def test_forward_leaves_the_global_generator_alone():
+    net, _, _ = applied()
+    before = torch.get_rng_state()
+    net(torch.randn(1, 16, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ranges_stay_float32_under_a_cast():
+    net, _, _ = applied()
+    net.to(torch.bfloat16)
+    assert net[0].ranges.dtype == torch.float32 and net[0].weight.dtype == torch.bfloat16
+
+
+def test_state_after_to_empty():
+    with torch.device("meta"):
+        net = model()
+    state, _ = apply_transform(net, optical(), SITES)
+    net.to_empty(device="cpu")
+    net[0].ranges.fill_(float("nan"))
+    state.reset()
+    assert net[0].ranges.tolist() == [[float("inf"), -float("inf")]] * 3
+    assert net[0].noise_key.item() == net[0].stream
