@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchtitan.models.llama3.model.args import TransformerModelArgs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.backends.titan.model import build_model as build_titan_model
 from aixsim_cli.backends.titan.model import check_shapes, meta_model
@@ -50,6 +51,7 @@ def titan_to_hf(
     name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
     if name is None:
         raise UserError(f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path")
+    disable_progress_bar()
     with _whole_folder(target, force) as folder:
         tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
         model, buffers, args = as_hf_model(arch, flavor, checkpoint, tokens)
@@ -81,17 +83,14 @@ def as_hf_model(
     """
     args = model_args(arch, flavor, checkpoint.vocab_size)
     check_shapes(meta_model(args), checkpoint.state_dict)
-    renamed = StateDictAdapter(args, None).to_hf(checkpoint.state_dict)
+    renamed = StateDictAdapter(args).to_hf(checkpoint.state_dict)
     weights = {key: value for key, value in renamed.items() if key.endswith(".weight")}
     buffers = {key: value for key, value in renamed.items() if key not in weights}
     config = hf.llama_config(
         args,
         seq_len=checkpoint.config.training.seq_len if checkpoint.config else DEFAULT_SEQ_LEN,
         ffn_dim=checkpoint.state_dict["layers.0.feed_forward.w1.weight"].shape[0],
-        token_ids={
-            f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id")
-            for kind in ("bos", "eos", "pad")
-        },
+        token_ids={kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")},
     )
     return hf.build_model(config, weights), buffers, args
 
@@ -113,11 +112,12 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         UserError: the model is of another flavor, or has a RoPE that the architecture lacks.
         RunError: the logits differ by more than 1e-4.
     """
+    disable_progress_bar()
     with _whole_folder(target, force) as folder:
         model = load_llama(source)
         args = model_args(arch, flavor, model.config.vocab_size)
         _check_config(model.config, args, source)
-        adapter = StateDictAdapter(args, None)
+        adapter = StateDictAdapter(args)
         weights = model.state_dict()
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
@@ -146,7 +146,7 @@ def load_llama(source: str) -> LlamaForCausalLM:
 
 
 def _check_config(config: LlamaConfig, args: TransformerModelArgs, source: str) -> None:
-    rope = config.rope_parameters
+    rope = dict(config.rope_parameters or {})
     scaled = args.rope_scaling_args.scaling_factor != 1.0
     expected = {"rope_type": "llama3" if scaled else "default", "rope_theta": args.rope_theta}
     wrong = [
@@ -182,6 +182,12 @@ def _check_logits(
     return difference
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 @contextmanager
 def _whole_folder(target: Path, force: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its name when the block ends without error."""
@@ -191,7 +197,9 @@ def _whole_folder(target: Path, force: bool) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        # mkdtemp and safetensors make private files; a model is as open as the umask lets it be
+        for path in (temporary, *temporary.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.rename(target, old / target.name)

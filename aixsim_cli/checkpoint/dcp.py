@@ -1,5 +1,8 @@
 """Read and write torchtitan's checkpoints (PyTorch DCP) without a process group."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +52,12 @@ def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
             for key, entry in metadata.items()
             if key.startswith(_MODEL_KEYS) and isinstance(entry, TensorStorageMetadata)
         }
-        dcp.load(state_dict, checkpoint_id=folder, no_dist=True)
+        with _alone():
+            dcp.load(state_dict, checkpoint_id=folder, no_dist=True)
     except (CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read: {str(error).strip().splitlines()[-1]}") from error
+        raise UserError(
+            f"{folder}: cannot be read: {str(error).strip().splitlines()[-1]}"
+        ) from error
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
     config_path = folder / CONFIG_FILE
@@ -66,4 +72,13 @@ def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
         state_dict: under torchtitan's names.
         folder: written to, `.metadata` last.
     """
-    dcp.save(state_dict, checkpoint_id=Path(folder), no_dist=True)
+    with _alone():
+        dcp.save(state_dict, checkpoint_id=Path(folder), no_dist=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """DCP warns that there is no process group, even when told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchtitan.models.llama3.model.args import TransformerModelArgs
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from aixsim_cli.errors import UserError
 
@@ -30,7 +30,7 @@ def llama_config(
         args: of the torchtitan model.
         seq_len: of the training, the longest position seen.
         ffn_dim: width of the feed-forward layer.
-        token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id` of the tokenizer.
+        token_ids: "bos", "eos" and "pad" of the tokenizer, where it has them.
     """
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(args.rope_theta)}
     scaling = args.rope_scaling_args
@@ -55,18 +55,16 @@ def llama_config(
         rope_parameters=rope,
         tie_word_embeddings=False,
         dtype=torch.float32,
-        **token_ids,
+        bos_token_id=token_ids.get("bos"),
+        eos_token_id=token_ids.get("eos"),
+        pad_token_id=token_ids.get("pad"),
     )
 
 
-def build_model(config: PretrainedConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
+def build_model(config: LlamaConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
     """A Llama with these very weights (Hugging Face names), in evaluation mode."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model.to_empty(device="cpu")
-    # to_empty leaves the rotary frequencies undefined; they are computed, not stored
-    model.model.rotary_emb = type(model.model.rotary_emb)(config, device="cpu")
-    model.load_state_dict(weights)
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
@@ -84,9 +82,7 @@ def write_model(model: LlamaForCausalLM, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_transform(
-    folder: Path, mapping: dict[str, Any], buffers: dict[str, Tensor]
-) -> None:
+def write_transform(folder: Path, mapping: dict[str, Any], buffers: dict[str, Tensor]) -> None:
     """Put a transform config and its ranges beside a model.
 
     Args:
@@ -110,5 +106,7 @@ def read_transform(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | N
         return None
     for path in (config, state):
         if not path.is_file():
-            raise UserError(f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}")
+            raise UserError(
+                f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}"
+            )
     return yaml.safe_load(config.read_text(encoding="utf-8")), load_file(state)

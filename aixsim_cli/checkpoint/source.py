@@ -33,7 +33,12 @@ def find_source(source: str) -> SourceKind:
             f"(config.json){hint}"
         )
     # a hub name is "name" or "owner/name"; anything that looks like a path is a wrong path
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.exists():
+    if (
+        path.is_absolute()
+        or source.startswith((".", "~"))
+        or source.count("/") > 1
+        or path.exists()
+    ):
         raise UserError(
             f"{source}: no such folder; expected a torchtitan checkpoint folder (…/step-N), a "
             "Hugging Face folder or a hub name (owner/name)"

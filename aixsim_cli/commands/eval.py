@@ -1,8 +1,9 @@
 """`aixsim eval`: measure a model, whatever its format."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,7 +15,9 @@ app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 @app.command()
 def ppl(
     source: Source,
-    dataset: Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")] = "builtin",
+    dataset: Annotated[
+        str, typer.Option(help="Dataset whose held-out part is scored.")
+    ] = "builtin",
     dataset_path: Annotated[
         str | None, typer.Option(help="Files of the dataset; all of them are scored.")
     ] = None,
@@ -41,7 +44,8 @@ def ppl(
     from aixsim_cli.eval.load import load_model
     from aixsim_cli.eval.perplexity import perplexity
 
-    texts = (row["text"] for row in open_source(dataset, dataset_path, "heldout"))
+    rows = cast(Iterable[dict[str, Any]], open_source(dataset, dataset_path, "heldout"))
+    texts = (row["text"] for row in rows)
     model = load_model(
         source,
         transform_config=transform_config,

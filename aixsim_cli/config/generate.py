@@ -185,7 +185,7 @@ def make_config(request: Request, plan: Plan) -> dict[str, Any]:
 _COMMENTS = {
     "job": "where the run's files go: checkpoints, metrics.jsonl, logs",
     "model": "architecture, size, and the tokenizer (a folder, a hub name or `builtin`)",
-    "training": "data and length; local_batch_size is per rank, global_batch_size -1 = no accumulation",
+    "training": "data; local_batch_size is per rank, global_batch_size -1 = no accumulation",
     "parallelism": "replicate = DDP, shard = FSDP (-1: all ranks that are left), both = HSDP",
     "optimizer": "AdamW",
     "lr_scheduler": "linear warm-up, then cosine decay to min_lr_factor x lr",
@@ -194,7 +194,7 @@ _COMMENTS = {
     "compile": "torch.compile of every block",
     "metrics": "log_freq in steps; W&B and TensorBoard are torchtitan's",
     "debug": "seed of initialisation",
-    "budget": "what training.steps was computed from; pretrain refuses ranks that change the tokens",
+    "budget": "what training.steps was computed from; other ranks than these are refused",
     "transform": "hardware to simulate (docs/transforms.md); null = digital",
 }
 

@@ -90,7 +90,7 @@ def load_yaml(path: str | Path) -> Document:
         loader.dispose()
     if not isinstance(data, dict):
         raise UserError(f"{path}: got {type(data).__name__}; expected a mapping of sections")
-    return Document(data, str(path), _lines(node))
+    return Document(data, str(path), _lines(node) if node is not None else {})
 
 
 def _lines(node: yaml.Node, prefix: str = "") -> dict[str, int]:

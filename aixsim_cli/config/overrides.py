@@ -64,7 +64,8 @@ def dotted_keys(cls: type, prefix: str = "") -> set[str]:
     keys: set[str] = set()
     for field in dataclasses.fields(cls):
         name, hint = f"{prefix}{field.name}", hints[field.name]
-        keys |= dotted_keys(hint, f"{name}.") if dataclasses.is_dataclass(hint) else {name}
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        keys |= dotted_keys(hint, f"{name}.") if nested else {name}
     return keys
 
 

@@ -9,10 +9,10 @@ two documents, and hence no two splits, share one.
 import ast
 import hashlib
 import json
-import os
 import re
 import sys
 import sysconfig
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,9 +60,10 @@ def builtin_documents(split: Split) -> list[str]:
     if splits is None:
         splits = _build()
         # written aside and renamed: several ranks may be here at once
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(splits), encoding="utf-8")
-        partial.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            partial = Path(aside) / path.name
+            partial.write_text(json.dumps(splits), encoding="utf-8")
+            partial.replace(path)
     return splits[split]
 
 
@@ -109,17 +110,21 @@ def _hash(name: str) -> int:
 
 def _sources() -> Iterator[tuple[str, list[str]]]:
     """(name, paragraphs) of every topic and every module."""
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # some distributions package it apart
-        topics = {}
-    for name in sorted(topics):
-        yield f"topic {name}", _paragraphs(topics[name])
+    for name, text in _topics().items():
+        yield f"topic {name}", _paragraphs(text)
     library = Path(sysconfig.get_path("stdlib"))
     for file in sorted(library.rglob("*.py")):
         relative = file.relative_to(library)
         if _SKIPPED_FOLDERS.isdisjoint(relative.parts):
             yield f"module {relative.as_posix()}", _docstring_paragraphs(file)
+
+
+def _topics() -> dict[str, str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions package it apart
+        return {}
+    return topics
 
 
 def _docstring_paragraphs(file: Path) -> list[str]:

@@ -1,8 +1,9 @@
 """From rows of text to windows of tokens, on every rank, resumable to the token."""
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -15,8 +16,11 @@ from torch.utils.data import IterableDataset
 from aixsim_cli.data.corpus import Split
 from aixsim_cli.data.local import has_text
 from aixsim_cli.data.sources import open_source
-from aixsim_cli.data.tokenizer import document_encoder
+from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from torchtitan.components.dataloader import ParallelAwareDataloader
 
 logger = logging.getLogger("aixsim")
 
@@ -25,15 +29,15 @@ class TextDataset(IterableDataset, Stateful):
     """Documents, tokenised and packed end to end into windows, this rank's share of them.
 
     Rows without text are skipped. A rank that comes to the end of its share starts it again by
-    itself, whatever the other ranks do, so that shares may differ in length. Where there are fewer
-    rows than ranks, ranks share rows rather than starve.
+    itself, whatever the other ranks do, so that shares may differ in length. A rank whose share has
+    no text at all, as where there are fewer documents than ranks, reads everything instead.
 
     Iteration goes on where the object stands: a new iterator, or `load_state_dict`, continues with
     the very next token.
 
     Args:
         data: rows with a "text", of any length, the same on every rank.
-        tokenizer: see `document_encoder`.
+        tokenizer: see `DocumentEncoder`.
         name: of the data set, for messages.
         seq_len: tokens per window.
         dp_rank: this rank among those that read different data.
@@ -42,7 +46,7 @@ class TextDataset(IterableDataset, Stateful):
             that do not fill a window are dropped.
 
     Raises:
-        UserError: there are no rows, or the tokenizer has no end-of-text token.
+        UserError: the tokenizer has no end-of-text token.
     """
 
     def __init__(
@@ -59,13 +63,13 @@ class TextDataset(IterableDataset, Stateful):
         self.name = name
         self.seq_len = seq_len
         self.infinite = infinite
-        self._encode = document_encoder(tokenizer)
+        self._encode = DocumentEncoder(tokenizer)
         self._all = data
+        # one call per type: its signature takes either, not both
         if isinstance(data, Dataset):
-            if not len(data):
-                raise self._no_text()
-            dp_world_size = min(dp_world_size, len(data))
-        self._data = split_dataset_by_node(data, dp_rank % dp_world_size, dp_world_size)
+            self._data = split_dataset_by_node(data, dp_rank, dp_world_size)
+        else:
+            self._data = split_dataset_by_node(data, dp_rank, dp_world_size)
         self._buffer: list[int] = []
         self._epoch = 0
         self._rows = 0  # of this pass, read so far
@@ -93,8 +97,9 @@ class TextDataset(IterableDataset, Stateful):
                     window = torch.tensor(self._buffer[:length])
                     del self._buffer[:length]
                     yield {"input": window[:-1]}, window[1:]
+            starved = not self._documents
             self._end_pass()
-            if not self.infinite:
+            if not self.infinite and not starved:
                 self._buffer = []
                 return
 
@@ -122,7 +127,7 @@ class TextDataset(IterableDataset, Stateful):
         if isinstance(self._data, RowStream):
             # the epoch first: a stream ignores a position of another epoch than its own
             self._data.set_epoch(self._epoch)
-            self._stream_state = state_dict["stream"]
+            self._stream_state = copy.deepcopy(state_dict["stream"])
             if self._stream_state is not None:
                 self._data.load_state_dict(self._stream_state)
 
@@ -133,7 +138,7 @@ class TextDataset(IterableDataset, Stateful):
         while True:
             try:
                 row = next(rows, None)
-            except (UserError, GeneratorExit):
+            except UserError:
                 raise
             except Exception as error:  # what a broken connection raises differs between sources
                 raise RunError(
@@ -152,14 +157,16 @@ class TextDataset(IterableDataset, Stateful):
     def _end_pass(self) -> None:
         if self._documents:
             self._report_pass()
-        elif self._reads_all or isinstance(self._data, Dataset):
-            raise self._no_text()
-        else:
+        elif not self._reads_all:
             logger.warning(
-                "dataset %s: has fewer documents than there are ranks; this rank reads all of it",
-                self.name,
+                "dataset %s: no text in this rank's share; the rank reads all of it", self.name
             )
             self._read_all()
+        else:
+            raise UserError(
+                f"dataset {self.name}: not one row has text; expected a field 'text' with strings "
+                "that are not empty"
+            )
         self._epoch += 1
         self._rows = self._documents = 0
         if isinstance(self._data, RowStream):
@@ -180,12 +187,6 @@ class TextDataset(IterableDataset, Stateful):
         self._data = self._all
         self._reads_all = True
 
-    def _no_text(self) -> UserError:
-        return UserError(
-            f"dataset {self.name}: not one row has text; expected a field 'text' with strings that "
-            "are not empty"
-        )
-
 
 def build_dataloader(
     *,
@@ -200,14 +201,14 @@ def build_dataloader(
     infinite: bool,
     num_workers: int = 0,
     **loader_options: Any,
-) -> Any:
+) -> "ParallelAwareDataloader":
     """One rank's data loader for torchtitan's trainer, whose device must be prepared before.
 
     Args:
         dataset: a key of `SOURCES`.
         dataset_path: of dataset "local", else None.
         split: "train" or "heldout".
-        tokenizer: see `document_encoder`.
+        tokenizer: see `DocumentEncoder`.
         seq_len: tokens per window.
         batch_size: windows per batch.
         dp_rank: this rank among those that read different data.
@@ -256,14 +257,14 @@ def heldout_windows(
 
     Args:
         texts: documents; those that are no string or empty are skipped.
-        tokenizer: see `document_encoder`; documents become tokens as they do in training.
+        tokenizer: see `DocumentEncoder`; documents become tokens as they do in training.
         seq_len: tokens per window.
 
     Yields:
         (inputs, labels), int64 (seq_len,): inputs of consecutive windows do not overlap, labels
         are the next tokens. The last window is as short as what is left.
     """
-    encode = document_encoder(tokenizer)
+    encode = DocumentEncoder(tokenizer)
     buffer: list[int] = []
     for text in texts:
         if not has_text({"text": text}):

@@ -66,16 +66,14 @@ def read_files(files: list[str]) -> Iterator[dict[str, Any]]:
                 row = {"text": value}
                 any_text = any_text or has_text(row)
                 yield row
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: is not UTF-8: {error}; expected text in UTF-8") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from error
         if not any_text:
             raise UserError(
-                f"{file}: holds no text; expected "
-                + (
-                    "text"
-                    if file.endswith(".txt")
-                    else "rows with a field 'text' that is not empty"
-                )
+                f"{file}: holds no text; expected prose in a .txt, rows with a field 'text' "
+                "that is not empty in the other formats"
             )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _HELDOUT_ONE_IN = 100
-_ARTICLE_TITLE = re.compile(r"\s*= [^=].*[^=] =\s*")
+_ARTICLE_TITLE = re.compile(r"\s*= [^=](.*[^=])? =\s*")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ Importing this module costs nothing; `vocab_size` of a known name needs neither 
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +67,8 @@ def vocab_size(path: str) -> int:
     return KNOWN_VOCAB_SIZES.get(path) or _count_tokens(resolve_tokenizer(path))
 
 
-def document_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
-    """How a tokenizer turns one document of a training or evaluation text into tokens.
+class DocumentEncoder:
+    """Turns one document of a training or evaluation text into tokens.
 
     The end-of-text token closes every document. A beginning-of-text token opens it only if the
     tokenizer does that by itself, or its config says `add_bos_token: true`.
@@ -78,35 +77,37 @@ def document_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
         tokenizer: torchtitan's `HuggingFaceTokenizer` or a transformers tokenizer; the same files
             give the same tokens through both.
 
-    Returns:
-        A function from a text to its token ids.
-
     Raises:
         UserError: the tokenizer has no end-of-text token.
     """
-    if hasattr(tokenizer, "eos_token_id"):  # transformers
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        wants_bos = getattr(tokenizer, "add_bos_token", False)
 
-        def encode(text: str) -> list[int]:
-            return tokenizer.encode(text, verbose=False)
-    else:
-        bos, eos, wants_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.default_add_bos
-        # a maximum length baked into tokenizer.json would cut documents short, unseen
-        tokenizer.tokenizer.no_truncation()
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._is_titan = hasattr(tokenizer, "default_add_bos")
+        if self._is_titan:
+            bos, eos, adds_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.default_add_bos
+            # a maximum length baked into tokenizer.json would cut documents short, unseen
+            tokenizer.tokenizer.no_truncation()
+        else:
+            bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+            adds_bos = getattr(tokenizer, "add_bos_token", False)
+        if eos is None:
+            raise UserError(
+                "the tokenizer has no end-of-text token, so documents would run into each other; "
+                "expected 'eos_token' in tokenizer_config.json"
+            )
+        by_itself = self._encode("")
+        self._opening = [bos] if adds_bos and bos is not None and bos not in by_itself else []
+        self._closing = [eos] if eos not in by_itself else []
 
-        def encode(text: str) -> list[int]:
-            return tokenizer.tokenizer.encode(text).ids
+    def __call__(self, text: str) -> list[int]:
+        """The token ids of a document."""
+        return self._opening + self._encode(text) + self._closing
 
-    if eos is None:
-        raise UserError(
-            "the tokenizer has no end-of-text token, so documents would run into each other; "
-            "expected 'eos_token' in tokenizer_config.json"
-        )
-    by_itself = encode("")
-    opening = [bos] if wants_bos and bos is not None and bos not in by_itself else []
-    closing = [eos] if eos not in by_itself else []
-    return lambda text: opening + encode(text) + closing
+    def _encode(self, text: str) -> list[int]:
+        if self._is_titan:
+            return self._tokenizer.tokenizer.encode(text).ids
+        return self._tokenizer.encode(text, verbose=False)
 
 
 def _download(name: str) -> Path:
@@ -161,10 +162,11 @@ def _builtin_tokenizer() -> Path:
 
     with FileLock(f"{folder}.lock"):
         if not _is_whole(folder):  # else another rank trained it meanwhile
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-            _train(texts, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+                partial = Path(aside) / folder.name
+                _train(texts, partial)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.replace(folder)
     return folder
 
 

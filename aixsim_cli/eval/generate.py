@@ -39,7 +39,7 @@ def generate(
     torch.manual_seed(seed)
     if model.state is not None:
         model.state.begin_step(0)
-    tokens = module.generate(
+    tokens = cast(Any, module).generate(
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
         max_new_tokens=max_new_tokens,

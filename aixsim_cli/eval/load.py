@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.titan.model import build_model
@@ -70,12 +71,16 @@ def load_model(
     Raises:
         UserError: the source or the transform cannot be used.
     """
+    disable_progress_bar()
     chosen = _chosen_transform(transform_config, no_transform)
     if find_source(source) is SourceKind.TITAN:
         loaded = _load_titan(Path(source), chosen, no_transform, for_generation)
     else:
         loaded = _load_hf(source, chosen, no_transform, dtype)
-    loaded.module.to(device=device, dtype=dtype)
+    loaded.module.to(device)
+    for parameter in loaded.module.parameters():
+        # not module.to(dtype): torchtitan's rotary table is complex
+        parameter.data = parameter.data.to(dtype)
     return loaded
 
 
@@ -118,7 +123,11 @@ def _load_hf(
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{source}: no such folder, and not loaded from the hub: {str(error).splitlines()[0]}"
+            if not Path(source).is_dir()
+            else f"{source}: cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
     saved = hf.read_transform(Path(source)) if Path(source).is_dir() and not no_transform else None
     transform = chosen
     if transform is None and saved is not None:

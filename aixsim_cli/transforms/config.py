@@ -136,7 +136,11 @@ def parse_transform(data: Any, *, source: str) -> TransformConfig:
         raise ConfigError(problems)
     rules = [
         *(_rule(paradigm, str(p), v, None, source, problems) for p, v in _default_last(layers)),
-        *(_rule(paradigm, k, data[k], _KIND_KEYS[k], source, problems) for k in _KIND_KEYS if k in data),
+        *(
+            _rule(paradigm, k, data[k], _KIND_KEYS[k], source, problems)
+            for k in _KIND_KEYS
+            if k in data
+        ),
     ]
     if data.get("use_regex", False):
         problems.extend(_bad_patterns(rules, source))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from aixsim_kernels import optical_attention, optical_linear
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.protocol import Paradigm, Site
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
-from aixsim_kernels import optical_attention, optical_linear
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import struct
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-
 from aixsim_kernels import empty_ranges, merge_observed, update_ranges
+from torch import Tensor, nn
 
 
 def noise_stream(seed: int, name: str) -> int:
@@ -41,7 +40,9 @@ class SimulatedModule(nn.Module):
     observed: Tensor
     noise_key: Tensor
 
-    def init_state(self, *, n_ranges: int, smooth: float, stream: int, device: torch.device) -> None:
+    def init_state(
+        self, *, n_ranges: int, smooth: float, stream: int, device: torch.device
+    ) -> None:
         """Create the buffers.
 
         Args:
@@ -131,7 +132,7 @@ class TransformState:
         if self._streams.device != keys[0].device:
             self._streams = self._streams.to(keys[0].device)
         new = self._streams ^ struct.unpack("<q", digest)[0]
-        torch._foreach_copy_(keys, list(new.unbind()))
+        _copy_all(keys, list(new.unbind()))
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -154,9 +155,9 @@ class TransformState:
         )
         ranges = torch.cat([m.ranges for m in modules])
         updated = update_ranges(ranges, observed, smooth[:, None])
-        torch._foreach_copy_([m.ranges for m in modules], list(updated.split(sizes)))
+        _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
         empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
-        torch._foreach_copy_([m.observed for m in modules], empty)
+        _copy_all([m.observed for m in modules], empty)
 
     def metrics(self) -> dict[str, Tensor]:
         """Scalars worth logging, averaged over the modules that report them."""
@@ -165,3 +166,8 @@ class TransformState:
             for name, value in getattr(module, "metrics", dict)().items():
                 reported.setdefault(name, []).append(value)
         return {name: torch.stack(values).mean() for name, values in reported.items()}
+
+
+def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target, in one kernel on a GPU."""
+    torch._foreach_copy_(targets, sources)

@@ -1,4 +1,4 @@
-"""The optical equations once more, in float64 and integers of numpy, for the kernels to be held to."""
+"""The optical equations once more, in numpy's float64 and integers, to hold kernels to."""
 
 from types import SimpleNamespace
 

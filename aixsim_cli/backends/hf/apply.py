@@ -1,7 +1,7 @@
 """Put a transform into a transformers model."""
 
-from transformers import PreTrainedModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from aixsim_cli.backends.hf import attention
 from aixsim_cli.transforms.apply import TransformReport, apply_transform

@@ -58,9 +58,7 @@ def simulated_attention_forward(
         is_causal = getattr(module, "is_causal", True)
     # the mask function leaves the mask out only where causality says it all, or for one query
     is_causal = bool(is_causal) and attention_mask is None and query.shape[2] > 1
-    output = inner(
-        query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=is_causal
-    )
+    output = inner(query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=is_causal)
     return torch.transpose(output, 1, 2).contiguous(), None
 
 

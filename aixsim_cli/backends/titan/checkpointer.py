@@ -7,8 +7,9 @@ converted, evaluated and resumed wherever it is copied to.
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.components.checkpoint import CheckpointManager
 
 from aixsim_cli.backends.titan.schema import PretrainConfig, dump_config
@@ -35,13 +36,25 @@ class Checkpointer(CheckpointManager):
 
     def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
         try:
-            return super().dcp_load(state_dict, checkpoint_id, *args, **kwargs)
-        except (RuntimeError, ValueError, KeyError, torch.distributed.checkpoint.api.CheckpointException) as error:
+            present = FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
+            # a digital checkpoint has no ranges; they stay unset, and are calibrated in training
+            wanted = {k: v for k, v in state_dict.items() if k in present or not _is_range(k)}
+            return super().dcp_load(wanted, checkpoint_id, *args, **kwargs)
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            CheckpointException,
+        ) as error:
             raise UserError(
                 f"{checkpoint_id}: does not fit this run: {_first_line(error)}; expected a "
                 "checkpoint of the same model, tokenizer and transform, or another "
                 "job.dump_folder to start anew"
             ) from error
+
+
+def _is_range(key: str) -> bool:
+    return key.endswith(".ranges")
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ Each function says what is wrong in that version and is tested in
 `tests/aixsim_cli/backends/titan/test_compat.py`. `check_version` refuses any other version.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -34,6 +35,7 @@ def install() -> None:
     if found != TORCHTITAN_VERSION:
         raise UserError(f"torchtitan: found {found}; expected {TORCHTITAN_VERSION}")
     save_simulated_ops()
+    skip_autocast_to_float32()
     if device.device_type() == "cpu":
         # the table of peak FLOPS runs lspci and warns for each CPU; utilisation means nothing here
         titan_utils.get_peak_flops = lambda device_name: float("inf")
@@ -45,6 +47,18 @@ def save_simulated_ops() -> None:
 
     for name in ("optical_linear", "optical_attention"):
         parallelize._op_sac_save_list.add(getattr(torch.ops.aixsim, name).default)
+
+
+def skip_autocast_to_float32() -> None:
+    """Asked for float32, torchtitan enters an autocast that torch refuses with a warning."""
+    original = dist_utils.maybe_enable_amp
+
+    def maybe_enable_amp(parallel_dims, mixed_precision_param: str, device_type: str):
+        if mixed_precision_param == "float32":
+            return contextlib.nullcontext()
+        return original(parallel_dims, mixed_precision_param, device_type)
+
+    torchtitan.train.dist_utils.maybe_enable_amp = maybe_enable_amp
 
 
 def sum_gradients_over_replicas(model: nn.Module) -> None:

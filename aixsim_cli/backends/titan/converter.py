@@ -16,8 +16,6 @@ from aixsim_cli.transforms.state import TransformState
 logger = logging.getLogger("aixsim")
 
 
-
-
 class TransformConverter:
     """Applies the config's `transform` section (torchtitan's `ModelConverter` protocol)."""
 

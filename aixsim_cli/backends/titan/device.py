@@ -8,6 +8,7 @@ import types
 from functools import cache
 
 import torch
+import torch._utils as torch_utils
 
 
 def device_type() -> str:
@@ -29,7 +30,7 @@ def prepare() -> str:
     """
     device = device_type()
     if device == "cpu":
-        torch._utils._get_available_device_type = lambda: "cpu"
+        torch_utils._get_available_device_type = lambda: "cpu"
         for name, function in _CPU_FUNCTIONS.items():
             setattr(torch.cpu, name, function)
     return device

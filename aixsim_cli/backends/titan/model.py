@@ -59,7 +59,8 @@ def check_shapes(model: Transformer, state_dict: dict[str, Tensor]) -> None:
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     weights = {k: tuple(v.shape) for k, v in state_dict.items() if k.endswith(".weight")}
     wrong = [
-        f"{name}: checkpoint has {weights.get(name, 'nothing')}, model has {expected.get(name, 'nothing')}"
+        f"{name}: checkpoint has {weights.get(name, 'nothing')}, model has "
+        f"{expected.get(name, 'nothing')}"
         for name in dict.fromkeys([*expected, *weights])
         if weights.get(name) != expected.get(name)
     ]

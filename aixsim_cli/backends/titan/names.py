@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from torch import nn
+from torchtitan.models.llama3.model.args import TransformerModelArgs
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
 from aixsim_cli.transforms.protocol import Site
@@ -20,6 +21,10 @@ class StateDictAdapter(Llama3StateDictAdapter):
     Weights of wq and wk are permuted between the two RoPE layouts by the parent class; ranges are
     per tensor and need no permutation, only their name changes.
     """
+
+    def __init__(self, model_args: TransformerModelArgs, hf_assets_path: str | None = None) -> None:
+        # the parent looks for an index of weights in that folder and warns when there is none
+        super().__init__(model_args, None)
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """torchtitan names and layouts -> Hugging Face's."""

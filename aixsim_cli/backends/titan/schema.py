@@ -73,9 +73,7 @@ def build_config(document: Document) -> PretrainConfig:
     config = build(PretrainConfig, document)
     problems = check(config)
     if problems:
-        raise ConfigError(
-            [f"{document.where(key)}: {said}" for key, said in problems]
-        )
+        raise ConfigError([f"{document.where(key)}: {said}" for key, said in problems])
     if config.transform is not None and CONVERTER_NAME not in config.model.converters:
         config.model.converters.append(CONVERTER_NAME)
     if config.transform is None and CONVERTER_NAME in config.model.converters:
@@ -173,7 +171,9 @@ def _check_data(config: PretrainConfig) -> list[tuple[str, str]]:
     if name not in SOURCES:
         return [("training.dataset", f"got {name!r}{nearest(name, SOURCES)}")]
     if name == "local" and not path:
-        return [("training.dataset_path", "got null; dataset local needs files, a glob or a folder")]
+        return [
+            ("training.dataset_path", "got null; dataset local needs files, a glob or a folder")
+        ]
     if config.validation.enable:
         return [("validation.enable", "got true; expected false, use `aixsim eval ppl`")]
     return []

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ class PretrainTrainer(Trainer):
     """torchtitan's Trainer; advances the noise counters and stops at a loss that is not finite."""
 
     def __init__(self, job_config: PretrainConfig) -> None:
-        self._inputs: dict[str, Tensor] = {}
-        self._loss = torch.zeros(())
+        self._inputs: list[Tensor] = []
+        self._losses: list[Tensor] = []
         compat.watch_gradient_norm(self._stop_if_not_finite)
         super().__init__(job_config)
         self.checkpointer.run_config = job_config  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,6 +41,7 @@ class PretrainTrainer(Trainer):
         self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
 
     def train_step(self, data_iterator: Iterator[tuple[dict[str, Tensor], Tensor]]) -> None:
+        self._inputs, self._losses = [], []
         if self.transform_state is not None:
             self.transform_state.begin_step(self.step, self.data_rank)
         super().train_step(data_iterator)
@@ -47,24 +49,21 @@ class PretrainTrainer(Trainer):
     def forward_backward_step(
         self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
     ) -> Tensor:
-        self._inputs = input_dict
+        self._inputs.append(input_dict["input"])
         loss = super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
-        self._loss = loss.detach()
+        self._losses.append(loss.detach())
         return loss
 
     def _stop_if_not_finite(self, grad_norm: Tensor) -> None:
         """Before the optimizer's step: the weights are still those of the last good step."""
-        if torch.isfinite(grad_norm + self._loss):
+        loss = torch.stack(self._losses).sum()
+        if torch.isfinite(grad_norm + loss):
             return
-        what = "loss" if not torch.isfinite(self._loss) else "gradient norm"
-        value = self._loss if what == "loss" else grad_norm
-        if torch.isfinite(grad_norm):
-            # this rank alone has seen it; the others would not join another forward
-            where = "on this rank"
-        else:
-            where = self._first_culprit()
+        what, value = ("gradient norm", grad_norm) if torch.isfinite(loss) else ("loss", loss)
+        # where this rank alone has seen it, the others would not join another forward
+        where = "on this rank" if torch.isfinite(grad_norm) else self._first_culprit()
         raise RunError(
             f"step {self.step}: {what} is {float(value)}; {where}. The weights of step "
             f"{self.step - 1} were not changed; checkpoints up to it are kept"
@@ -73,9 +72,10 @@ class PretrainTrainer(Trainer):
     def _first_culprit(self) -> str:
         """The first module in the order of computation whose output or gradient is not finite."""
         model = self.model_parts[0]
-        found = first_nonfinite_output(model, self._inputs["input"])
-        if found is not None:
-            return f"first seen in the output of {found}"
+        for tokens in self._inputs:
+            found = first_nonfinite_output(model, tokens)
+            if found is not None:
+                return f"first seen in the output of {found}"
         names = [name for name, p in model.named_parameters() if not _grad_is_finite(p)]
         # backward runs from the last module to the first
         return f"first seen in the gradient of {names[-1]}" if names else "no module found"
@@ -141,19 +141,19 @@ def pretrain(config: PretrainConfig) -> Path:
     torchtitan.train.CheckpointManager = Checkpointer
     register_train_spec(config.model.name, build_train_spec(config))
     if CONVERTER_NAME in config.model.converters:
-        register_model_converter(TransformConverter, CONVERTER_NAME)
+        register_model_converter(TransformConverter, CONVERTER_NAME)  # pyright: ignore[reportArgumentType]
     Path(config.job.dump_folder).mkdir(parents=True, exist_ok=True)
     trainer: PretrainTrainer | None = None
     try:
         trainer = PretrainTrainer(config)
         trainer.train()
+        return Path(trainer.checkpointer.folder) / f"step-{trainer.step}"
     finally:
         if trainer is not None:
             trainer.close()
         # after a failure the other ranks may wait in a collective; tearing down would join them
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
-    return Path(trainer.checkpointer.folder) / f"step-{trainer.step}"
 
 
 def _single_rank_environment() -> None:
@@ -163,11 +163,18 @@ def _single_rank_environment() -> None:
 
 
 def _init_logging() -> None:
+    _init_handlers()
+
+
+def _init_handlers() -> None:
     """Our own lines on stderr, of rank 0 alone; torchtitan's only from warnings up, or in debug."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     debug = os.environ.get("AIXSIM_DEBUG") == "1"
+    if not debug:
+        # torch and torchtitan warn of each other's deprecated calls, once a rank
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(titan|data)?\.")
     root.setLevel(logging.INFO if debug else logging.WARNING)
     logger.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)

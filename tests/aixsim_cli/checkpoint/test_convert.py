@@ -52,7 +52,7 @@ def test_logits_agree_at_every_position_for_every_head_layout(flavor):
     # the flavor's heads and widths with two layers and a small vocabulary
     args = dataclasses.replace(model_args("aixsim", flavor, 64), n_layers=2)
     weights = random_weights(args)
-    adapter = StateDictAdapter(args, None)
+    adapter = StateDictAdapter(args)
     ffn_dim = weights["layers.0.feed_forward.w1.weight"].shape[0]
     config = hf.llama_config(args, seq_len=SEQ_LEN, ffn_dim=ffn_dim, token_ids={})
     tokens = torch.randint(64, (1, SEQ_LEN), generator=torch.Generator().manual_seed(1))

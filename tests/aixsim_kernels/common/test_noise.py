@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from aixsim_kernels import uniform_noise
 from aixsim_kernels.common.noise import random_int16, row_keys, seed_word
 

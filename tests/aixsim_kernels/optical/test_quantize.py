@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from aixsim_kernels import empty_ranges, merge_observed, update_ranges
 from aixsim_kernels.optical import quantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 EMPTY = [math.inf, -math.inf]
 FINITE = st.floats(-1e4, 1e4, width=32)
@@ -49,7 +48,9 @@ def test_ranges_follow_activations_up_and_down():
         x = scale * torch.linspace(-1, 2, 50)
         for _ in range(80):
             ranges = update_ranges(ranges, quantize.observe(x).unsqueeze(0), 0.9)
-        torch.testing.assert_close(ranges, scale * torch.tensor([[-1.0, 2.0]]), rtol=1e-2, atol=5e-3)
+        torch.testing.assert_close(
+            ranges, scale * torch.tensor([[-1.0, 2.0]]), rtol=1e-2, atol=5e-3
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

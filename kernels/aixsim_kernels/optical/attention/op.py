@@ -109,7 +109,9 @@ def _forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
-    return reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+    # autocast would run the matmuls inside in 16 bits
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
 
 
 @_forward.register_fake
@@ -140,7 +142,8 @@ def _backward(
     rowmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
-    return reference.backward(grad, q, k, v, mask, used, key, settings)
+    with torch.autocast(q.device.type, enabled=False):
+        return reference.backward(grad, q, k, v, mask, used, key, settings)
 
 
 @_backward.register_fake

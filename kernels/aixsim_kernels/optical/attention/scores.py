@@ -58,7 +58,8 @@ class Scores:
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """(B, G, R, M, L)."""
-        return (*self.q.shape[:4], self.k.shape[2])
+        batches, heads, repeats, queries, _ = self.q.shape
+        return batches, heads, repeats, queries, self.k.shape[2]
 
     def blocks(self) -> Iterator[Block]:
         """Blocks that cover everything the causal mask lets through."""
@@ -107,12 +108,14 @@ class Scores:
             query = torch.arange(block.queries.start, block.queries.stop, device=self.q.device)
             key = torch.arange(block.free, block.keys, device=self.q.device)
             shut = key > (query + keys - queries).unsqueeze(-1)
-        if self.mask is None:
-            return shut
         mask = self._mask_of(block)
+        if mask is None:
+            return shut
         return ~lets_through(mask) if shut is None else ~lets_through(mask) | shut
 
-    def _mask_of(self, block: Block) -> Tensor:
+    def _mask_of(self, block: Block) -> Tensor | None:
+        if self.mask is None:
+            return None
         return self.mask[block.batch, block.heads, :, block.queries, : block.keys]
 
     def observe(self, block: Block, acc: Tensor) -> Tensor:
@@ -171,8 +174,9 @@ class Scores:
         if keys is not None:
             keys = keys[block.batch, block.heads, :, block.queries]
         scores = detect_(acc, bounds, levels, keys).mul_(self.scale)
-        if self.mask is not None and self.mask.dtype != torch.bool:
-            scores.add_(self._mask_of(block))
+        mask = self._mask_of(block)
+        if mask is not None and mask.dtype != torch.bool:
+            scores.add_(mask)
         blocked = self.blocked(block)
         if blocked is not None:
             scores[..., block.free :].masked_fill_(blocked, -float("inf"))

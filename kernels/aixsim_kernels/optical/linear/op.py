@@ -83,9 +83,11 @@ def _forward(
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return reference.forward(
-        x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
-    )
+    # autocast would run the matmul inside in 16 bits
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.forward(
+            x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
+        )
 
 
 @_forward.register_fake
@@ -110,7 +112,8 @@ def _backward(
     lut_min: float,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+    with torch.autocast(grad.device.type, enabled=False):
+        return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
 
 
 @_backward.register_fake

@@ -54,7 +54,7 @@ def test_state_dict_round_trip_carries_ranges():
     model = meta_model(ARGS)
     state = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
     state["layers.0.attention.wk.ranges"] = torch.randn(3, 2)
-    adapter = StateDictAdapter(ARGS, None)
+    adapter = StateDictAdapter(ARGS)
     hf = adapter.to_hf(state)
     assert torch.equal(
         hf["model.layers.0.self_attn.k_proj.ranges"], state["layers.0.attention.wk.ranges"]

@@ -1,0 +1,170 @@
+"""Time the simulated kernels against their digital twins, forward plus backward.
+
+Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a machine that
+is busy or slow shifts both alike; the quartiles of the ratio say how far to trust it.
+
+    python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --json bench.json
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from statistics import quantiles
+
+import torch
+import torch.nn.functional as F
+from aixsim_kernels import optical_attention, optical_linear
+from torch import Tensor
+
+# flavor -> (dim, heads, key-value heads, hidden width of the FFN); the head dimension is 64
+FLAVORS = {
+    "60M": (384, 6, 2, 1408),
+    "200M": (768, 12, 4, 2688),
+    "1.1B": (1536, 24, 8, 5376),
+}
+HEAD_DIM = 64
+OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Row:
+    """Times in milliseconds."""
+
+    flavor: str
+    op: str
+    shape: str
+    digital_ms: float
+    optical_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def milliseconds(step: Callable[[], None], device: str) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def compare(
+    digital: Callable[[], None], optical: Callable[[], None], device: str, pairs: int
+) -> dict[str, float]:
+    """Median times and quartiles of the ratio over interleaved pairs."""
+    for _ in range(2):
+        digital(), optical()
+    times = [(milliseconds(digital, device), milliseconds(optical, device)) for _ in range(pairs)]
+    low, ratio, high = quantiles([b / a for a, b in times], n=4)
+    return {
+        "digital_ms": quantiles([a for a, _ in times], n=2)[0],
+        "optical_ms": quantiles([b for _, b in times], n=2)[0],
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+    }
+
+
+def training_step(
+    forward: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor
+) -> Callable[[], None]:
+    def step() -> None:
+        torch.autograd.grad(forward(*inputs), inputs, grad)
+
+    return step
+
+
+def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
+    dim, _, kv_heads, hidden = FLAVORS[flavor]
+    shapes = {
+        "wq, wo": (dim, dim),
+        "wk, wv": (dim, kv_heads * HEAD_DIM),
+        "w1, w3": (dim, hidden),
+        "w2": (hidden, dim),
+    }
+    like = {"device": args.device, "dtype": DTYPES[args.dtype]}
+    key = torch.tensor(1, device=args.device)
+    for name, (k, n) in shapes.items():
+        x = torch.randn(args.tokens, k, **like, requires_grad=True)
+        w = torch.randn(n, k, **like, requires_grad=True)
+        # about what a running range holds of Gaussian operands
+        wide = torch.tensor([4.0, 4.0, 4 * k**0.5], device=args.device)
+        ranges = torch.stack([-wide, wide], 1)
+
+        def optical(x: Tensor, w: Tensor, ranges: Tensor = ranges) -> Tensor:
+            return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
+
+        grad = torch.randn(args.tokens, n, **like)
+        steps = [training_step(f, [x, w], grad) for f in (F.linear, optical)]
+        result = compare(*steps, args.device, args.pairs)
+        yield Row(flavor, name, f"{args.tokens}x{k}x{n}", **result)
+
+
+def attention_row(args: argparse.Namespace, flavor: str) -> Row:
+    _, heads, kv_heads, _ = FLAVORS[flavor]
+    batch = max(1, args.tokens // args.length)
+    like = {"device": args.device, "dtype": DTYPES[args.dtype]}
+    key = torch.tensor(1, device=args.device)
+    inputs = [
+        torch.randn(batch, h, args.length, HEAD_DIM, **like, requires_grad=True)
+        for h in (heads, kv_heads, kv_heads)
+    ]
+    wide = torch.tensor([4.0, 4.0, 40.0, 4.0, 4.0], device=args.device)
+    ranges = torch.stack([-wide, wide], 1)
+
+    def digital(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def optical(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return optical_attention(
+            q, k, v, None, ranges, key, **OPTICAL,
+            scale=HEAD_DIM**-0.5, is_causal=True, attention_range="rowmax",
+        )[0]  # fmt: skip
+
+    grad = torch.randn_like(inputs[0])
+    steps = [training_step(f, inputs, grad) for f in (digital, optical)]
+    result = compare(*steps, args.device, args.pairs)
+    return Row(flavor, "attention", f"B{batch} H{heads}/{kv_heads} L{args.length}", **result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flavors", nargs="+", choices=FLAVORS, default=list(FLAVORS))
+    parser.add_argument("--tokens", type=int, default=2048, help="rows of the linears' input")
+    parser.add_argument("--length", type=int, default=512, help="sequence length of attention")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--json", help="also write the rows to this file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+    print("| flavor | op | shape | digital ms | optical ms | ratio | quartiles |")
+    print("|---|---|---|---|---|---|---|")
+    rows = []
+    for flavor in args.flavors:
+        for row in [*linear_rows(args, flavor), attention_row(args, flavor)]:
+            rows.append(row)
+            print(
+                f"| {row.flavor} | {row.op} | {row.shape} | {row.digital_ms:.1f} "
+                f"| {row.optical_ms:.1f} | {row.ratio:.2f} "
+                f"| {row.ratio_low:.2f}–{row.ratio_high:.2f} |",
+                flush=True,
+            )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump({"settings": vars(args), "rows": [asdict(row) for row in rows]}, file)
+
+
+if __name__ == "__main__":
+    main()

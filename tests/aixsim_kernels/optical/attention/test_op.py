@@ -1,0 +1,435 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from aixsim_kernels import empty_ranges, optical_attention
+from aixsim_kernels.optical.attention import scores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
+
+KEY = torch.tensor(0x123456789ABCDEF)
+RANGES = torch.tensor([[-2.5, 2.0], [-2.0, 2.5], [-12.0, 14.0], [-2.0, 2.5], [-1.8, 1.5]])
+NONE_SEEN = [math.inf, -math.inf]
+MODES = ["unit", "rowmax"]
+
+
+def tensors(b=2, h=4, g=2, m=13, n=13, d=8, dv=8, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(b, h, m, d), (b, g, n, d), (b, g, n, dv)]
+    return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+
+
+def run(q, k, v, mask=None, ranges=RANGES, key=KEY, **settings):
+    defaults = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
+    defaults |= {"scale": 0.35, "is_causal": True, "attention_range": "rowmax"}
+    return optical_attention(q, k, v, mask, ranges, key, **{**defaults, **settings})
+
+
+def padding_mask(n):
+    """The second batch's last three keys are padding."""
+    mask = torch.ones(2, 1, 1, n, dtype=torch.bool)
+    mask[1, ..., -3:] = False
+    return mask
+
+
+def explicit_mask(mask, m, n, is_causal):
+    """(additive float64 mask, bool let through), both broadcastable to (B, H, m, n)."""
+    through = torch.ones(m, n, dtype=torch.bool)
+    if is_causal:
+        through = through.tril(n - m)
+    if mask is None:
+        return torch.zeros(m, n, dtype=torch.float64), through
+    if mask.dtype == torch.bool:
+        return torch.zeros(m, n, dtype=torch.float64), through & mask
+    return mask.double(), through & (mask > torch.finfo(mask.dtype).min / 2)
+
+
+def definition(oracle, q, k, v, mask, ranges, levels=256, lut_min=0.02004, scale=0.35, **kwargs):
+    """out, kept mass and raw ranges of score and output, all scores at once, in float64."""
+    (b, h, m, _), n, repeats = q.shape, k.shape[2], q.shape[1] // k.shape[1]
+    r = ranges.double().numpy()
+    q_hat = oracle.modulate(q.double().numpy(), *r[0], levels)
+    k_hat = oracle.modulate(k.double().numpy(), *r[1], levels, lut_min).repeat(repeats, 1)
+    v_hat = oracle.modulate(v.double().numpy(), *r[3], levels, lut_min).repeat(repeats, 1)
+    additive, through = (
+        t.expand(b, h, m, n).numpy() for t in explicit_mask(mask, m, n, kwargs["is_causal"])
+    )
+    raw = q_hat @ k_hat.swapaxes(-1, -2)
+    noise = [oracle.noise(b * h * m, t, KEY.item(), 3, op) for op, t in ((0, n), (1, v.shape[3]))]
+    code = oracle.detect(raw, *r[2], levels, noise[0].reshape(raw.shape))
+    s = np.where(through, oracle.value(code, *r[2], levels) * scale + additive, -np.inf)
+    top = s.max(-1, keepdims=True)
+    e = np.exp(s - np.where(np.isinf(top), 0, top))
+    total = e.sum(-1, keepdims=True)
+    p = e / np.maximum(total, 1)
+    peak = (
+        p.max(-1, keepdims=True) if kwargs["attention_range"] == "rowmax" else np.ones_like(total)
+    )
+    shown = np.rint(p / np.where(peak == 0, 1, peak) * (levels - 1)) / (levels - 1)
+    acc = shown @ v_hat
+    code = oracle.detect(acc, *r[4], levels, noise[1].reshape(acc.shape))
+    live = total[..., 0] > 0
+    kept = (shown.sum(-1) * peak[..., 0])[live].mean()
+    let = raw[through]
+    seen = [[let.min(), let.max()], [acc.min(), acc.max()]]
+    return oracle.value(code, *r[4], levels) * peak, kept, seen
+
+
+CASES = {
+    "causal": (None, True),
+    "full": (None, False),
+    "padding": (padding_mask(13), False),
+    "padding and causal": (padding_mask(13), True),
+    "additive": (torch.linspace(-2, 2, 13 * 13).view(13, 13), False),
+    "additive with -inf": (
+        torch.zeros(13, 13).masked_fill(torch.ones(13, 13).triu(1).bool(), -math.inf),
+        False,
+    ),
+    "additive with lowest": (
+        torch.zeros(2, 1, 13, 13).masked_fill(~padding_mask(13), torch.finfo(torch.float32).min),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("attention_range", MODES)
+@pytest.mark.parametrize("case", CASES)
+def test_is_the_definition(oracle, case, attention_range):
+    mask, is_causal = CASES[case]
+    q, k, v = tensors()
+    how = {"is_causal": is_causal, "attention_range": attention_range}
+    out, observed, kept = run(q, k, v, mask, **how)
+    expected, expected_kept, seen = definition(oracle, q, k, v, mask, RANGES, **how)
+    step = (RANGES[4, 1] - RANGES[4, 0]).item() / 255
+    off = (out.double() - torch.from_numpy(expected)).abs()
+    assert (off > 0.01 * step).double().mean() < 0.003, "more codes differ than ties can explain"
+    assert off.max() < 1.01 * step
+    assert abs(kept.item() - expected_kept) < 1e-3
+    torch.testing.assert_close(observed[[2, 4]].double(), torch.tensor(seen), rtol=1e-4, atol=5e-3)
+    for row, t in ((0, q), (1, k), (3, v)):
+        assert observed[row].tolist() == [t.min().item(), t.max().item()]
+
+
+@given(
+    b=st.integers(1, 2),
+    g=st.integers(1, 2),
+    repeats=st.integers(1, 3),
+    m=st.integers(1, 9),
+    n=st.integers(1, 9),
+    d=st.integers(1, 9),
+    dv=st.integers(1, 9),
+    is_causal=st.booleans(),
+    attention_range=st.sampled_from(MODES),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_is_close_to_digital_attention(
+    b, g, repeats, m, n, d, dv, is_causal, attention_range, dtype
+):
+    q, k, v = tensors(b, g * repeats, g, m, n, d, dv, dtype)
+    out, observed, kept = run(
+        q, k, v, None, empty_ranges(5), levels=65536, lut_min=0.0, noise=False, scale=0.3,
+        is_causal=is_causal, attention_range=attention_range,
+    )  # fmt: skip
+    assert out.dtype == dtype
+    _, through = explicit_mask(None, m, n, is_causal)
+    expected = F.scaled_dot_product_attention(
+        *(t.double() for t in (q, k, v)), through, scale=0.3, enable_gqa=True
+    ).nan_to_num(0)
+    if not through.any():
+        assert observed[2].tolist() == NONE_SEEN
+        return
+    error = (out.double() - expected).abs().max()
+    assert error < {torch.float32: 2e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}[dtype]
+    assert abs(kept - 1) < 1e-3
+
+
+@pytest.mark.parametrize("m,n", [(1, 7), (3, 7), (7, 3)])
+def test_causal_mask_is_aligned_at_the_end(m, n):
+    q, k, v = tensors(m=m, n=n)
+    mask = torch.ones(m, n, dtype=torch.bool).tril(n - m)
+    for a, e in zip(run(q, k, v), run(q, k, v, mask, is_causal=False), strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_future_tokens_are_not_seen():
+    q, k, v = tensors()
+    out, *_ = run(q, k, v)
+    for t in (k, v):
+        t[:, :, 9:] += 0.5
+    later, *_ = run(q, k, v)
+    assert torch.equal(out[:, :, :9], later[:, :, :9])
+    assert not torch.equal(out[:, :, 9:], later[:, :, 9:])
+
+
+def test_grouped_heads_are_repeated_heads():
+    q, k, v = tensors(h=6, g=2)
+    out, observed, _ = run(q, k, v)
+    full, full_observed, _ = run(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
+    torch.testing.assert_close(out, full)
+    torch.testing.assert_close(observed, full_observed)
+
+
+@pytest.mark.parametrize("attention_range", MODES)
+def test_a_row_with_nothing_to_attend_to_reads_zero(attention_range):
+    q, k, v = tensors()
+    mask = torch.ones(13, 13, dtype=torch.bool)
+    mask[4] = False
+    q.requires_grad_()
+    how = {"is_causal": False, "attention_range": attention_range, "noise": False}
+    out, _, kept = run(q, k, v, mask, **how)
+    step = (RANGES[4, 1] - RANGES[4, 0]) / 255
+    assert (out[:, :, 4].abs() <= step / 2).all()
+    assert 0.5 < kept < 1.5, "rows with nothing to attend to do not count"
+    (grad,) = torch.autograd.grad(out.sum(), q)
+    assert not grad[:, :, 4].any()
+    assert grad.isfinite().all()
+
+
+def test_kept_mass_shows_what_unit_range_loses():
+    q, k, v = tensors(m=20, n=700)
+    kept = {
+        mode: run(q * 0, k, v, attention_range=mode, noise=False, is_causal=False)[2]
+        for mode in MODES
+    }
+    # uniform attention over more than 510 keys: every probability rounds to 0
+    assert kept["unit"] == 0
+    assert abs(kept["rowmax"] - 1) < 5e-3
+
+
+def test_a_range_never_set_is_calibrated_on_the_batch():
+    q, k, v = tensors()
+    out, observed, _ = run(q, k, v, None, empty_ranges(5))
+    again, observed_again, _ = run(q, k, v, None, observed)
+    torch.testing.assert_close(observed, observed_again)
+    torch.testing.assert_close(out, again)
+
+
+@pytest.mark.parametrize("case", ["causal", "full", "padding and causal"])
+def test_quantiles_of_the_scores(case):
+    mask, is_causal = CASES[case]
+    q, k, v = tensors()
+    _, observed, _ = run(q, k, v, mask, is_causal=is_causal, quantiles=(0.1, 0.9))
+    _, through = explicit_mask(mask, 13, 13, is_causal)
+    raw = (q @ k.repeat_interleave(2, 1).mT)[through.expand(2, 4, 13, 13)]
+    expected = torch.quantile(raw, torch.tensor([0.1, 0.9]))
+    # quantised operands, hence only about the same
+    torch.testing.assert_close(observed[2], expected, rtol=0.05, atol=0.1)
+
+
+def test_nan_in_nan_out_and_no_poisoned_range():
+    q, k, v = tensors()
+    q[0, 1, 5, 2] = math.nan
+    out, observed, _ = run(q, k, v)
+    bad = torch.zeros(2, 4, 13, dtype=torch.bool)
+    bad[0, 1, 5] = True
+    assert out[bad].isnan().all()
+    assert out[~bad].isfinite().all()
+    assert [observed[i].tolist() for i in (0, 2, 4)] == [NONE_SEEN] * 3
+    assert observed[[1, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_range_without_width(row):
+    q, k, v = tensors()
+    ranges = RANGES.clone()
+    ranges[row] = 0.5
+    out, observed, kept = run(q, k, v, None, ranges)
+    assert out.isfinite().all()
+    assert observed.isfinite().all()
+    assert kept.isfinite()
+
+
+def straight_through(oracle, q, k, v, mask, ranges, levels, lut_min, scale, mode, is_causal):
+    """Explicit attention in float64 for autograd: quantised values, digital gradients."""
+    r = ranges.double().tolist()
+
+    def shown(t, bounds, floor=0.0):
+        kept = t.clamp(*bounds)
+        exact = oracle.modulate(t.detach().numpy(), *bounds, levels, floor)
+        return kept + (torch.from_numpy(exact) - kept).detach()
+
+    repeats = q.shape[1] // k.shape[1]
+    q_hat = shown(q, r[0])
+    k_hat, v_hat = (
+        shown(t, b, lut_min).repeat_interleave(repeats, 1) for t, b in ((k, r[1]), (v, r[3]))
+    )
+    raw = q_hat @ k_hat.mT
+    noise = torch.from_numpy(oracle.noise(raw[..., 0].numel(), raw.shape[-1], KEY.item(), 3, 0))
+    code = oracle.detect(raw.detach().numpy(), *r[2], levels, noise.view_as(raw).numpy())
+    detected = torch.from_numpy(oracle.value(code, *r[2], levels))
+    additive, through = explicit_mask(mask, *raw.shape[-2:], is_causal)
+    s = (raw + (detected - raw).detach()) * scale + additive
+    p = s.masked_fill(~through, -math.inf).softmax(-1)
+    peak = p.amax(-1, keepdim=True).detach() if mode == "rowmax" else torch.ones(())
+    modulated = ((p / peak) * (levels - 1)).round() / (levels - 1) * peak
+    return (p + (modulated - p).detach()) @ v_hat
+
+
+@pytest.mark.parametrize("attention_range", MODES)
+@pytest.mark.parametrize("case", ["causal", "full", "padding", "additive"])
+@pytest.mark.parametrize("width", [1.0, 0.4], ids=["wide", "clipping"])
+def test_gradients_are_those_of_the_straight_through_estimator(
+    oracle, case, attention_range, width
+):
+    mask, is_causal = CASES[case]
+    ranges = RANGES * torch.tensor([[width], [width], [1.0], [width], [1.0]])
+    args = [t.requires_grad_() for t in tensors()]
+    g = torch.randn(2, 4, 13, 8, generator=torch.Generator().manual_seed(5))
+    how = {"is_causal": is_causal, "attention_range": attention_range}
+    ours = torch.autograd.grad(run(*args, mask, ranges, **how)[0], args, g)
+    wide = [t.detach().double().requires_grad_() for t in args]
+    out = straight_through(
+        oracle, *wide, mask, ranges, 256, 0.02004, 0.35, attention_range, is_causal
+    )
+    for name, a, e in zip("qkv", ours, torch.autograd.grad(out, wide, g.double()), strict=True):
+        torch.testing.assert_close(a, e.float(), rtol=1e-3, atol=2e-3, msg=f"gradient of {name}")
+
+
+def test_gradients_against_finite_differences():
+    args = [t.requires_grad_() for t in tensors()]
+    g = torch.randn(2, 4, 13, 8, generator=torch.Generator().manual_seed(5))
+    fine = {"levels": 65536, "lut_min": 0.0, "noise": False}
+    grads = torch.autograd.grad(run(*args, None, empty_ranges(5), **fine)[0], args, g)
+    exact = [t.detach().double() for t in args]
+    for i, grad in enumerate(grads):
+        direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(i)).double()
+
+        def digital(e, i=i, direction=direction):
+            moved = [t + e * direction if j == i else t for j, t in enumerate(exact)]
+            out = F.scaled_dot_product_attention(
+                *moved, is_causal=True, scale=0.35, enable_gqa=True
+            )
+            return (out * g).sum()
+
+        slope = (digital(1e-4) - digital(-1e-4)) / 2e-4
+        torch.testing.assert_close((grad * direction).sum(), slope, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 200, 1 << 22])
+@pytest.mark.parametrize("case", ["causal", "padding and causal", "additive"])
+def test_blocking_does_not_change_results(monkeypatch, block, case):
+    mask, is_causal = CASES[case]
+    mask = (
+        None if mask is None else F.pad(mask, (27, 0, 27 if mask.shape[-2] > 1 else 0, 0), value=1)
+    )
+    args = [t.requires_grad_() for t in tensors(h=6, g=2, m=40, n=40)]
+
+    def everything():
+        out, *rest = run(*args, mask, is_causal=is_causal)
+        return [out, *rest, *torch.autograd.grad(out.sum(), args)]
+
+    expected = everything()
+    monkeypatch.setattr(scores, "_BLOCK", block)
+    for a, e in zip(everything(), expected, strict=True):
+        close = torch.isclose(a, e, rtol=1e-4, atol=1e-4)
+        # another block shape may round a product differently, hence a rare tie the other way
+        assert (~close).double().mean() < 0.002
+
+
+def test_pure_function_of_its_arguments():
+    q, k, v = tensors()
+    before = torch.get_rng_state()
+    out, observed, _ = run(q, k, v)
+    again, observed_again, _ = run(q, k, v)
+    assert torch.equal(out, again)
+    assert torch.equal(observed, observed_again)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(out, run(q, k, v, key=KEY + 1)[0])
+    assert not torch.equal(out, run(q, k, v, stream=4)[0])
+
+
+def test_recompute_under_checkpointing_is_exact():
+    args = [t.requires_grad_() for t in tensors()]
+    direct = torch.autograd.grad(run(*args)[0].square().sum(), args)
+    out = checkpoint(lambda *a: run(*a)[0], *args, use_reentrant=False)
+    for a, e in zip(torch.autograd.grad(out.square().sum(), args), direct, strict=True):
+        assert torch.equal(a, e)
+
+
+def test_compiles_in_one_graph():
+    args = [t.requires_grad_() for t in tensors()]
+    compiled = torch.compile(lambda *a: run(*a), fullgraph=True, backend="aot_eager")
+    for a, e in zip(compiled(*args), run(*args), strict=True):
+        assert torch.equal(a, e)
+    grads = torch.autograd.grad(compiled(*args)[0].sum(), args)
+    for a, e in zip(grads, torch.autograd.grad(run(*args)[0].sum(), args), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_autocast_decides_the_type_of_the_result():
+    q, k, v = tensors()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, *_ = run(q, k, v)
+    assert torch.equal(out, run(q, k, v)[0].bfloat16())
+
+
+def test_any_strides():
+    q, k, v = tensors()
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+    for a, e in zip(run(*strided), run(q, k, v), strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 2, 5, 5), (2, 4, 2, 0, 5), (2, 4, 2, 5, 0)])
+def test_nothing_to_do(shape):
+    b, h, g, m, n = shape
+    args = [t.requires_grad_() for t in tensors(b, h, g, m, n)]
+    out, observed, kept = run(*args)
+    assert out.shape == (b, h, m, 8)
+    assert observed[2].tolist() == NONE_SEEN
+    assert kept == 0
+    grads = torch.autograd.grad(out.sum(), args)
+    assert [t.shape for t in grads] == [t.shape for t in args]
+
+
+def test_wrong_arguments_are_named():
+    q, k, v = tensors(h=4, g=3)
+    with pytest.raises(ValueError, match="4 query heads: no multiple of 3"):
+        run(q, k, v)
+    q, k, v = tensors()
+    with pytest.raises(ValueError, match="got 'row'; expected 'unit' or 'rowmax'"):
+        run(q, k, v, attention_range="row")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["causal", "padding", "additive"])
+def test_opcheck(dtype, case):
+    mask, is_causal = CASES[case]
+    q, k, v = (t.requires_grad_() for t in tensors(dtype=dtype))
+    settings = (3, 256, 0.02, True, 0.35, is_causal, True)
+    args = (q, k, v, mask, RANGES, KEY, *settings, None, dtype)
+    torch.library.opcheck(torch.ops.aixsim.optical_attention, args)
+    with torch.no_grad():
+        args = (q * 1, q, k, v, mask, RANGES, KEY, *settings)
+        torch.library.opcheck(torch.ops.aixsim.optical_attention_backward, args)
+
+
+LONG = """
+import resource, torch
+from aixsim_kernels import empty_ranges, optical_attention
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def step(length):
+    q, k, v = (torch.randn(1, h, length, 16, requires_grad=True) for h in (2, 1, 1))
+    out, *_ = optical_attention(q, k, v, None, ranges, torch.tensor(1), stream=0, levels=256,
+        lut_min=0.02, noise=True, scale=0.25, is_causal=True, attention_range="rowmax")
+    out.sum().backward()
+ranges = torch.tensor([[-4.0, 4.0], [-4.0, 4.0], [-40.0, 40.0], [-4.0, 4.0], [-4.0, 4.0]])
+step(256)
+before = peak()
+step(8192)
+print(peak() - before)
+"""
+
+
+def test_memory_at_length_8192():
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, check=True)
+    grown = float(done.stdout)
+    # one head's scores alone would be 268 MB
+    assert grown < 60, f"{grown:.0f} MB for attention over 8192 tokens"
