@@ -1,7 +1,7 @@
 """Time the simulated kernels against their digital twins, forward plus backward.
 
-Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a machine that
-is busy or slow shifts both alike; the quartiles of the ratio say how far to trust it.
+Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a busy machine
+shifts both alike; the quartiles of the ratio say how far to trust it.
 
     python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --json bench.json
 """
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from statistics import quantiles
+from statistics import median, quantiles
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +30,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass
-class Row:
-    """Times in milliseconds."""
+class Timing:
+    """Medians, and the quartiles of the ratio."""
 
-    flavor: str
-    op: str
-    shape: str
     digital_ms: float
     optical_ms: float
     ratio: float
     ratio_low: float
     ratio_high: float
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    flavor: str
+    op: str
+    shape: str
+    timing: Timing
 
 
 def synchronize(device: str) -> None:
@@ -58,19 +65,13 @@ def milliseconds(step: Callable[[], None], device: str) -> float:
 
 def compare(
     digital: Callable[[], None], optical: Callable[[], None], device: str, pairs: int
-) -> dict[str, float]:
+) -> Timing:
     """Median times and quartiles of the ratio over interleaved pairs."""
     for _ in range(2):
         digital(), optical()
     times = [(milliseconds(digital, device), milliseconds(optical, device)) for _ in range(pairs)]
     low, ratio, high = quantiles([b / a for a, b in times], n=4)
-    return {
-        "digital_ms": quantiles([a for a, _ in times], n=2)[0],
-        "optical_ms": quantiles([b for _, b in times], n=2)[0],
-        "ratio": ratio,
-        "ratio_low": low,
-        "ratio_high": high,
-    }
+    return Timing(median(a for a, _ in times), median(b for _, b in times), ratio, low, high)
 
 
 def training_step(
@@ -103,9 +104,13 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
             return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
 
         grad = torch.randn(args.tokens, n, **like)
-        steps = [training_step(f, [x, w], grad) for f in (F.linear, optical)]
-        result = compare(*steps, args.device, args.pairs)
-        yield Row(flavor, name, f"{args.tokens}x{k}x{n}", **result)
+        result = compare(
+            training_step(F.linear, [x, w], grad),
+            training_step(optical, [x, w], grad),
+            args.device,
+            args.pairs,
+        )
+        yield Row(flavor, name, f"{args.tokens}x{k}x{n}", result)
 
 
 def attention_row(args: argparse.Namespace, flavor: str) -> Row:
@@ -130,13 +135,17 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
         )[0]  # fmt: skip
 
     grad = torch.randn_like(inputs[0])
-    steps = [training_step(f, inputs, grad) for f in (digital, optical)]
-    result = compare(*steps, args.device, args.pairs)
-    return Row(flavor, "attention", f"B{batch} H{heads}/{kv_heads} L{args.length}", **result)
+    result = compare(
+        training_step(digital, inputs, grad),
+        training_step(optical, inputs, grad),
+        args.device,
+        args.pairs,
+    )
+    return Row(flavor, "attention", f"B{batch} H{heads}/{kv_heads} L{args.length}", result)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--flavors", nargs="+", choices=FLAVORS, default=list(FLAVORS))
     parser.add_argument("--tokens", type=int, default=2048, help="rows of the linears' input")
     parser.add_argument("--length", type=int, default=512, help="sequence length of attention")
@@ -155,10 +164,10 @@ def main() -> None:
     for flavor in args.flavors:
         for row in [*linear_rows(args, flavor), attention_row(args, flavor)]:
             rows.append(row)
+            t = row.timing
             print(
-                f"| {row.flavor} | {row.op} | {row.shape} | {row.digital_ms:.1f} "
-                f"| {row.optical_ms:.1f} | {row.ratio:.2f} "
-                f"| {row.ratio_low:.2f}–{row.ratio_high:.2f} |",
+                f"| {row.flavor} | {row.op} | {row.shape} | {t.digital_ms:.1f} "
+                f"| {t.optical_ms:.1f} | {t.ratio:.2f} | {t.ratio_low:.2f}–{t.ratio_high:.2f} |",
                 flush=True,
             )
     if args.json:

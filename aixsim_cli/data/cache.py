@@ -17,7 +17,7 @@ def cache_folder() -> Path:
     """
     chosen = os.environ.get("AIXSIM_CACHE")
     if chosen:
-        folder = Path(chosen).expanduser()
+        folder = Path(os.path.expanduser(chosen))
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aixsim"
     try:

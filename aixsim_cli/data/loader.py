@@ -29,8 +29,9 @@ class TextDataset(IterableDataset, Stateful):
     """Documents, tokenised and packed end to end into windows, this rank's share of them.
 
     Rows without text are skipped. A rank that comes to the end of its share starts it again by
-    itself, whatever the other ranks do, so that shares may differ in length. A rank whose share has
-    no text at all, as where there are fewer documents than ranks, reads everything instead.
+    itself, whatever the other ranks do, so that shares may differ in length. Where there are
+    fewer documents than ranks, no rank starves: a map-style set's rows are then read by several
+    ranks each, and a rank whose share has no text at all reads everything.
 
     Iteration goes on where the object stands: a new iterator, or `load_state_dict`, continues with
     the very next token.
@@ -65,11 +66,7 @@ class TextDataset(IterableDataset, Stateful):
         self.infinite = infinite
         self._encode = DocumentEncoder(tokenizer)
         self._all = data
-        # one call per type: its signature takes either, not both
-        if isinstance(data, Dataset):
-            self._data = split_dataset_by_node(data, dp_rank, dp_world_size)
-        else:
-            self._data = split_dataset_by_node(data, dp_rank, dp_world_size)
+        self._data = _share(data, dp_rank, dp_world_size)
         self._buffer: list[int] = []
         self._epoch = 0
         self._rows = 0  # of this pass, read so far
@@ -134,7 +131,10 @@ class TextDataset(IterableDataset, Stateful):
     def _texts(self) -> Iterator[str]:
         """The texts of the rest of this pass."""
         data = self._data
-        rows = iter(data.skip(self._rows) if isinstance(data, Dataset) else data)
+        if isinstance(data, Dataset):
+            rows = map(data.__getitem__, range(self._rows, len(data)))
+        else:
+            rows = iter(data)
         while True:
             try:
                 row = next(rows, None)
@@ -184,8 +184,16 @@ class TextDataset(IterableDataset, Stateful):
             )
 
     def _read_all(self) -> None:
-        self._data = self._all
+        self._data = _share(self._all, 0, 1)
         self._reads_all = True
+
+
+def _share(data: Dataset | RowStream, rank: int, world_size: int) -> Dataset | RowStream:
+    if isinstance(data, Dataset):
+        # it cannot be cut into more parts than it has rows
+        parts = max(1, min(world_size, len(data)))
+        return split_dataset_by_node(data, rank % parts, parts)
+    return split_dataset_by_node(data, rank, world_size)
 
 
 def build_dataloader(

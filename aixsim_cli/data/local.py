@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def find_files(path: str) -> list[str]:
     Raises:
         UserError: nothing there, a format that is not read, or a file that gives no text.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if root.is_dir():
         found = [file for file in root.rglob("*") if file.suffix in _READERS]
     elif root.exists():

@@ -5,6 +5,7 @@ Importing this module costs nothing; `vocab_size` of a known name needs neither 
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -39,7 +40,7 @@ def resolve_tokenizer(path: str) -> Path:
     """
     if path == BUILTIN:
         return _builtin_tokenizer()
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         if folder.exists() or not _HUB_NAME.fullmatch(path):
             raise UserError(
@@ -70,8 +71,10 @@ def vocab_size(path: str) -> int:
 class DocumentEncoder:
     """Turns one document of a training or evaluation text into tokens.
 
-    The end-of-text token closes every document. A beginning-of-text token opens it only if the
-    tokenizer does that by itself, or its config says `add_bos_token: true`.
+    The end-of-text token closes every document. A beginning-of-text token opens it if, and only
+    if, tokenizer.json adds one. The flag `add_bos_token` of tokenizer_config.json is not heeded:
+    transformers 5 ignores and drops it where there is a tokenizer.json, and a model must be
+    evaluated on what it was trained on.
 
     Args:
         tokenizer: torchtitan's `HuggingFaceTokenizer` or a transformers tokenizer; the same files
@@ -83,31 +86,28 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._is_titan = hasattr(tokenizer, "default_add_bos")
-        if self._is_titan:
-            bos, eos, adds_bos = tokenizer.bos_id, tokenizer.eos_id, tokenizer.default_add_bos
+        self._is_transformers = hasattr(tokenizer, "eos_token_id")
+        if self._is_transformers:
+            eos = tokenizer.eos_token_id
+        else:
+            eos = tokenizer.eos_id
             # a maximum length baked into tokenizer.json would cut documents short, unseen
             tokenizer.tokenizer.no_truncation()
-        else:
-            bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-            adds_bos = getattr(tokenizer, "add_bos_token", False)
         if eos is None:
             raise UserError(
                 "the tokenizer has no end-of-text token, so documents would run into each other; "
                 "expected 'eos_token' in tokenizer_config.json"
             )
-        by_itself = self._encode("")
-        self._opening = [bos] if adds_bos and bos is not None and bos not in by_itself else []
-        self._closing = [eos] if eos not in by_itself else []
+        self._closing = [] if eos in self._encode("") else [eos]
 
     def __call__(self, text: str) -> list[int]:
         """The token ids of a document."""
-        return self._opening + self._encode(text) + self._closing
+        return self._encode(text) + self._closing
 
     def _encode(self, text: str) -> list[int]:
-        if self._is_titan:
-            return self._tokenizer.tokenizer.encode(text).ids
-        return self._tokenizer.encode(text, verbose=False)
+        if self._is_transformers:
+            return self._tokenizer.encode(text, verbose=False)
+        return self._tokenizer.tokenizer.encode(text).ids
 
 
 def _download(name: str) -> Path:

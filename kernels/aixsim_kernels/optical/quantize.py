@@ -212,10 +212,18 @@ def pack_inside(x: Tensor, bounds: Tensor) -> Tensor:
     return bits
 
 
-def unpack_inside(bits: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `pack_inside`: uint8 (ceil(n / 8),) -> bool of that shape."""
-    spread_bits = _BYTES.to(bits.device).index_select(0, bits.to(torch.int32))
-    return spread_bits.view(torch.bool)[: shape.numel()].view(shape)
+def mask_packed_(grad: Tensor, bits: Tensor) -> Tensor:
+    """Zeroes the gradient of clipped elements in place: float32 (...) contiguous.
+
+    Args:
+        grad: gradient of the modulator's values.
+        bits: uint8 (ceil(n / 8),), from `pack_inside`.
+    """
+    table = _BYTES.to(bits.device)
+    for block, packed in zip(grad.view(-1).split(BLOCK), bits.split(BLOCK // 8), strict=True):
+        kept = table.index_select(0, packed.to(torch.int32)).view(torch.bool)
+        block.mul_(kept[: len(block)])
+    return grad
 
 
 # byte -> its eight bits as the bytes of one integer

@@ -128,9 +128,9 @@ def test_wrong_paths_say_what_would_be_right(tmp_path):
         UserError, match=r"tokenizer\.json is missing; expected tokenizer\.json and"
     ):
         resolve_tokenizer(str(tmp_path))
-    for path in (str(tmp_path / "absent"), "./absent", "a/b/c", ""):
+    for path in (str(tmp_path / "absent"), "./absent", "a/b/c", "~nobody/here"):
         with pytest.raises(UserError, match=r"no such folder; expected a folder with tokenizer"):
-            resolve_tokenizer(path or "~absent")
+            resolve_tokenizer(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"no such folder"):
         resolve_tokenizer(str(tmp_path / "file"))
@@ -193,12 +193,12 @@ def _by_post_processor(tokenizer):
         (lambda tokenizer: None, {}, False),
         (_with_bos_token, {}, False),
         (_with_bos_token, {"add_bos_token": False}, False),
-        (_with_bos_token, {"add_bos_token": True}, True),
+        (_with_bos_token, {"add_bos_token": True}, False),
         (_by_post_processor, {}, True),
-        (_by_post_processor, {"add_bos_token": True}, True),
+        (_by_post_processor, {"add_bos_token": False}, True),
     ],
 )
-def test_documents_end_with_eos_and_open_with_bos_only_if_asked(
+def test_documents_end_with_eos_and_open_with_bos_where_tokenizer_json_says_so(
     tmp_path, byte_tokenizer, change, config, opens_with_bos
 ):
     byte_tokenizer.save_pretrained(tmp_path)

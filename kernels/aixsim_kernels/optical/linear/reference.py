@@ -11,10 +11,10 @@ from aixsim_kernels.optical.quantize import (
     decode,
     detect_,
     mask_clipped_,
+    mask_packed_,
     modulate,
     observe,
     pack_inside,
-    unpack_inside,
 )
 
 
@@ -89,7 +89,7 @@ def backward(
     grad = grad.float()
     x_bounds, w_bounds, _ = used.unbind()
     grad_x = grad @ modulate(weight, w_bounds, levels, lut_min)
-    grad_x.mul_(unpack_inside(x_inside, x_code.shape))
+    mask_packed_(grad_x, x_inside)
     grad_w = grad.T @ decode(x_code, x_bounds, levels)
     mask_clipped_(grad_w, weight, w_bounds)
     return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)
