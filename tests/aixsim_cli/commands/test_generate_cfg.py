@@ -1,0 +1,92 @@
+"""generate-cfg: what it writes is what was asked, loads back, and is what is published."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aixsim_cli.backends.titan.schema import load_config
+
+REPOSITORY = Path(__file__).parents[3]
+PUBLISHED = sorted((REPOSITORY / "configs" / "pretrain").glob("*.yaml"))
+
+
+def test_tutorial_command(aixsim, tmp_path):
+    path = tmp_path / "tutorial-60M.yaml"
+    done = aixsim(
+        "generate-cfg", "--model-flavor", "60M", "--batch-size", 48,
+        "--data-parallel-replicate-degree", 2, "--num-gpus", 2, "--compile", "true", "--save-path", path,
+    )  # fmt: skip
+    assert "63,226,752" in done.stdout and "7,075" in done.stdout and "1,415" in done.stdout
+    config = load_config(path)
+    assert (config.training.steps, config.lr_scheduler.warmup_steps) == (7075, 1415)
+    assert config.compile.enable and config.budget.num_ranks == 2
+    assert (config.optimizer.lr, config.debug.seed, config.training.seq_len) == (1e-4, 42, 2048)
+    assert config.checkpoint.keep_latest_k == 3 and not config.checkpoint.last_save_model_only
+    assert config.transform is None and config.model.converters == []
+
+
+def test_every_option_arrives(aixsim, tmp_path):
+    path = tmp_path / "c.yaml"
+    aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--model-arch", "aixsim", "--tokenizer-path",
+        "builtin", "--dataset", "local", "--dataset-path", "x.txt", "--batch-size", 3, "--seq-len",
+        96, "--gradient-accumulation", 4, "--data-parallel-shard-degree", 2, "--steps", 11,
+        "--learning-rate", "2e-3", "--seed", 7, "--mixed-precision-param", "float32",
+        "--keep-last-k-ckpts", 0, "--transform-config", "configs/transforms/optical.yaml",
+        "--save-path", path,
+    )  # fmt: skip
+    config = load_config(path)
+    training = config.training
+    assert (training.dataset, training.dataset_path) == ("local", "x.txt")
+    assert (training.local_batch_size, training.global_batch_size) == (3, 24)
+    assert (training.seq_len, training.steps, training.mixed_precision_param) == (96, 11, "float32")
+    assert (config.optimizer.lr, config.debug.seed) == (2e-3, 7)
+    assert config.checkpoint.keep_latest_k == 0
+    source = (REPOSITORY / "configs/transforms/optical.yaml").read_text()
+    assert config.transform == yaml.safe_load(source)
+    assert config.model.converters == ["aixsim"]
+
+
+def test_existing_file_is_kept_without_force(aixsim, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("mine")
+    words = ("generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin",
+             "--save-path", path)  # fmt: skip
+    assert "--force" in aixsim(*words, code=2).stderr
+    assert path.read_text() == "mine"
+    aixsim(*words, "--force")
+    assert load_config(path).model.flavor == "debug"
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(aixsim, tmp_path):
+    path = tmp_path / "c.yaml"
+    done = aixsim(
+        "generate-cfg", "--model-flavor", "60M", "--batch-size", 48, "--transform-config",
+        "configs/transforms/optical-fc.yaml", "--save-path", path, "--dry-run",
+    )  # fmt: skip
+    assert "memory estimate" in done.stdout
+    assert "154 modules match" in done.stdout and "digital: 23 modules" in done.stdout
+    assert not path.exists()
+
+
+def test_there_are_published_configs_for_every_flavor():
+    from aixsim_cli.models.flavors import FLAVORS
+
+    expected = {f"{f}{kind}.yaml" for f in FLAVORS["aixsim"] for kind in ("", "-optical")}
+    assert {path.name for path in PUBLISHED} == expected
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_config_is_what_its_command_generates(path, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from aixsim_cli.main import app
+
+    monkeypatch.chdir(REPOSITORY)
+    command = next(line for line in path.read_text().splitlines() if "aixsim generate-cfg" in line)
+    words = shlex.split(command.removeprefix("# aixsim"))
+    done = CliRunner().invoke(app, [*words, "--save-path", str(tmp_path / "c.yaml")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "c.yaml").read_text() == path.read_text()
