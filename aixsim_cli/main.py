@@ -57,8 +57,11 @@ def main() -> NoReturn:
         _fail(f"aixsim: error: {error}", 2, error)
     except RunError as error:
         _fail(f"aixsim: run failed: {error}", 1, error)
-    except KeyboardInterrupt:
-        _fail("aixsim: interrupted", 130, None)
+    except SystemExit as end:
+        # typer turns Ctrl-C into this exit code, without a word
+        if end.code == 130:
+            print("aixsim: interrupted", file=sys.stderr)
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[:1] or [""]
         hint = "set AIXSIM_DEBUG=1 for the traceback"

@@ -149,14 +149,7 @@ def make_config(request: Request, plan: Plan) -> dict[str, Any]:
             "data_parallel_shard_degree": request.data_parallel_shard_degree,
             "tensor_parallel_degree": request.tensor_parallel_degree,
         },
-        "optimizer": {
-            "name": "AdamW",
-            "lr": request.learning_rate,
-            "beta1": 0.9,
-            "beta2": 0.95,
-            "eps": 1e-8,
-            "weight_decay": 0.1,
-        },
+        "optimizer": {"lr": request.learning_rate, **_ADAMW},
         "lr_scheduler": {
             "warmup_steps": plan.warmup_steps,
             "decay_type": "cosine",
@@ -182,6 +175,7 @@ def make_config(request: Request, plan: Plan) -> dict[str, Any]:
     }
 
 
+_ADAMW = {"name": "AdamW", "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1}
 _COMMENTS = {
     "job": "where the run's files go: checkpoints, metrics.jsonl, logs",
     "model": "architecture, size, and the tokenizer (a folder, a hub name or `builtin`)",

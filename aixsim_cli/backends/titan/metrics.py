@@ -36,7 +36,7 @@ class RunMetrics(MetricsProcessor):
         self.total_steps = job_config.training.steps
         self.path = Path(job_config.job.dump_folder) / METRICS_FILE
         self.started = time.perf_counter()
-        self.first_step: int | None = None
+        self.last_step: int | None = None
         self.progress = _progress_bar(self.total_steps) if self.is_main else None
 
     def log(
@@ -64,8 +64,6 @@ class RunMetrics(MetricsProcessor):
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra)
         if not self.is_main:
             return
-        if self.first_step is None:
-            self.first_step = step - 1
         record = {
             "step": step,
             "loss": global_avg_loss,
@@ -77,7 +75,8 @@ class RunMetrics(MetricsProcessor):
             **extra,
         }
         _append(self.path, record)
-        self._show(record)
+        self._show(record, elapsed)
+        self.last_step = step
 
     def _transform_metrics(self) -> dict[str, float]:
         state = getattr((self.model_parts or [None])[0], "transform_state", None)
@@ -89,7 +88,7 @@ class RunMetrics(MetricsProcessor):
         dims = self.parallel_dims
         return dims.dp_replicate * dims.dp_shard
 
-    def _show(self, record: dict[str, Any]) -> None:
+    def _show(self, record: dict[str, Any], elapsed: float) -> None:
         step = record["step"]
         text = (
             f"loss {record['loss']:.4f}  grad norm {record['grad_norm']:.3f}  "
@@ -98,9 +97,9 @@ class RunMetrics(MetricsProcessor):
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step, description=text)
             return
-        done = step - (self.first_step or 0)
-        left = (self.total_steps - step) * (time.perf_counter() - self.started) / max(done, 1)
-        remaining = timedelta(seconds=math.ceil(left))
+        # by the latest steps alone: the first may have compiled
+        done = step - self.last_step if self.last_step is not None else 1
+        remaining = timedelta(seconds=math.ceil((self.total_steps - step) * elapsed / done))
         logger.info("step %d/%d  %s  %s left", step, self.total_steps, text, remaining)
 
     def close(self) -> None:

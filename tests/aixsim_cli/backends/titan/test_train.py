@@ -1,0 +1,152 @@
+"""Pretraining runs: launchers, recomputation, compilation, what stops a run and what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
+from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
+from aixsim_cli.checkpoint.dcp import write_checkpoint  # noqa: E402
+from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def config(aixsim, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "c.yaml"
+    aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin", "--dataset",
+        "builtin", "--batch-size", 2, "--seq-len", 32, "--steps", 3, "--learning-rate", "1e-3",
+        "--mixed-precision-param", "float32", "--save-path", path,
+        "--transform-config", "configs/transforms/optical.yaml",
+    )  # fmt: skip
+    return path
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def pretrain(aixsim, config, folder, *options, **how):
+    words = ("--config", config, "--job.dump_folder", folder, "--metrics.log_freq", 1)
+    return aixsim("pretrain", *words, *options, **how)
+
+
+@pytest.fixture(scope="module")
+def plain(aixsim, config, tmp_path_factory):
+    """The losses of a run with nothing special about it."""
+    folder = tmp_path_factory.mktemp("plain")
+    pretrain(aixsim, config, folder)
+    return losses(folder)
+
+
+@pytest.mark.parametrize("option", [[], ["--activation_checkpoint.selective_ac_option", "op"]])
+def test_recomputation_changes_nothing(aixsim, config, plain, tmp_path, option):
+    mode = "selective" if option else "full"
+    pretrain(aixsim, config, tmp_path, "--activation_checkpoint.mode", mode, *option)
+    assert losses(tmp_path) == plain
+
+
+def test_compiled_blocks_train_alike(aixsim, config, plain, tmp_path):
+    pretrain(aixsim, config, tmp_path, "--compile.enable", "true")
+    assert losses(tmp_path) == pytest.approx(plain, rel=1e-3)
+
+
+def test_bfloat16_autocast(aixsim, config, plain, tmp_path):
+    pretrain(aixsim, config, tmp_path, "--training.mixed_precision_param", "bfloat16")
+    assert losses(tmp_path) == pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize("how", ["no-python", "module"])
+def test_under_torchrun(config, plain, tmp_path, how):
+    program = {
+        "no-python": ["--no-python", f"{os.path.dirname(sys.executable)}/aixsim"],
+        "module": ["-m", "aixsim_cli"],
+    }[how]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone",
+        *program, "pretrain", "--config", str(config), "--job.dump_folder", str(tmp_path),
+        "--metrics.log_freq", "1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path) == plain
+
+
+def test_ranks_that_change_the_budget_are_refused(aixsim, config, tmp_path):
+    done = pretrain(aixsim, config, tmp_path, "--nproc-per-node", 2, code=2)
+    assert "2 rank(s) would train on 384 tokens" in done.stderr
+    assert "1 rank(s) and 192 tokens" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_loss_that_is_not_finite_stops_the_run(aixsim, config, tmp_path):
+    model = meta_model(model_args("aixsim", "debug", vocab_size("builtin")))
+    weights = {name: torch.full(p.shape, 0.01) for name, p in model.named_parameters()}
+    weights["layers.1.feed_forward.w3.weight"][3, 5] = float("nan")
+    write_checkpoint(weights, tmp_path / "bad")
+    start = ("--checkpoint.initial_load_path", tmp_path / "bad", "--transform-config")
+    digital = tmp_path / "bypass.yaml"
+    digital.write_text("layer_name_to_config: {default: {q_bypass: true}}\n")
+    done = pretrain(aixsim, config, tmp_path / "run", *start, digital, code=1)
+    assert (
+        "step 1: loss is nan; first seen in the output of layers.1.feed_forward.w3" in done.stderr
+    )
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_checkpoint_of_another_model_is_refused(aixsim, config, tmp_path):
+    pretrain(aixsim, config, tmp_path, "--training.steps", 1)
+    done = pretrain(aixsim, config, tmp_path, "--model.flavor", "60M", code=2)
+    assert "checkpoint/step-1: does not fit this run" in done.stderr
+
+
+def test_unknown_override_suggests_the_nearest(aixsim, config, tmp_path):
+    done = pretrain(aixsim, config, tmp_path, "--training.step", 3, code=2)
+    assert "--training.step: unknown key; did you mean 'training.steps'?" in done.stderr
+
+
+def test_parallelism_that_a_transform_does_not_have_is_refused(aixsim, config, tmp_path):
+    option = ("--parallelism.tensor_parallel_degree", 2)
+    done = pretrain(aixsim, config, tmp_path, *option, code=2)
+    assert "parallelism.tensor_parallel_degree: got 2" in done.stderr
+
+
+def test_dry_run_starts_nothing(aixsim, config, tmp_path):
+    done = pretrain(aixsim, config, tmp_path, "--dry-run")
+    assert "memory estimate" in done.stdout and "16 modules match default" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_offline_and_tensorboard(aixsim, config, tmp_path):
+    options = ("--metrics_args.enable_wandb", "true", "--metrics.enable_tensorboard")
+    pretrain(aixsim, config, tmp_path, *options)
+    files = [path.name for path in (tmp_path / "tb").rglob("*") if path.is_file()]
+    assert any(name.endswith(".wandb") for name in files), files
+    assert any(name.startswith("events.out.tfevents") for name in files), files
+
+
+def test_interrupt_ends_cleanly(config, tmp_path):
+    command = [
+        sys.executable, "-m", "aixsim_cli", "pretrain", "--config", str(config),
+        "--job.dump_folder", str(tmp_path), "--metrics.log_freq", "1", "--training.steps", "100000",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "aixsim: interrupted" in said and "Traceback" not in said

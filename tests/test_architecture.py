@@ -1,0 +1,125 @@
+"""The shape of the code: imports run one way, files and functions stay small, nothing unsafe."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+FILES = sorted(
+    path for top in ("aixsim_cli", "kernels") for path in (REPOSITORY / top).rglob("*.py")
+)
+# each may import those to its right, and nothing to its left
+LAYERS = ["main", "commands", "eval", "checkpoint", "backends", "transforms"]
+SERVANTS = {"config", "models", "data", "errors"}
+LIGHT = ("main.py", "options.py", "errors.py", "__init__.py", "__main__.py", "models/flavors.py")
+HEAVY = {"torch", "torchtitan", "transformers", "datasets", "wandb", "triton", "accelerate"}
+
+
+def part(path):
+    inside = path.relative_to(REPOSITORY / "aixsim_cli").parts
+    return inside[0].removesuffix(".py")
+
+
+def imports(tree, *, top_level=False):
+    nodes = tree.body if top_level else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def ids(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_size(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= (
+        600 if path.name == "kernel.py" else 400
+    )
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            decorators = {ast.unparse(d) for d in node.decorator_list}
+            limit = 120 if "triton.jit" in decorators or part_of_commands(path) else 60
+            length = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())
+            assert length <= limit, f"{node.name}: {length} lines"
+
+
+def part_of_commands(path):
+    # a command is its list of options and one call
+    return "commands" in path.parts
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "kernels" in p.parts[-4:]], ids=ids)
+def test_kernels_know_no_models(path):
+    names = {name.split(".")[0] for name in imports(parsed(path))}
+    assert not names & {"aixsim_cli", "torchtitan", "transformers", "datasets"}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "aixsim_cli" in p.parts], ids=ids)
+def test_imports_run_one_way(path):
+    here = part(path)
+    used = {
+        name.split(".")[1]
+        for name in imports(parsed(path))
+        if name.startswith("aixsim_cli.") and len(name.split(".")) > 1
+    } - {"__version__", "__init__"}
+    if here in LAYERS:
+        left = set(LAYERS[: LAYERS.index(here)])
+        assert not used & left, f"imports to its left: {used & left}"
+        assert "options" not in used or here == "commands"
+    elif here in SERVANTS:
+        assert not used & set(LAYERS), f"a servant imports {used & set(LAYERS)}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "backends" in p.parts], ids=ids)
+def test_backends_do_not_know_each_other(path):
+    names = list(imports(parsed(path)))
+    if "hf" in path.parts:
+        assert not [n for n in names if n.startswith(("aixsim_cli.backends.titan", "torchtitan"))]
+    if "titan" in path.parts:
+        assert not [n for n in names if n.startswith(("aixsim_cli.backends.hf", "transformers"))]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "transforms" in p.parts], ids=ids)
+def test_transforms_know_no_backend(path):
+    names = {name.split(".")[0] for name in imports(parsed(path))}
+    assert not names & {"torchtitan", "transformers", "datasets"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if str(p).endswith(LIGHT) or "commands" in p.parts], ids=ids
+)
+def test_light_files_import_nothing_heavy_at_the_top(path):
+    names = {name.split(".")[0] for name in imports(parsed(path), top_level=True)}
+    assert not names & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_nothing_unsafe(path):
+    text = path.read_text(encoding="utf-8")
+    for unsafe in ("trust_remote_code=True", "yaml.load(", "yaml.unsafe", "eval(input"):
+        assert unsafe not in text
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert any(k.arg == "weights_only" for k in node.keywords)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "transforms" in p.parts or "kernels" in p.parts[-4:]], ids=ids
+)
+def test_no_host_reads_and_no_prints_where_models_run(path):
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+    for call in calls:
+        if isinstance(call.func, ast.Attribute):
+            assert call.func.attr != "item", f"line {call.lineno}: .item()"
+        if isinstance(call.func, ast.Name):
+            assert call.func.id != "print", f"line {call.lineno}: print"
