@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Digital against optical pretraining from scratch: same model, seed, data and budget.
-#   scripts/compare_optical.sh TRAIN.txt HELDOUT.txt OUT [SEQ_LEN] [BATCH] [STEPS]
+#   scripts/compare_optical.sh TRAIN.txt HELDOUT.txt OUT [SEQ_LEN] [BATCH] [STEPS] [SEED]
 # The table of docs/experiments.md is what it prints at the end.
 set -euo pipefail
-train=$1 heldout=$2 out=$3 seq_len=${4:-1024} batch=${5:-4} steps=${6:-500}
+train=$1 heldout=$2 out=$3 seq_len=${4:-1024} batch=${5:-4} steps=${6:-500} seed=${7:-42}
 here=$(dirname "$0")/..
 
-for name in digital optical optical-unit; do
+for name in digital optical optical-rowmax; do
   transform=()
   [ $name = digital ] || transform=(--transform-config "$here/configs/transforms/$name.yaml")
   aixsim generate-cfg --model-flavor debug --tokenizer-path builtin --dataset local \
     --dataset-path "$train" --batch-size "$batch" --seq-len "$seq_len" --steps "$steps" \
-    --learning-rate 3e-3 --mixed-precision-param float32 "${transform[@]}" \
+    --learning-rate 3e-3 --seed "$seed" --mixed-precision-param float32 "${transform[@]}" \
     --save-path "$out/$name.yaml" --force
   aixsim pretrain --config "$out/$name.yaml" --job.dump_folder "$out/$name"
   aixsim convert-ckpt aixsim debug "$out/$name/checkpoint/step-$steps" "$out/$name-hf" --force
@@ -23,7 +23,7 @@ import json, sys
 from pathlib import Path
 
 out, steps = Path(sys.argv[1]), int(sys.argv[2])
-rows = {name: json.loads((out / f"{name}.json").read_text()) for name in ("digital", "optical", "optical-unit")}
+rows = {name: json.loads((out / f"{name}.json").read_text()) for name in ("digital", "optical", "optical-rowmax")}
 print("| hardware | training loss, last 100 steps | held-out loss | perplexity | to digital | kept mass | seconds |")
 print("|---|---|---|---|---|---|---|")
 for name, row in rows.items():

@@ -44,7 +44,7 @@ class OpticalParams:
     q_init_seed: int = 0
     q_bypass: bool = False
     q_noise: bool = True
-    attention_range: Literal["unit", "rowmax"] = "rowmax"
+    attention_range: Literal["unit", "rowmax"] = "unit"
 
     def __post_init__(self) -> None:
         if not 2 <= self.q_levels <= 65536:
