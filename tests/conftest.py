@@ -1,4 +1,4 @@
-"""Shared by all tests: the command line through its real entry point, offline, with its own cache."""
+"""Shared by all tests: the command line through its entry point, offline, with its own cache."""
 
 import os
 import subprocess

@@ -112,5 +112,10 @@ def apply_transform(
             simulated[name] = replacement
     state = TransformState(simulated)
     model.transform_state = state  # pyright: ignore[reportArgumentType]
-    model.register_forward_pre_hook(lambda module, args: state.next_call())
+    model.register_forward_pre_hook(_fresh_noise)
     return state, report
+
+
+def _fresh_noise(model: nn.Module, inputs: object) -> None:
+    # through the model, not a closure: a copied model has a state of its own
+    model.transform_state.next_call()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it: generate-cfg, pretrain, resume, convert-ckpt, eval, generate."""
+"""The whole chain as a user runs it: generate, pretrain, resume, convert, evaluate, sample."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_no_transform_is_the_digital_model(run, aixsim):
 
 
 def test_generation_is_reproducible(run, aixsim):
-    _, folder, checkpoint, _ = run
+    _, folder, _, _ = run
     options = ("--prompt", "The function", "--max_new_tokens", 8, "--do-sample", "true", "--seed")
     first = aixsim("generate-hf", folder / "hf", *options, 1).stdout
     assert first.startswith("The function") and len(first) > len("The function\n")
@@ -99,7 +99,7 @@ def test_generation_is_reproducible(run, aixsim):
 
 
 def test_resume_equals_an_uninterrupted_run(run, aixsim):
-    kind, folder, checkpoint, _ = run
+    _, folder, _, _ = run
     again = folder / "again"
     options = ("--job.dump_folder", again, "--metrics.log_freq", 1)
     for steps in (7, STEPS):

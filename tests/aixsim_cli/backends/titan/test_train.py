@@ -150,3 +150,15 @@ def test_interrupt_ends_cleanly(config, tmp_path):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "aixsim: interrupted" in said and "Traceback" not in said
+
+
+def test_resume_past_the_first_epoch(aixsim, config, tmp_path):
+    words = "the quick brown fox jumps over the lazy dog and runs away from it again\n\n"
+    (tmp_path / "small.txt").write_text("".join(f"{i} {words}" for i in range(12)))
+    data = ("--training.dataset", "local", "--training.dataset_path", tmp_path / "small.txt")
+    steps = ("--lr_scheduler.total_steps", 12, "--training.steps")
+    pretrain(aixsim, config, tmp_path / "straight", *data, *steps, 12)
+    # 64 tokens a step, about 250 in the file: all three stops lie in different epochs
+    for stop in (2, 7, 12):
+        pretrain(aixsim, config, tmp_path / "resumed", *data, *steps, stop)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
