@@ -63,5 +63,5 @@ def test_overrides_win_and_are_named_in_messages():
     assert build(Config, changed).metrics.log_freq == 5
     assert document.data == {"metrics": {"log_freq": 1}}
     wrong = apply_overrides(document, {"metrics.log_freq": "x"})
-    with pytest.raises(ConfigError, match="^--metrics.log_freq: got 'x'"):
+    with pytest.raises(ConfigError, match=r"^--metrics\.log_freq: got 'x'"):
         build(Config, wrong)
