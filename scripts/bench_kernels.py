@@ -1,7 +1,7 @@
 """Time the simulated kernels against their digital twins, forward plus backward.
 
-Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a busy machine
-shifts both alike; the quartiles of the ratio say how far to trust it.
+Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a busy
+machine shifts both alike; the quartiles of the ratio say how far to trust it.
 
     python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --json bench.json
 """
