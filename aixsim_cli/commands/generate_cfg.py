@@ -28,7 +28,10 @@ def generate_cfg(
         int, typer.Option(min=-1, help="FSDP; -1 = all ranks that are left of --num-gpus.")
     ] = -1,
     tensor_parallel_degree: Annotated[int, typer.Option(min=1)] = 1,
-    num_gpus: Annotated[int, typer.Option(min=1, help="Ranks, for a shard degree of -1.")] = 1,
+    num_gpus: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks, for a shard degree of -1; default: replicas x tensor."),
+    ] = None,
     token_num_scale: Annotated[float, typer.Option(help="Tokens per parameter.")] = 22,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of computing them.")] = None,
     learning_rate: Annotated[float, typer.Option()] = 1e-4,

@@ -31,7 +31,7 @@ class Request:
     data_parallel_replicate_degree: int = 1
     data_parallel_shard_degree: int = -1
     tensor_parallel_degree: int = 1
-    num_gpus: int = 1
+    num_gpus: int | None = None
     token_num_scale: float = 22
     steps: int | None = None
     learning_rate: float = 1e-4
@@ -89,7 +89,7 @@ def make_plan(request: Request) -> Plan:
     )
     parameters = count_parameters(flavor, words)
     replicate, tensor = request.data_parallel_replicate_degree, request.tensor_parallel_degree
-    num_ranks = request.num_gpus
+    num_ranks = request.num_gpus or replicate * tensor
     if request.data_parallel_shard_degree != -1:
         num_ranks = replicate * request.data_parallel_shard_degree * tensor
     shard = budget.shard_degree(

@@ -16,7 +16,7 @@ def test_tutorial_command(aixsim, tmp_path):
     path = tmp_path / "tutorial-60M.yaml"
     done = aixsim(
         "generate-cfg", "--model-flavor", "60M", "--batch-size", 48,
-        "--data-parallel-replicate-degree", 2, "--num-gpus", 2, "--compile", "true",
+        "--data-parallel-replicate-degree", 2, "--compile", "true",
         "--save-path", path,
     )  # fmt: skip
     assert "63,226,752" in done.stdout and "7,075" in done.stdout and "1,415" in done.stdout

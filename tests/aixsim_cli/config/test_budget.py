@@ -19,6 +19,7 @@ def test_all_ranks_left_come_from_num_gpus():
     request = {"model_flavor": "60M", "batch_size": 48}
     assert make_plan(Request(**request, num_gpus=2)).steps == 7075
     assert make_plan(Request(**request)).steps == 14150
+    assert make_plan(Request(**request, data_parallel_replicate_degree=2)).steps == 7075
     both = Request(**request, num_gpus=4, data_parallel_replicate_degree=2)
     assert make_plan(both).data_ranks == 4
 
