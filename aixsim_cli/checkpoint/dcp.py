@@ -55,8 +55,10 @@ def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
         with _alone():
             dcp.load(state_dict, checkpoint_id=folder, no_dist=True)
     except (CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
-            f"{folder}: cannot be read: {str(error).strip().splitlines()[-1]}"
+            f"{folder}: damaged or incomplete ({reason}); expected a whole checkpoint, as another "
+            "step-N may be"
         ) from error
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")

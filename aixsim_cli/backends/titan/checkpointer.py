@@ -40,16 +40,11 @@ class Checkpointer(CheckpointManager):
             # a digital checkpoint has no ranges; they stay unset, and are calibrated in training
             wanted = {k: v for k, v in state_dict.items() if k in present or not _is_range(k)}
             return super().dcp_load(wanted, checkpoint_id, *args, **kwargs)
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-            CheckpointException,
-        ) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
             raise UserError(
-                f"{checkpoint_id}: does not fit this run: {_first_line(error)}; expected a "
-                "checkpoint of the same model, tokenizer and transform, or another "
-                "job.dump_folder to start anew"
+                f"{checkpoint_id}: cannot be loaded into this run: {_last_line(error)}; "
+                "expected a whole checkpoint of the same model, tokenizer and transform, or "
+                "another job.dump_folder to start anew"
             ) from error
 
 
@@ -57,7 +52,7 @@ def _is_range(key: str) -> bool:
     return key.endswith(".ranges")
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # DCP prefixes a traceback; the reason stands in its last line
     return lines[-1] if lines else type(error).__name__

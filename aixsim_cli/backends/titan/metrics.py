@@ -39,6 +39,10 @@ class RunMetrics(MetricsProcessor):
         self.last_step: int | None = None
         self.progress = _progress_bar(self.total_steps) if self.is_main else None
 
+    def should_log(self, step: int) -> bool:
+        """Every `log_freq` steps, the first and the last."""
+        return super().should_log(step) or step == self.total_steps
+
     def log(
         self,
         step: int,

@@ -109,6 +109,17 @@ def test_existing_target_is_kept_without_force(checkpoint, tmp_path):
     assert (target / "config.json").is_file() and not (target / "mine.txt").exists()
 
 
+def test_damaged_checkpoint(checkpoint, tmp_path):
+    file = checkpoint[0] / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match="step-1: damaged or incomplete"):
+        to_hf(checkpoint[0], tmp_path / "hf")
+    file.unlink()
+    with pytest.raises(UserError, match="step-1: damaged or incomplete"):
+        to_hf(checkpoint[0], tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
 def test_wrong_flavor(checkpoint, tmp_path):
     with pytest.raises(UserError, match="another architecture or flavor"):
         convert.titan_to_hf(

@@ -109,7 +109,7 @@ def test_loss_that_is_not_finite_stops_the_run(aixsim, config, tmp_path):
 def test_checkpoint_of_another_model_is_refused(aixsim, config, tmp_path):
     pretrain(aixsim, config, tmp_path, "--training.steps", 1)
     done = pretrain(aixsim, config, tmp_path, "--model.flavor", "60M", code=2)
-    assert "checkpoint/step-1: does not fit this run" in done.stderr
+    assert "checkpoint/step-1: cannot be loaded into this run" in done.stderr
 
 
 def test_unknown_override_suggests_the_nearest(aixsim, config, tmp_path):
