@@ -45,7 +45,7 @@ def windows(stream, length):
 @pytest.mark.parametrize("tokens", [2, 8, 9, 31])
 def test_is_the_mean_over_all_tokens(model, tokens, batch_size):
     stream = torch.randint(VOCAB, (tokens,), generator=torch.Generator().manual_seed(tokens))
-    logp = torch.log_softmax(model.module.table.weight.double(), -1)
+    logp = torch.log_softmax(model.module.table.weight.detach().double(), -1)
     expected = -sum(logp[a, b] for a, b in pairwise(stream)) / (tokens - 1)
     result = perplexity(model, windows(stream, 8), batch_size=batch_size)
     assert result.tokens == tokens - 1

@@ -142,7 +142,13 @@ def test_interrupt_ends_cleanly(config, tmp_path):
         sys.executable, "-m", "aixsim_cli", "pretrain", "--config", str(config),
         "--job.dump_folder", str(tmp_path), "--metrics.log_freq", "1", "--training.steps", "100000",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what starts the tests in the background may have it ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
