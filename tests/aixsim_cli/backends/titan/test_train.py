@@ -117,10 +117,11 @@ def test_unknown_override_suggests_the_nearest(aixsim, config, tmp_path):
     assert "--training.step: unknown key; did you mean 'training.steps'?" in done.stderr
 
 
-def test_parallelism_that_a_transform_does_not_have_is_refused(aixsim, config, tmp_path):
-    option = ("--parallelism.tensor_parallel_degree", 2)
+@pytest.mark.parametrize("kind", ["tensor", "context", "pipeline"])
+def test_parallelism_that_would_be_wrong_is_refused(aixsim, config, tmp_path, kind):
+    option = (f"--parallelism.{kind}_parallel_degree", 2)
     done = pretrain(aixsim, config, tmp_path, *option, code=2)
-    assert "parallelism.tensor_parallel_degree: got 2" in done.stderr
+    assert f"parallelism.{kind}_parallel_degree: got 2" in done.stderr
 
 
 def test_dry_run_starts_nothing(aixsim, config, tmp_path):
