@@ -129,7 +129,11 @@ def _read_json(file: Path) -> Iterator[Any]:
 
 
 def _text_of(row: Any) -> Any:
-    return row.get("text") if isinstance(row, dict) else None
+    text = row.get("text") if isinstance(row, dict) else None
+    if isinstance(text, str) and not text.isascii():
+        # JSON can escape half of a surrogate pair, which is no character and cannot be tokenised
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def _read_parquet(file: Path) -> Iterator[Any]:

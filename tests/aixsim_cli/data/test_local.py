@@ -28,6 +28,11 @@ def test_every_format_gives_its_texts_in_order(tmp_path):
     assert _texts(tmp_path / "a.txt") == ["one\n\ntwo"]
 
 
+def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83db \\ud83d\\ude42 \\u00fc"}')
+    assert _texts(tmp_path / "a.jsonl") == ["a?b 🙂 ü"]
+
+
 def test_txt_paragraphs_are_grouped_into_documents_of_a_few_kb(tmp_path):
     paragraphs = [f"Paragraph {n}.\n" + "More of the same words. " * 20 for n in range(60)]
     (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))

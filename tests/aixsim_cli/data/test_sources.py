@@ -1,5 +1,6 @@
 import datasets
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 
 from aixsim_cli.data import sources
 from aixsim_cli.data.corpus import builtin_documents
@@ -83,7 +84,7 @@ def test_wikitext_lines_become_articles():
     assert data["text"] == ["", first, " = B = \n Second . \n"]
 
 
-@pytest.mark.parametrize("failure", [ConnectionError, datasets.exceptions.DatasetNotFoundError])
+@pytest.mark.parametrize("failure", [ConnectionError, DatasetNotFoundError])
 def test_hub_out_of_reach_offers_data_that_needs_no_hub(monkeypatch, failure):
     def load_dataset(*args, **options):
         raise failure("Couldn't reach the Hub")
