@@ -103,7 +103,7 @@ class TextDataset(IterableDataset, Stateful):
     def state_dict(self) -> dict[str, Any]:
         """The position: epoch, row, and the tokens read but not yet in a window."""
         state = {
-            "token_buffer": self._buffer,
+            "token_buffer": list(self._buffer),
             "epoch": self._epoch,
             "rows": self._rows,
             "documents": self._documents,
