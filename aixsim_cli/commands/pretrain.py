@@ -38,4 +38,4 @@ def pretrain(
         return
     folder = launch.run(loaded)
     if os.environ["RANK"] == "0":
-        typer.echo(f"trained; checkpoint: {folder}")
+        typer.echo(f"trained; checkpoint: {folder or 'none, checkpoint.enable is false'}")

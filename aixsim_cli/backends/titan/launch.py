@@ -11,14 +11,14 @@ from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.errors import RunError, UserError
 
 
-def run(config: PretrainConfig) -> Path:
+def run(config: PretrainConfig) -> Path | None:
     """Train on this process's rank.
 
     Args:
         config: validated.
 
     Returns:
-        The folder of the last checkpoint.
+        The folder of the last checkpoint; None when checkpoints are switched off.
     """
     device.prepare()
     from aixsim_cli.backends.titan.train import pretrain

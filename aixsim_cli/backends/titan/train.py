@@ -121,14 +121,14 @@ def _grad_is_finite(parameter: nn.Parameter) -> bool:
     return bool(torch.isfinite(local).all())
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig) -> Path | None:
     """Train as the config says, on this process's rank; resumes when the folder has checkpoints.
 
     Args:
         config: validated.
 
     Returns:
-        The folder of the last checkpoint.
+        The folder of the last checkpoint; None when checkpoints are switched off.
 
     Raises:
         UserError: the ranks at launch do not fit the config, or a checkpoint does not.
@@ -147,6 +147,8 @@ def pretrain(config: PretrainConfig) -> Path:
     try:
         trainer = PretrainTrainer(config)
         trainer.train()
+        if not config.checkpoint.enable:
+            return None
         return Path(trainer.checkpointer.folder) / f"step-{trainer.step}"
     finally:
         if trainer is not None:

@@ -124,6 +124,12 @@ def test_parallelism_that_would_be_wrong_is_refused(aixsim, config, tmp_path, ki
     assert f"parallelism.{kind}_parallel_degree: got 2" in done.stderr
 
 
+def test_without_checkpoints(aixsim, config, plain, tmp_path):
+    done = pretrain(aixsim, config, tmp_path, "--checkpoint.enable", "false")
+    assert "checkpoint: none, checkpoint.enable is false" in done.stdout
+    assert losses(tmp_path) == plain and not (tmp_path / "checkpoint").exists()
+
+
 def test_dry_run_starts_nothing(aixsim, config, tmp_path):
     done = pretrain(aixsim, config, tmp_path, "--dry-run")
     assert "memory estimate" in done.stdout and "16 modules match default" in done.stdout
