@@ -68,7 +68,8 @@ def compare(
 ) -> Timing:
     """Median times and quartiles of the ratio over interleaved pairs."""
     for _ in range(2):
-        digital(), optical()
+        digital()
+        optical()
     times = [(milliseconds(digital, device), milliseconds(optical, device)) for _ in range(pairs)]
     low, ratio, high = quantiles([b / a for a, b in times], n=4)
     return Timing(median(a for a, _ in times), median(b for _, b in times), ratio, low, high)
