@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from aixsim_cli.backends.titan import device
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.errors import RunError, UserError
+
+GRACE_SECONDS = 10
 
 
 def run(config: PretrainConfig) -> Path | None:
@@ -74,5 +77,7 @@ def errors_of_rank_zero() -> Iterator[None]:
         yield
     except UserError:
         if os.environ.get("RANK", "0") != "0":
+            # a launcher ends all ranks when the first one ends: that must not be a silent one
+            time.sleep(GRACE_SECONDS)
             raise SystemExit(2) from None
         raise

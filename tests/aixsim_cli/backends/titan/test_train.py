@@ -112,6 +112,13 @@ def test_checkpoint_of_another_model_is_refused(aixsim, config, tmp_path):
     assert "checkpoint/step-1: cannot be loaded into this run" in done.stderr
 
 
+def test_a_mistake_that_only_the_ranks_meet_is_named_once(aixsim, config, tmp_path):
+    options = ("--model.hf_assets_path", tmp_path / "no" / "tokenizer", "--budget.num_ranks", 2)
+    done = pretrain(aixsim, config, tmp_path, "--nproc-per-node", 2, *options, code=2)
+    assert done.stderr.count("no/tokenizer") == 1
+    assert "rank 0 refused to start (its message is above)" in done.stderr
+
+
 def test_unknown_override_suggests_the_nearest(aixsim, config, tmp_path):
     done = pretrain(aixsim, config, tmp_path, "--training.step", 3, code=2)
     assert "--training.step: unknown key; did you mean 'training.steps'?" in done.stderr
