@@ -106,11 +106,6 @@ class TransformState:
         for module in self.modules.values():
             module.reset_state()
 
-    def reset_records(self) -> None:
-        """Forget observations and rewind the noise of every module; the ranges stay."""
-        for module in self.modules.values():
-            module.reset_record()
-
     def begin_step(self, step: int, rank: int = 0) -> None:
         """Set the noise counters for an optimizer step.
 

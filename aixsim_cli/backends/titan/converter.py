@@ -7,7 +7,6 @@ from torch import nn
 from torchtitan.distributed import ParallelDims
 
 from aixsim_cli.backends.titan.names import titan_sites
-from aixsim_cli.backends.titan.schema import CONVERTER_NAME as CONVERTER_NAME
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.config import parse_transform

@@ -18,8 +18,8 @@ from torchtitan.train import Trainer
 
 from aixsim_cli.backends.titan import compat
 from aixsim_cli.backends.titan.checkpointer import Checkpointer
-from aixsim_cli.backends.titan.converter import CONVERTER_NAME, TransformConverter
-from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.backends.titan.converter import TransformConverter
+from aixsim_cli.backends.titan.schema import CONVERTER_NAME, PretrainConfig
 from aixsim_cli.backends.titan.spec import build_train_spec
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.errors import RunError
@@ -165,10 +165,6 @@ def _single_rank_environment() -> None:
 
 
 def _init_logging() -> None:
-    _init_handlers()
-
-
-def _init_handlers() -> None:
     """Our own lines on stderr, of rank 0 alone; torchtitan's only from warnings up, or in debug."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
