@@ -1,3 +1,18 @@
-"""Transform-aware training of language models: the `aixsim` command and the library under it."""
+"""Transform-aware training of language models: the `aixsim` command and the library under it.
+
+After `import aixsim_cli`, transformers' `from_pretrained` loads the folders that this package
+writes, simulated hardware included.
+"""
+
+from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
+
+# when transformers is imported, not before: `aixsim --help` must not wait for it
+register_post_import_hook(
+    "aixsim_cli.backends.hf.quantizer:register_quantizer", "transformers.quantizers.auto"
+)
+register_post_import_hook(
+    "aixsim_cli.backends.hf.strict:register_model_type",
+    "transformers.models.auto.configuration_auto",
+)

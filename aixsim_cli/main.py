@@ -6,7 +6,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from aixsim_cli.commands import convert_ckpt, eval, generate_cfg, generate_hf, pretrain
+from aixsim_cli.commands import (
+    continual_pretrain,
+    convert_ckpt,
+    eval,
+    generate_cfg,
+    generate_hf,
+    pretrain,
+)
 from aixsim_cli.errors import RunError, UserError
 
 app = typer.Typer(
@@ -20,6 +27,15 @@ app.command("generate-cfg")(generate_cfg.generate_cfg)
 app.command(
     "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(pretrain.pretrain)
+# every word is for HF's parser, --help too
+app.command(
+    "continual-pretrain",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(continual_pretrain.continual_pretrain)
 app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
 app.command("generate-hf")(generate_hf.generate_hf)

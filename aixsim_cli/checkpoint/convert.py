@@ -6,13 +6,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchtitan.models.llama3.model.args import TransformerModelArgs
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from aixsim_cli.backends.hf.folder import Form, load_model, ranges_of, write_model
 from aixsim_cli.backends.titan.model import build_model as build_titan_model
 from aixsim_cli.backends.titan.model import check_shapes, meta_model
 from aixsim_cli.backends.titan.names import StateDictAdapter
@@ -21,6 +23,7 @@ from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
 CHECKED_TOKENS = 128
 LOGIT_TOLERANCE = 1e-4
@@ -28,7 +31,14 @@ DEFAULT_SEQ_LEN = 2048
 
 
 def titan_to_hf(
-    arch: str, flavor: str, source: Path, target: Path, *, tokenizer: str | None, force: bool
+    arch: str,
+    flavor: str,
+    source: Path,
+    target: Path,
+    *,
+    tokenizer: str | None,
+    form: Form = "aixsim",
+    force: bool,
 ) -> float:
     """Write a torchtitan checkpoint as a Hugging Face folder.
 
@@ -38,10 +48,11 @@ def titan_to_hf(
         source: a `step-N` folder.
         target: a new folder, whole or not there at all.
         tokenizer: whose files to add; None = the training's.
+        form: of the folder, see `backends/hf/folder.py`.
         force: replace an existing target.
 
     Returns:
-        The largest difference between the two models' logits on a few tokens.
+        The largest difference between the two models' digital logits on a few tokens.
 
     Raises:
         UserError: source unreadable or of another flavor; target exists.
@@ -54,19 +65,30 @@ def titan_to_hf(
     disable_progress_bar()
     with _whole_folder(target, force) as folder:
         tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
-        model, buffers, args = as_hf_model(arch, flavor, checkpoint, tokens)
+        model, args = as_hf_model(
+            arch, flavor, checkpoint, tokens, trained_transform(checkpoint, source)
+        )
         tokens.model_max_length = model.config.max_position_embeddings
-        hf.write_model(model, folder)
+        write_model(model, folder, form)
         tokens.save_pretrained(folder)
-        if checkpoint.config is not None and checkpoint.config.transform:
-            hf.write_transform(folder, checkpoint.config.transform, buffers)
-        reloaded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return _check_logits(args, checkpoint.state_dict, reloaded)
+        _check_ranges(model, load_model(str(folder), dtype=torch.float32)[0])
+        return _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
+
+
+def trained_transform(checkpoint: TitanCheckpoint, source: Path) -> TransformConfig | None:
+    """The transform that a checkpoint was trained with."""
+    if checkpoint.config is None or not checkpoint.config.transform:
+        return None
+    return parse_transform(checkpoint.config.transform, source=f"{source}/config.yaml: transform")
 
 
 def as_hf_model(
-    arch: str, flavor: str, checkpoint: TitanCheckpoint, tokenizer
-) -> tuple[LlamaForCausalLM, dict[str, Tensor], TransformerModelArgs]:
+    arch: str,
+    flavor: str,
+    checkpoint: TitanCheckpoint,
+    tokenizer: Any,
+    transform: TransformConfig | None,
+) -> tuple[LlamaForCausalLM, TransformerModelArgs]:
     """A torchtitan checkpoint as a transformers model.
 
     Args:
@@ -74,9 +96,10 @@ def as_hf_model(
         flavor: within it.
         checkpoint: from `read_checkpoint`.
         tokenizer: a transformers tokenizer, for the ids of the special tokens.
+        transform: to simulate, with the checkpoint's ranges; None = digital.
 
     Returns:
-        The digital model, a transform's buffers under Hugging Face names, torchtitan's arguments.
+        The model, and torchtitan's arguments for it.
 
     Raises:
         UserError: the checkpoint is of another architecture or flavor.
@@ -84,15 +107,13 @@ def as_hf_model(
     args = model_args(arch, flavor, checkpoint.vocab_size)
     check_shapes(meta_model(args), checkpoint.state_dict)
     renamed = StateDictAdapter(args).to_hf(checkpoint.state_dict)
-    weights = {key: value for key, value in renamed.items() if key.endswith(".weight")}
-    buffers = {key: value for key, value in renamed.items() if key not in weights}
     config = hf.llama_config(
         args,
         seq_len=checkpoint.config.training.seq_len if checkpoint.config else DEFAULT_SEQ_LEN,
         ffn_dim=checkpoint.state_dict["layers.0.feed_forward.w1.weight"].shape[0],
         token_ids={kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")},
     )
-    return hf.build_model(config, weights), buffers, args
+    return hf.build_model(config, renamed, transform), args
 
 
 def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: bool) -> float:
@@ -122,25 +143,21 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
-        transform = hf.read_transform(Path(source)) if Path(source).is_dir() else None
-        if transform is not None:
-            state_dict |= adapter.from_hf(transform[1])
+        simulated, _ = load_model(source, dtype=torch.float32)
+        state_dict |= adapter.from_hf(ranges_of(simulated))
         check_shapes(meta_model(args), state_dict)
         write_checkpoint(state_dict, folder)
         return _check_logits(args, read_checkpoint(folder).state_dict, model)
 
 
 def load_llama(source: str) -> LlamaForCausalLM:
-    """A Llama from a folder or the hub, in float32.
+    """A digital Llama from a folder or the hub, in float32.
 
     Raises:
         UserError: it cannot be loaded, or is no Llama.
     """
-    try:
-        model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not isinstance(model.config, LlamaConfig) or model.config.model_type != "llama":
+    model, _ = load_model(source, digital=True, dtype=torch.float32)
+    if not isinstance(model, LlamaForCausalLM):
         raise UserError(f"{source}: got model_type {model.config.model_type}; expected llama")
     return model.eval()
 
@@ -163,6 +180,13 @@ def _check_config(config: LlamaConfig, args: TransformerModelArgs, source: str) 
         raise UserError(
             "; ".join(wrong) + " (if the model was trained as the flavor is, mend its config.json)"
         )
+
+
+def _check_ranges(written: PreTrainedModel, reloaded: PreTrainedModel) -> None:
+    before, after = ranges_of(written), ranges_of(reloaded)
+    same = before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    if not same:
+        raise RunError("the converted model's ranges differ from its source's; nothing was written")
 
 
 @torch.no_grad()

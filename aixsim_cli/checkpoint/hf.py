@@ -1,24 +1,14 @@
-"""The Hugging Face side of a checkpoint: config.json, safetensors, and a transform beside them.
+"""A torchtitan Llama as a transformers model."""
 
-A folder of a simulated model has two more files: `transform.yaml`, the transform config, and
-`transform.safetensors`, the ranges. The weights are digital, so that every loader reads them.
-"""
-
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchtitan.models.llama3.model.args import TransformerModelArgs
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from aixsim_cli.errors import UserError
-
-TRANSFORM_FILE = "transform.yaml"
-TRANSFORM_STATE_FILE = "transform.safetensors"
+from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.transforms.config import TransformConfig
 
 
 def llama_config(
@@ -61,52 +51,23 @@ def llama_config(
     )
 
 
-def build_model(config: LlamaConfig, weights: dict[str, Tensor]) -> LlamaForCausalLM:
-    """A Llama with these very weights (Hugging Face names), in evaluation mode."""
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
-
-
-def write_model(model: LlamaForCausalLM, folder: Path) -> None:
-    """Write weights, config.json in the forms of transformers 4 and 5, generation_config.json."""
-    model.generation_config = GenerationConfig.from_model_config(model.config)
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    rope = dict(config["rope_parameters"])
-    # transformers 4 reads these two keys alone, and would silently assume theta 10000, unscaled
-    config["rope_theta"] = rope.pop("rope_theta")
-    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
-    config["torch_dtype"] = config.get("dtype", "float32")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def write_transform(folder: Path, mapping: dict[str, Any], buffers: dict[str, Tensor]) -> None:
-    """Put a transform config and its ranges beside a model.
+def build_model(
+    config: LlamaConfig, state_dict: dict[str, Tensor], transform: TransformConfig | None = None
+) -> LlamaForCausalLM:
+    """A Llama with these very tensors (Hugging Face names), in evaluation mode.
 
     Args:
-        folder: of the model.
-        mapping: the transform config.
-        buffers: Hugging Face names -> float32 ranges (n, 2).
+        config: of the model.
+        state_dict: weights, and a transform's ranges where it has any.
+        transform: to simulate; None = digital, ranges are left out. A module whose ranges are
+            missing calibrates on its first batch.
     """
-    text = yaml.safe_dump(mapping, sort_keys=False)
-    (folder / TRANSFORM_FILE).write_text(text, encoding="utf-8")
-    save_file(buffers, folder / TRANSFORM_STATE_FILE)
-
-
-def read_transform(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """The transform config and ranges beside a model; None for a digital one.
-
-    Raises:
-        UserError: one of the two files is missing.
-    """
-    config, state = folder / TRANSFORM_FILE, folder / TRANSFORM_STATE_FILE
-    if not config.is_file() and not state.is_file():
-        return None
-    for path in (config, state):
-        if not path.is_file():
-            raise UserError(
-                f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}"
-            )
-    return yaml.safe_load(config.read_text(encoding="utf-8")), load_file(state)
+    model = LlamaForCausalLM(config)
+    weights = {key: value for key, value in state_dict.items() if key.endswith(".weight")}
+    model.load_state_dict(weights, assign=True)
+    if transform is not None:
+        transform_hf_model(model, transform)
+        own = model.state_dict().keys()
+        ranges = {k: v for k, v in state_dict.items() if k in own and k not in weights}
+        model.load_state_dict(ranges, strict=False)
+    return model.eval()

@@ -14,6 +14,12 @@ def convert_ckpt(
     tokenizer_path: Annotated[
         str | None, typer.Option(help="Tokenizer to add; default: the training's.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option(help="A folder that nothing loads without aixsim.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option(help="Digital weights, the transform in files beside them.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Convert a checkpoint; the direction is read from SOURCE.
@@ -21,9 +27,13 @@ def convert_ckpt(
     The result's logits are compared with the source's before it gets its name.
     """
     from aixsim_cli.checkpoint.source import SourceKind, find_source
+    from aixsim_cli.errors import UserError
     from aixsim_cli.models.flavors import find_flavor
 
     find_flavor(model_arch, model_flavor)
+    if strict and plain:
+        raise UserError("--strict and --plain: expected at most one of them")
+    form = "strict" if strict else "plain" if plain else "aixsim"
     kind = find_source(source)
     from aixsim_cli.backends.titan import device
 
@@ -32,7 +42,13 @@ def convert_ckpt(
 
     if kind is SourceKind.TITAN:
         difference = convert.titan_to_hf(
-            model_arch, model_flavor, Path(source), target, tokenizer=tokenizer_path, force=force
+            model_arch,
+            model_flavor,
+            Path(source),
+            target,
+            tokenizer=tokenizer_path,
+            form=form,
+            force=force,
         )
     else:
         difference = convert.hf_to_titan(model_arch, model_flavor, source, target, force=force)

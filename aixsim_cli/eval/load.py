@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.folder import load_model as load_hf_model
+from aixsim_cli.backends.hf.folder import saved_transform
 from aixsim_cli.backends.titan.model import build_model
 from aixsim_cli.backends.titan.spec import model_args
-from aixsim_cli.checkpoint import hf
-from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model
+from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
 from aixsim_cli.checkpoint.dcp import read_checkpoint
 from aixsim_cli.checkpoint.source import SourceKind, find_source
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
-from aixsim_cli.transforms.state import TransformState
+from aixsim_cli.transforms.state import TransformState, state_of
 
 
 @dataclass(frozen=True)
@@ -102,50 +102,34 @@ def _load_titan(
             f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
             "aixsim convert-ckpt first"
         )
-    transform = chosen
-    if transform is None and config.transform and not no_transform:
-        transform = parse_transform(config.transform, source=f"{folder}/config.yaml: transform")
+    trained = trained_transform(checkpoint, folder)
+    transform = None if no_transform else chosen or trained
     tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer(config.model.hf_assets_path))
     arch, flavor, seq_len = config.model.name, config.model.flavor, config.training.seq_len
     if for_generation:
-        model, buffers, _ = as_hf_model(arch, flavor, checkpoint, tokenizer)
-        return _with_transform(model, tokenizer, seq_len, transform, buffers)
-    args = model_args(arch, flavor, checkpoint.vocab_size)
-    module = build_model(args, checkpoint.state_dict, seq_len=seq_len, transform=transform)
-    state = getattr(module, "transform_state", None)
-    return LanguageModel(module, tokenizer, seq_len, state, transform and transform.name)
+        module, _ = as_hf_model(arch, flavor, checkpoint, tokenizer, transform)
+    else:
+        args = model_args(arch, flavor, checkpoint.vocab_size)
+        module = build_model(args, checkpoint.state_dict, seq_len=seq_len, transform=transform)
+    return _language_model(module, tokenizer, seq_len, transform and transform.name)
 
 
 def _load_hf(
     source: str, chosen: TransformConfig | None, no_transform: bool, dtype: torch.dtype
 ) -> LanguageModel:
+    model, _ = load_hf_model(source, transform=chosen, digital=no_transform, dtype=dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source}: no such folder, and not loaded from the hub: {str(error).splitlines()[0]}"
-            if not Path(source).is_dir()
-            else f"{source}: cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    saved = hf.read_transform(Path(source)) if Path(source).is_dir() and not no_transform else None
-    transform = chosen
-    if transform is None and saved is not None:
-        transform = parse_transform(saved[0], source=f"{source}/{hf.TRANSFORM_FILE}")
+        raise UserError(f"{source}: has no tokenizer: {str(error).splitlines()[0]}") from error
     seq_len = getattr(model.config, "max_position_embeddings", DEFAULT_SEQ_LEN)
-    return _with_transform(model, tokenizer, seq_len, transform, saved[1] if saved else {})
+    mapping = saved_transform(model)
+    name = None if mapping is None else parse_transform(mapping, source=source).name
+    return _language_model(model.eval(), tokenizer, seq_len, name)
 
 
-def _with_transform(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    seq_len: int,
-    transform: TransformConfig | None,
-    buffers: dict[str, Tensor],
+def _language_model(
+    module: nn.Module, tokenizer: Any, seq_len: int, transform: str | None
 ) -> LanguageModel:
-    if transform is None:
-        return LanguageModel(model.eval(), tokenizer, seq_len, None, None)
-    state, _ = transform_hf_model(model, transform)
-    own = model.state_dict().keys()
-    model.load_state_dict({k: v for k, v in buffers.items() if k in own}, strict=False)
-    return LanguageModel(model.eval(), tokenizer, seq_len, state, transform.name)
+    state = state_of(module)
+    return LanguageModel(module, tokenizer, seq_len, state, transform)

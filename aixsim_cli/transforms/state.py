@@ -99,7 +99,9 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
-        self._streams = torch.tensor([m.stream for m in modules.values()], dtype=torch.int64)
+        streams = [module.stream for module in modules.values()]
+        # on a real device even where the model is being built on meta
+        self._streams = torch.tensor(streams, dtype=torch.int64, device="cpu")
 
     def reset(self) -> None:
         """Reset every module's state (ranges unset, nothing observed)."""
@@ -161,6 +163,11 @@ class TransformState:
             for name, value in getattr(module, "metrics", dict)().items():
                 reported.setdefault(name, []).append(value)
         return {name: torch.stack(values).mean() for name, values in reported.items()}
+
+
+def state_of(model: nn.Module) -> TransformState | None:
+    """The state of a simulated model; None for a digital one."""
+    return getattr(model, "transform_state", None)
 
 
 def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:

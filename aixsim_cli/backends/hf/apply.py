@@ -1,25 +1,22 @@
 """Put a transform into a transformers model."""
 
-from torch import nn
+import logging
+from collections import Counter
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from aixsim_cli.backends.hf import attention
+from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig, AixsimQuantizer
+from aixsim_cli.backends.hf.sites import check_reach, hf_sites, out_of_reach
 from aixsim_cli.transforms.apply import TransformReport, apply_transform
 from aixsim_cli.transforms.config import TransformConfig
-from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import TransformState
 
-
-def hf_sites(model: PreTrainedModel) -> list[Site]:
-    """Every linear and attention of a transformers model, in its order."""
-    head = model.get_output_embeddings()
-    sites = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            sites.append(Site(name, name, "linear", is_head=module is head))
-        elif type(module).__name__.endswith("Attention") and hasattr(module, "is_causal"):
-            sites.append(Site(name, name, "attention"))
-    return sites
+logger = logging.getLogger("aixsim")
 
 
 def transform_hf_model(
@@ -27,15 +24,116 @@ def transform_hf_model(
 ) -> tuple[TransformState, TransformReport]:
     """Simulate a transformers model's linears and attentions, in place.
 
+    Works on any architecture, causal or not, with or without a head. `save_pretrained` then writes
+    a folder that `from_pretrained` loads with its simulated hardware.
+
     Args:
         model: on a real device.
         config: what to simulate.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or names an attention that is out of reach.
     """
-    state, report = apply_transform(model, config, hf_sites(model))
+    state, report = simulate(model, config)
+    finish_layout(model)
+    _mark(model, AixsimConfig(config.mapping, modules=len(state.modules)))
+    return state, report
+
+
+def simulate(
+    model: PreTrainedModel, config: TransformConfig
+) -> tuple[TransformState, TransformReport]:
+    """Replace the modules; a model on the meta device needs `finish_layout` once it has weights.
+
+    Args:
+        model: on a real device or on meta.
+        config: what to simulate.
+
+    Raises:
+        ConfigError: as `transform_hf_model`.
+    """
+    check_reach(model, config)
+    _say_what_stays_digital(model)
+    sites = hf_sites(model)
+    transposed = {
+        site.name: model.get_submodule(site.name)
+        for site in sites
+        if isinstance(model.get_submodule(site.name), Conv1D)
+    }
+    for name, module in transposed.items():
+        model.set_submodule(name, _as_linear(module))
+    state, report = apply_transform(model, config, sites)
+    for name, module in transposed.items():
+        if name in state.modules:
+            # its own parameter again, in its own layout: files and loaders see a Conv1D
+            simulated: Any = model.get_submodule(name)
+            simulated.weight = module.weight
+            simulated.stores_transposed = True
+        else:
+            model.set_submodule(name, module)
     if any(name.endswith("inner_attention") for name in state.modules):
         attention.register()
         model.set_attn_implementation(attention.ATTENTION_NAME)
+        _warn_of_dropout(model)
+    _keep_ranks_apart(model, state)
     return state, report
+
+
+def _mark(model: Any, saved: AixsimConfig) -> None:
+    """Make a model look as if it had been loaded with its quantizer."""
+    model.config.quantization_config = saved
+    model.hf_quantizer = AixsimQuantizer(saved)
+    model.quantization_method = METHOD
+    model.is_quantized = True
+
+
+def finish_layout(model: PreTrainedModel) -> None:
+    """Make the modules that took a Conv1D's place read its weight in the layout of a linear."""
+    for module in list(model.modules()):
+        if getattr(module, "stores_transposed", False):
+            module.__class__ = _transposed_class(type(module))
+
+
+def _as_linear(conv: Any) -> nn.Linear:
+    """GPT-2's Conv1D, weight (K, N), as the linear that it is."""
+    features_in, features_out = conv.weight.shape
+    linear = nn.Linear(features_in, features_out, device="meta")
+    linear.weight = nn.Parameter(conv.weight.detach().T)
+    linear.bias = conv.bias
+    linear.train(conv.training)
+    return linear
+
+
+@cache
+def _transposed_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A linear class whose parameter is stored as (K, N) and read as (N, K)."""
+
+    def weight(module: Any) -> Tensor:
+        return module._parameters["weight"].T
+
+    return type(f"Transposed{cls.__name__}", (cls,), {"weight": property(weight)})
+
+
+def _keep_ranks_apart(model: Any, state: TransformState) -> None:
+    """Every rank's record and noise are its own: DDP must not overwrite them with rank 0's."""
+    model._ddp_params_and_buffers_to_ignore = [
+        f"{name}.{buffer}"
+        for name, module in state.modules.items()
+        for buffer in module._non_persistent_buffers_set
+    ]
+
+
+def _warn_of_dropout(model: PreTrainedModel) -> None:
+    config = model.config
+    for key in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
+        if getattr(config, key, 0.0):
+            logger.warning(
+                "%s is %s in the model's config: simulated attention has no dropout",
+                key,
+                getattr(config, key),
+            )
+
+
+def _say_what_stays_digital(model: PreTrainedModel) -> None:
+    for kind, count in Counter(out_of_reach(model).values()).items():
+        logger.warning("%d x %s stay digital: they cannot be intercepted", count, kind)

@@ -1,0 +1,91 @@
+"""The model card of a trained folder: how to load it, what was simulated, how it was trained."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from aixsim_cli import __version__
+from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.backends.hf.folder import saved_transform
+
+_SHOWN = ("train_loss", "eval_loss", "perplexity", "train_runtime", "epoch")
+_SECRETS = ("token", "hub_token", "hub-token")
+
+_LOAD = """```python
+import aixsim_cli  # without this line the model loads without its hardware{loud}
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+```"""
+
+
+def write_card(
+    folder: Path, model: PreTrainedModel, arguments: Arguments, metrics: dict[str, Any]
+) -> None:
+    """Write `README.md` into a saved model's folder.
+
+    Args:
+        folder: of the model.
+        model: as saved.
+        arguments: of the run; tokens among them are left out.
+        metrics: of training and evaluation.
+    """
+    transform = saved_transform(model)
+    data = ModelCardData(
+        library_name="transformers",
+        base_model=arguments.model.model_name_or_path,
+        datasets=arguments.data.dataset_name if _on_hub(arguments) else None,
+        tags=["aixsim", *([transform.get("transform", "optical")] if transform else [])],
+    )
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, transform, arguments, metrics)}"
+    ModelCard(text).save(folder / "README.md")
+
+
+def _on_hub(arguments: Arguments) -> bool:
+    return arguments.data.dataset_name not in (None, "builtin")
+
+
+def _body(
+    folder: Path,
+    transform: dict[str, Any] | None,
+    arguments: Arguments,
+    metrics: dict[str, Any],
+) -> str:
+    parts = [f"# {folder.name}", f"Trained with aixsim {__version__}."]
+    if transform is not None:
+        loud = ": it does not load at all" if arguments.simulation.strict else ""
+        name = transform.get("transform", "optical")
+        described = yaml.safe_dump(transform, sort_keys=False).strip()
+        parts += [
+            f"Its linear layers and attention run on simulated hardware: **{name}**.",
+            "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."
+            if arguments.simulation.plain
+            else _LOAD.format(name=folder.name, loud=loud),
+            "Runtimes that replace transformers' layers (vLLM, llama.cpp) cannot simulate it.",
+            "## Transform",
+            f"```yaml\n{described}\n```",
+        ]
+    command = shlex.join(["aixsim", "continual-pretrain", *_without_secrets(arguments.command)])
+    parts += ["## Training", f"```bash\n{command}\n```", "## Results"]
+    rows = [f"| {key} | {metrics[key]:.6g} |" for key in _SHOWN if key in metrics]
+    parts.append("\n".join(["| metric | value |", "|---|---|", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _without_secrets(words: tuple[str, ...]) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+            continue
+        key = word.lstrip("-").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and key in {s.replace("-", "_") for s in _SECRETS}:
+            skip = "=" not in word
+            continue
+        kept.append(word)
+    return kept

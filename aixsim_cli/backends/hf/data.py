@@ -1,0 +1,166 @@
+"""Text for HF's Trainer: documents become tokens as in pretraining, and tokens become blocks."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from aixsim_cli.backends.hf.arguments import Arguments, DataArguments
+from aixsim_cli.data.local import find_files
+from aixsim_cli.data.sources import articles, open_source
+from aixsim_cli.data.tokenizer import DocumentEncoder
+from aixsim_cli.errors import UserError
+
+
+def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[str, Any]:
+    """The training and evaluation sets that the run needs.
+
+    Args:
+        arguments: of the run.
+        tokenizer: transformers tokenizer with an end-of-text token.
+        block_size: tokens a block; what is left at the end of a split is dropped.
+
+    Returns:
+        "train" and "validation", whichever is needed: rows of `input_ids` and `labels`, both
+        (block_size,) int64; map-style, or iterable when streaming.
+
+    Raises:
+        UserError: the text cannot be read, has no column to read, or is shorter than a block.
+    """
+    data, training = arguments.data, arguments.training
+    wanted = [
+        split
+        for split, needed in (
+            ("train", training.do_train),
+            ("validation", training.do_eval or training.eval_strategy != "no"),
+        )
+        if needed
+    ]
+    blocks = {}
+    for split in wanted:
+        files = data.train_file if split == "train" else data.validation_file
+        rows = _open(data, split, files, arguments.model.token)
+        encoder = DocumentEncoder(tokenizer)
+        # the main process tokenises, the others read its cache
+        with training.main_process_first(desc="tokenise"):
+            found = _cut(rows, encoder, data, files, block_size)
+        limit = data.max_train_samples if split == "train" else data.max_eval_samples
+        blocks[split] = _first(found, limit, split, block_size)
+    return blocks
+
+
+def _open(data: DataArguments, split: str, files: str | None, token: str | None) -> Any:
+    """Rows of one split, each with its text in the column "text"."""
+    if data.dataset_name is None:
+        if files is None:
+            raise UserError(
+                "--validation_file: missing; expected text to evaluate on"
+                if split == "validation"
+                else "--train_file: missing; expected text to train on"
+            )
+        return _local(files)
+    if data.dataset_name == "builtin":
+        return open_source("builtin", None, "train" if split == "train" else "heldout")
+    return _hub(data, split, token)
+
+
+def _local(path: str) -> Any:
+    if Path(path).suffix == ".csv":
+        from datasets import load_dataset
+
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
+        return _text_column(load_dataset("csv", data_files=path, split="train"), path)
+    return open_source("local", path, "train")
+
+
+def _hub(data: DataArguments, split: str, token: str | None) -> Any:
+    from datasets import get_dataset_split_names, load_dataset
+
+    name, config = str(data.dataset_name), data.dataset_config_name
+    try:
+        splits = get_dataset_split_names(name, config, token=token)
+        held_out = f"train[:{data.validation_split_percentage}%]"
+        if split == "validation" and split not in splits:
+            if data.streaming:
+                raise UserError(f"{name}: has no validation split; expected a --validation_file")
+            wanted = held_out
+        elif split == "train" and "validation" not in splits and not data.streaming:
+            wanted = f"train[{data.validation_split_percentage}%:]"
+        else:
+            wanted = split
+        options: Any = {"split": wanted, "streaming": data.streaming, "token": token}
+        rows = load_dataset(name, config, **options)
+    except UserError:
+        raise
+    except Exception as error:  # what a failed connection raises differs between hub versions
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--dataset_name {name}: cannot be loaded from the hub: {first}; check the name and "
+            "the connection, or use --dataset_name builtin or --train_file"
+        ) from error
+    rows = _text_column(rows, name)
+    # its rows are lines; the documents are articles
+    is_lines = name.rpartition("/")[2] == "wikitext"
+    return rows.map(articles, batched=True) if is_lines else rows
+
+
+def _text_column(rows: Any, where: str) -> Any:
+    columns = rows.column_names or list(next(iter(rows)))
+    if "text" in columns:
+        return rows.select_columns(["text"])
+    if len(columns) == 1:
+        return rows.rename_column(columns[0], "text")
+    raise UserError(f"{where}: has no column 'text', but {', '.join(columns)}")
+
+
+def _cut(
+    rows: Any, encoder: DocumentEncoder, data: DataArguments, path: str | None, block_size: int
+) -> Any:
+    from datasets import Dataset, IterableDataset
+
+    def to_blocks(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        documents = (encoder(text) for text in batch["text"] if isinstance(text, str) and text)
+        stream = list(chain.from_iterable(documents))
+        starts = range(0, len(stream) - block_size + 1, block_size)
+        blocks = [stream[start : start + block_size] for start in starts]
+        return {"input_ids": blocks, "labels": [list(block) for block in blocks]}
+
+    if isinstance(rows, IterableDataset) and not data.streaming:
+        # a local file is read as a stream; the Trainer shuffles a whole. The cache that datasets
+        # keeps of it is named by these arguments, so they must change when a file does
+        arguments = {"rows": rows, "to_blocks": to_blocks, "version": _version(path)}
+        return Dataset.from_generator(_whole, gen_kwargs=arguments)
+    options: dict[str, Any] = {}
+    if isinstance(rows, Dataset):
+        options = {
+            "num_proc": data.preprocessing_num_workers,
+            "load_from_cache_file": not data.overwrite_cache,
+            "desc": f"blocks of {block_size} tokens",
+        }
+    return rows.map(to_blocks, batched=True, remove_columns=["text"], **options)
+
+
+def _version(path: str | None) -> list[tuple[str, int, int]]:
+    files = [Path(file) for file in find_files(path)] if path else []
+    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _whole(rows: Any, to_blocks: Any, version: Any) -> Iterator[dict[str, list[int]]]:
+    for batch in rows.iter(batch_size=1000):
+        found = to_blocks(batch)
+        for tokens, labels in zip(found["input_ids"], found["labels"], strict=True):
+            yield {"input_ids": tokens, "labels": labels}
+
+
+def _first(blocks: Any, limit: int | None, split: str, block_size: int) -> Any:
+    from datasets import Dataset
+
+    if not isinstance(blocks, Dataset):
+        return blocks if limit is None else blocks.take(limit)
+    if not len(blocks):
+        raise UserError(
+            f"the {split} text is shorter than one block of {block_size} tokens; expected more "
+            "text or a smaller --block_size"
+        )
+    return blocks if limit is None else blocks.select(range(min(limit, len(blocks))))

@@ -1,0 +1,180 @@
+"""A model as a Hugging Face folder: written in one of three forms, read in any.
+
+- `aixsim` (default): config.json names the quantization method `aixsim` and holds the transform;
+  the ranges are in the safetensors files. After `import aixsim_cli` every loader restores it.
+- `strict`: the same under a `model_type` that only aixsim knows: nothing loads it digitally.
+- `plain`: digital weights, with `transform.yaml` and `transform.safetensors` beside them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig
+from aixsim_cli.backends.hf.strict import make_strict
+from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import TransformConfig, parse_transform
+
+Form = Literal["aixsim", "strict", "plain"]
+TRANSFORM_FILE = "transform.yaml"
+TRANSFORM_STATE_FILE = "transform.safetensors"
+
+
+def write_model(
+    model: PreTrainedModel, folder: Path, form: Form = "aixsim", **options: Any
+) -> None:
+    """Write weights, config.json in the forms of transformers 4 and 5, generation_config.json.
+
+    Args:
+        model: digital, or simulated by `transform_hf_model`.
+        folder: to write into.
+        form: see above; a digital model has one form.
+        options: of `save_pretrained`, `max_shard_size` for instance.
+    """
+    if getattr(model, "generation_config", None) is None and model.can_generate():
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(folder, **options)
+    finish_folder(model, folder, form)
+
+
+def finish_folder(model: PreTrainedModel, folder: Path, form: Form) -> None:
+    """Bring a folder that `save_pretrained` wrote into its form, config.json included.
+
+    Args:
+        model: as saved.
+        folder: that holds it.
+        form: see above.
+    """
+    transform = saved_transform(model)
+    if transform is not None and form == "plain":
+        _make_plain(folder, transform)
+    _complete_config(folder / "config.json")
+    if transform is not None and form == "strict":
+        make_strict(folder)
+
+
+def load_model(
+    source: str,
+    *,
+    transform: TransformConfig | None = None,
+    digital: bool = False,
+    **options: Any,
+) -> tuple[PreTrainedModel, bool]:
+    """A causal language model with the transform it was saved with, another one, or none.
+
+    Ranges that were saved are kept where the other transform has the same module.
+
+    Args:
+        source: folder or hub name.
+        transform: to simulate instead of the source's own.
+        digital: leave the transform out.
+        options: of `from_pretrained`: dtype, revision, token, trust_remote_code, ….
+
+    Returns:
+        The model, and whether it came with ranges.
+
+    Raises:
+        UserError: it cannot be loaded.
+        ConfigError: the transform does not fit.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, **_of_config(options))
+        own = getattr(config, "quantization_config", None)
+        is_ours = own is not None and own.get("quant_method") == METHOD
+        if is_ours and digital:
+            own["dequantize"] = True
+        elif is_ours and transform is not None:
+            config.quantization_config = AixsimConfig(transform.mapping).to_dict()
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_not_loaded(source, error)) from error
+    if is_ours or digital:
+        return model, is_ours and not digital
+    beside = _read_plain(Path(source)) if Path(source).is_dir() else None
+    if transform is None and beside is not None:
+        transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}")
+    if transform is None:
+        return model, False
+    transform_hf_model(model, transform)
+    ranges = beside[1] if beside is not None else {}
+    own_names = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in ranges.items() if k in own_names}, strict=False)
+    return model, beside is not None
+
+
+def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
+    """The transform config of a simulated model; None for a digital one."""
+    config = getattr(model.config, "quantization_config", None)
+    return config.transform if isinstance(config, AixsimConfig) else None
+
+
+def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The ranges of a simulated model: name -> float32 (n, 2)."""
+    return {k: v for k, v in model.state_dict().items() if k.endswith(".ranges")}
+
+
+def _make_plain(folder: Path, transform: dict[str, Any]) -> None:
+    """Move the ranges out of the weights' files, and the transform out of config.json."""
+    ranges: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        tensors = load_file(path)
+        ranges |= {k: tensors.pop(k) for k in list(tensors) if k.endswith(".ranges")}
+        save_file(tensors, path, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in listed["weight_map"].items() if k not in ranges}
+        _write_json(index, listed | {"weight_map": kept})
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["quantization_config"]
+    _write_json(path, config)
+    text = yaml.safe_dump(transform, sort_keys=False)
+    (folder / TRANSFORM_FILE).write_text(text, encoding="utf-8")
+    save_file(ranges, folder / TRANSFORM_STATE_FILE)
+
+
+def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    config, state = folder / TRANSFORM_FILE, folder / TRANSFORM_STATE_FILE
+    if not config.is_file() and not state.is_file():
+        return None
+    for path in (config, state):
+        if not path.is_file():
+            raise UserError(
+                f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}"
+            )
+    return yaml.safe_load(config.read_text(encoding="utf-8")), load_file(state)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _complete_config(path: Path) -> None:
+    """Add the keys that transformers 4 reads; without them it assumes theta 10000, unscaled."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+    config["torch_dtype"] = config.get("dtype") or str(torch.float32).removeprefix("torch.")
+    _write_json(path, config)
+
+
+def _of_config(options: dict[str, Any]) -> dict[str, Any]:
+    shared = ("revision", "token", "trust_remote_code", "cache_dir")
+    return {key: options[key] for key in shared if key in options}
+
+
+def _not_loaded(source: str, error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(source).is_dir():
+        return f"{source}: cannot be loaded: {first}"
+    return f"{source}: no such folder, and not loaded from the hub: {first}"

@@ -1,0 +1,132 @@
+"""Simulated hardware as a transformers "quantization method", so that every loader restores it.
+
+transformers calls a quantizer while it builds a model, before the weights are read. Ours puts the
+simulated modules in, and weights and ranges then come out of the same safetensors files. One
+method, `aixsim`, serves all paradigms: config.json holds the transform config itself.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from aixsim_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+METHOD = "aixsim"
+SCHEMA_VERSION = 1
+
+
+class AixsimConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a simulated model.
+
+    Args:
+        transform: a transform config, as its file has it.
+        modules: how many modules were simulated when the model was saved; None = not saved yet.
+        dequantize: load the weights digitally, and leave the ranges where they are.
+        schema_version: of this section.
+        quant_method: always "aixsim".
+
+    Raises:
+        UserError: written by a newer version.
+        ConfigError: the transform config is wrong.
+    """
+
+    def __init__(
+        self,
+        transform: Mapping[str, Any],
+        modules: int | None = None,
+        dequantize: bool = False,
+        schema_version: int = SCHEMA_VERSION,
+        quant_method: str = METHOD,
+    ) -> None:
+        from aixsim_cli.transforms.config import parse_transform
+
+        if schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"quantization_config: schema_version: got {schema_version}; this version of "
+                f"aixsim reads {SCHEMA_VERSION}"
+            )
+        parse_transform(transform, source="quantization_config: transform")
+        self.transform = dict(transform)
+        self.modules = modules
+        self.dequantize = dequantize
+        self.schema_version = schema_version
+        self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class AixsimQuantizer(HfQuantizer):
+    """Builds the simulated modules of a model that is being loaded, and sets their state."""
+
+    quantization_config: AixsimConfig
+
+    @property
+    def is_trainable(self) -> bool:
+        """The weights stay floating point numbers; training goes on."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """No adapter is needed."""
+        return True
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` writes weights and ranges."""
+        return True
+
+    def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
+        from aixsim_cli.backends.hf.apply import simulate
+        from aixsim_cli.transforms.config import parse_transform
+
+        # bfloat16 cannot hold 256 levels of an arbitrary range
+        kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+        model._keep_in_fp32_modules_strict = {*kept, "ranges"}
+        if self.quantization_config.dequantize:
+            ignored = model._keys_to_ignore_on_load_unexpected or ()
+            model._keys_to_ignore_on_load_unexpected = {*ignored, r"\.ranges$"}
+            return
+        mapping = self.quantization_config.transform
+        simulate(model, parse_transform(mapping, source="quantization_config: transform"))
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
+        from aixsim_cli.backends.hf.apply import finish_layout
+        from aixsim_cli.transforms.state import state_of
+
+        if self.quantization_config.dequantize:
+            return
+        finish_layout(model)
+        state = state_of(model)
+        assert state is not None
+        modules = state.modules
+        saved = self.quantization_config.modules
+        if saved is not None and saved != len(modules):
+            raise UserError(
+                f"quantization_config: the model was saved with {saved} simulated modules, and "
+                f"this version of its code has {len(modules)}; expected the transformers version "
+                "that saved it"
+            )
+        missing = []
+        for name, module in modules.items():
+            # buffers that no file holds come out of transformers as uninitialised memory
+            if getattr(module.ranges, "_is_hf_initialized", False):
+                module.reset_record()
+            else:
+                missing.append(f"{name}.ranges")
+                module.reset_state()
+        if saved is not None and missing:
+            raise UserError(f"the model's files lack {', '.join(missing[:4])}; saved incompletely?")
+        self.quantization_config.modules = len(modules)
+
+
+def register_quantizer(auto: ModuleType) -> None:
+    """Make the method known to transformers.
+
+    Args:
+        auto: the module `transformers.quantizers.auto`.
+    """
+    auto.register_quantization_config(METHOD)(AixsimConfig)
+    auto.register_quantizer(METHOD)(AixsimQuantizer)

@@ -1,0 +1,86 @@
+"""Where a transformers model can be simulated: its linears and its attentions, by behaviour.
+
+Nothing here knows an architecture. An attention is a module whose forward calls transformers'
+attention interface; the head is what lies outside the base model.
+"""
+
+import inspect
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from aixsim_cli.errors import ConfigError
+from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.protocol import Site
+
+
+def hf_sites(model: PreTrainedModel) -> list[Site]:
+    """Every linear and attention of a transformers model, in its order."""
+    body = _body_prefix(model)
+    sites = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            sites.append(Site(name, name, "linear", is_head=not name.startswith(body)))
+        elif _is_attention(module) and _can_intercept(model):
+            sites.append(Site(name, name, "attention"))
+    return sites
+
+
+def out_of_reach(model: PreTrainedModel) -> dict[str, str]:
+    """What stays digital because nothing here can intercept it.
+
+    Args:
+        model: before anything is replaced.
+
+    Returns:
+        name -> class: attentions that do not call transformers' attention interface or use terms
+        that the simulation lacks, and experts whose weights are stacked in one tensor.
+    """
+    attentions = {site.name for site in hf_sites(model) if site.kind == "attention"}
+    found = {}
+    for name, module in model.named_modules():
+        is_attention = type(module).__name__.endswith("Attention")
+        inside = any(other == name or other.startswith(f"{name}.") for other in attentions)
+        stacked = any(p.ndim == 3 for p in module.parameters(recurse=False))
+        is_experts = stacked and type(module).__name__.endswith("Experts")
+        if (is_attention and not inside) or is_experts:
+            found[name] = type(module).__name__
+    return found
+
+
+def check_reach(model: PreTrainedModel, config: TransformConfig) -> None:
+    """Refuse a config that asks for an attention out of reach.
+
+    `default` alone does not ask for one: it means "whatever can be simulated".
+
+    Raises:
+        ConfigError: naming the rule, the attention and its class.
+    """
+    for name, kind in out_of_reach(model).items():
+        rule = config.resolve(Site(name, name, "attention"))
+        if rule is None or rule.params is None or rule.pattern == "default":
+            continue
+        raise ConfigError(
+            [
+                f"{config.source}: {rule.pattern}: asks for {name}, but {kind} cannot be "
+                "intercepted (it does not call transformers' attention interface, or uses terms "
+                "that the simulation lacks); expected rules for its linears alone"
+            ]
+        )
+
+
+def _body_prefix(model: PreTrainedModel) -> str:
+    # a bare base model has no head
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def _is_attention(module: nn.Module) -> bool:
+    forward = inspect.unwrap(type(module).forward)
+    code = getattr(forward, "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _can_intercept(model: PreTrainedModel) -> bool:
+    # what scaled_dot_product_attention cannot express (soft caps, sinks), the simulation cannot
+    return type(model)._can_set_attn_implementation() and bool(model._supports_sdpa)

@@ -1,0 +1,241 @@
+"""Continual pretraining: HF's Trainer on a model with simulated hardware under it."""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    default_data_collator,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from aixsim_cli.backends.hf import folder as hf_folder
+from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
+from aixsim_cli.backends.hf.card import write_card
+from aixsim_cli.backends.hf.data import load_blocks
+from aixsim_cli.backends.hf.trainer import SimulationTrainer
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
+from aixsim_cli.transforms.state import state_of
+
+logger = logging.getLogger("aixsim")
+LONGEST_DEFAULT_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Args:
+        folder: where the model was saved; None when nothing was trained.
+        metrics: Trainer's, of training and evaluation.
+    """
+
+    folder: Path | None
+    metrics: dict[str, float]
+
+
+def continual_pretrain(arguments: Arguments) -> Result:
+    """Train and evaluate as the arguments say, and save the model with its hardware.
+
+    Raises:
+        UserError: a model, text or setting that cannot be used.
+        RunError: the loss or the weights stopped being finite.
+    """
+    training = arguments.training
+    _log_on_main(training)
+    resume_from = _checkpoint(arguments)
+    set_seed(training.seed)
+    transform = _transform(arguments)
+    tokenizer = _tokenizer(arguments)
+    model = _model(arguments.model, transform, len(tokenizer))
+    block_size = _block_size(arguments, model)
+    set_steps_and_batch(arguments, _parameters(model), block_size)
+    blocks = load_blocks(arguments, tokenizer, block_size)
+    trainer = SimulationTrainer(
+        transform=state_of(model),
+        model=model,
+        args=training,
+        train_dataset=blocks.get("train"),
+        eval_dataset=blocks.get("validation"),
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+    )
+    metrics: dict[str, float] = {}
+    if training.do_train:
+        metrics |= trainer.train(resume_from_checkpoint=resume_from).metrics
+    if training.do_eval:
+        found = trainer.evaluate()
+        # not clipped: a perplexity beyond what a float holds is infinite
+        found["perplexity"] = _exp(found["eval_loss"])
+        metrics |= found
+        trainer.save_metrics("eval", found)
+    if not training.do_train:
+        return Result(None, metrics)
+    return Result(_save(trainer, arguments, metrics), metrics)
+
+
+def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, float]) -> Path:
+    folder = Path(str(arguments.training.output_dir))
+    form: hf_folder.Form = "aixsim"
+    if arguments.simulation.strict or arguments.simulation.plain:
+        form = "strict" if arguments.simulation.strict else "plain"
+    # sharded weights are gathered by the Trainer; every rank takes part
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", {k: v for k, v in metrics.items() if not k.startswith("eval_")})
+    if trainer.is_world_process_zero():
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        hf_folder.finish_folder(model, folder, form)
+        write_card(folder, model, arguments, metrics)
+    if arguments.training.push_to_hub:
+        trainer.push_to_hub(commit_message="Trained by aixsim")
+    return folder
+
+
+def _transform(arguments: Arguments) -> TransformConfig | None:
+    path = arguments.simulation.transform_config
+    if path is None:
+        return None
+    return parse_transform(load_transform_file(path), source=path)
+
+
+def _tokenizer(arguments: Arguments) -> Any:
+    model = arguments.model
+    name = model.tokenizer_name or model.model_name_or_path or model.config_name
+    if model.tokenizer_name is not None:
+        name = str(resolve_tokenizer(model.tokenizer_name))
+    try:
+        return AutoTokenizer.from_pretrained(
+            name,
+            cache_dir=model.cache_dir,
+            use_fast=model.use_fast_tokenizer,
+            token=model.token,
+            trust_remote_code=model.trust_remote_code,
+            revision=model.model_revision if model.tokenizer_name is None else "main",
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(
+            f"tokenizer {name}: cannot be loaded: {first}; expected --tokenizer_name"
+        ) from error
+
+
+def _model(
+    arguments: ModelArguments, transform: TransformConfig | None, tokens: int
+) -> PreTrainedModel:
+    if arguments.model_name_or_path is None:
+        model = _from_scratch(arguments, tokens)
+        if transform is not None:
+            transform_hf_model(model, transform)
+    else:
+        options: dict[str, Any] = {
+            "dtype": arguments.dtype or "float32",
+            "cache_dir": arguments.cache_dir,
+            "revision": arguments.model_revision,
+            "token": arguments.token,
+            "trust_remote_code": arguments.trust_remote_code,
+        }
+        if arguments.attn_implementation is not None:
+            options["attn_implementation"] = arguments.attn_implementation
+        model, _ = hf_folder.load_model(
+            arguments.model_name_or_path, transform=transform, **options
+        )
+    embedding = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
+    if tokens > embedding:
+        raise UserError(
+            f"the tokenizer has {tokens} tokens and the model {embedding}; expected the model's "
+            "own tokenizer (--tokenizer_name)"
+        )
+    state = state_of(model)
+    if state is not None:
+        logger.info("%d modules are simulated", len(state.modules))
+    return model
+
+
+def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(
+            str(arguments.config_name),
+            cache_dir=arguments.cache_dir,
+            token=arguments.token,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        if arguments.config_overrides:
+            config.update_from_string(arguments.config_overrides)
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"--config_name {arguments.config_name}: {first}") from error
+    if hasattr(config, "quantization_config"):
+        delattr(config, "quantization_config")
+    config.vocab_size = max(config.vocab_size, tokens)
+    dtype = getattr(torch, arguments.dtype or "float32")
+    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def _block_size(arguments: Arguments, model: PreTrainedModel) -> int:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    asked = arguments.data.block_size
+    if asked is None:
+        return min(longest or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)
+    if longest is not None and asked > longest:
+        raise UserError(f"--block_size: got {asked}; the model's longest sequence is {longest}")
+    return asked
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    """All but the input embedding, as a pretraining's token budget counts them."""
+    embedding = model.get_input_embeddings()
+    skipped = set() if model.config.tie_word_embeddings else {id(p) for p in embedding.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in skipped)
+
+
+def _checkpoint(arguments: Arguments) -> str | None:
+    """The checkpoint to resume from: as asked, none otherwise; a finished folder is not reused."""
+    training = arguments.training
+    output = Path(str(training.output_dir))
+    asked = training.resume_from_checkpoint
+    if asked is not None and str(asked).lower() not in ("true", "false"):
+        if not Path(asked).is_dir():
+            raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
+        return asked
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if asked is not None and str(asked).lower() == "true":
+        if last is None:
+            raise UserError(f"--resume_from_checkpoint: {output} holds no checkpoint-N")
+        return last
+    if training.do_train and asked is None and (last or (output / "config.json").is_file()):
+        raise UserError(
+            f"--output_dir: {output} holds {'checkpoints' if last else 'a model'} already; "
+            "expected a new folder, or --resume_from_checkpoint true"
+        )
+    return None
+
+
+def _log_on_main(training: Any) -> None:
+    main = training.process_index == 0
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logger.setLevel(logging.INFO if main else logging.ERROR)
+    if not main:
+        transformers.logging.set_verbosity_error()
+    # many processes tokenise; the library's own threads would fight with them
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _exp(nll: float) -> float:
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,130 @@
+"""HF's Trainer around a simulated model: noise by step, ranges after the step, no silent NaN."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from aixsim_cli.errors import RunError
+from aixsim_cli.transforms.state import TransformState
+
+
+class SimulationCallback(TrainerCallback):
+    """Moves a transform's state with the optimizer's steps, whatever trainer calls it.
+
+    The step is the trainer's, so a resumed run draws the noise that it would have drawn.
+
+    Args:
+        state: of the model that is trained.
+    """
+
+    def __init__(self, state: TransformState) -> None:
+        self.state = state
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """New noise counters; micro-batches within the step count up from here."""
+        self.state.begin_step(state.global_step + 1, rank=args.process_index)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Update the ranges, once a step."""
+        self.state.end_step()
+
+
+class FiniteCallback(TrainerCallback):
+    """Ends a run whose loss or weights are not finite, before they are saved.
+
+    transformers logs such a loss as the average of earlier ones, saves the weights and exits
+    with 0.
+    """
+
+    def __init__(self) -> None:
+        self.finite: Tensor | None = None
+
+    def record(self, loss: Tensor) -> None:
+        """Remember whether a micro-batch's loss was finite; no synchronisation."""
+        finite = torch.isfinite(loss.detach())
+        self.finite = finite if self.finite is None else self.finite & finite
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the record when something is about to be shown or saved, on all ranks."""
+        due = control.should_log or control.should_save or control.should_evaluate
+        ends = state.global_step >= state.max_steps
+        if not (due or ends) or self.finite is None:
+            return
+        finite = self.finite
+        if (control.should_save or ends) and model is not None:
+            # a loss says nothing of the step that was just taken
+            finite = finite & _all_finite(model)
+        if not _on_all_ranks(finite):
+            raise RunError(
+                f"loss or weights are not finite at step {state.global_step}; nothing was saved "
+                f"of it, {_last_checkpoint(args)}; expected a lower --learning_rate"
+            )
+
+
+class SimulationTrainer(Trainer):
+    """HF's Trainer with both callbacks.
+
+    Args:
+        transform: state of the model's transform; None for a digital model.
+        arguments: Trainer's own.
+    """
+
+    def __init__(self, *, transform: TransformState | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.transform = transform
+        self.finite = FiniteCallback()
+        self.add_callback(self.finite)
+        if transform is not None:
+            self.add_callback(SimulationCallback(transform))
+
+    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """One micro-batch; its loss is remembered."""
+        loss = super().training_step(*arguments, **keywords)
+        self.finite.record(loss)
+        return loss
+
+    def log(self, logs: dict[str, Any], *arguments: Any, **keywords: Any) -> None:
+        """A training record also shows what the simulated modules report."""
+        if self.transform is not None and "loss" in logs:
+            logs |= {name: value.item() for name, value in self.transform.metrics().items()}
+        super().log(logs, *arguments, **keywords)
+
+
+def _all_finite(model: nn.Module) -> Tensor:
+    parameters = [_local(parameter) for parameter in model.parameters()]
+    norms = torch._foreach_norm([p for p in parameters if p.is_floating_point() and p.numel()])
+    return torch.stack([norm.isfinite() for norm in norms]).all()
+
+
+def _local(parameter: Tensor) -> Tensor:
+    to_local = getattr(parameter, "to_local", None)
+    return (to_local() if to_local is not None else parameter).detach()
+
+
+def _on_all_ranks(finite: Tensor) -> bool:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        flag = finite.to(torch.int32)
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+        return bool(flag.item())
+    return bool(finite.item())
+
+
+def _last_checkpoint(args: TrainingArguments) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(args.output_dir or ".")
+    return f"the newest checkpoint is {last}" if last else "there is no checkpoint yet"

@@ -1,0 +1,32 @@
+"""`aixsim continual-pretrain`: train any Hugging Face causal language model further."""
+
+import sys
+
+import typer
+
+
+def continual_pretrain(context: typer.Context) -> None:
+    """Train a Hugging Face causal language model further, on simulated hardware.
+
+    Takes every flag of HF's run_clm and of its TrainingArguments, --transform-config, and
+    --config FILE.yaml with the same keys. --help lists them all.
+
+    Runs alone, under torchrun --no-python and under accelerate launch --no_python.
+    """
+    from aixsim_cli.backends.hf import arguments
+
+    if not context.args or "--help" in context.args or "-h" in context.args:
+        arguments.print_help()
+        raise typer.Exit
+    parsed = arguments.parse_arguments(context.args)
+    from aixsim_cli.backends.hf.train import continual_pretrain as run
+
+    result = run(parsed)
+    if parsed.training.process_index != 0:
+        return
+    for key in ("train_loss", "eval_loss", "perplexity"):
+        if key in result.metrics:
+            typer.echo(f"{key}: {result.metrics[key]:.4f}")
+    if result.folder is not None:
+        typer.echo(f"saved {result.folder}; next: aixsim eval ppl {result.folder}")
+    sys.stdout.flush()
