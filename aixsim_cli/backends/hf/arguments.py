@@ -5,6 +5,7 @@ A YAML file given as `--config` holds the same keys; the command line wins.
 
 import argparse
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from aixsim_cli.config.load import load_yaml
-from aixsim_cli.errors import ConfigError, UserError, nearest
+from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 
 # what earlier transformers, and the field's scripts, call the same thing
 ALIASES = {
@@ -137,7 +138,9 @@ def _make_parser() -> _Parser:
     )
     # a NaN must be seen: transformers would log the average of earlier losses in its place
     parser.set_defaults(logging_nan_inf_filter=False)
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())
+    # accelerate connects ranks without an accelerator only when it is told that they have none
+    has_accelerator = torch.accelerator.is_available()
+    parser.set_defaults(dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
     parser.add_argument("--config", help="YAML file with the same keys; the command line wins.")
     return parser
 
@@ -234,8 +237,19 @@ def _check(arguments: Arguments) -> None:
         value = getattr(model, name)
         if value and value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
             problems.append(f"--{name}: {value}: no such folder")
+    if arguments.training.fsdp and arguments.training.use_cpu:
+        problems.append(
+            "--fsdp: accelerate shards on accelerators alone, and would copy the model to every "
+            "rank here; expected no --fsdp, or an accelerator"
+        )
     if problems:
         raise ConfigError(problems)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.training.world_size != launched:
+        raise RunError(
+            f"the launcher started {launched} processes, and transformers sees "
+            f"{arguments.training.world_size}: each would train a model of its own"
+        )
 
 
 def set_steps_and_batch(arguments: Arguments, parameters: int, block_size: int) -> None:

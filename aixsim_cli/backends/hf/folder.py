@@ -88,7 +88,7 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **_of_config(options))
         own = getattr(config, "quantization_config", None)
         is_ours = own is not None and own.get("quant_method") == METHOD
-        if is_ours and digital:
+        if own is not None and is_ours and digital:
             own["dequantize"] = True
         elif is_ours and transform is not None:
             config.quantization_config = AixsimConfig(transform.mapping).to_dict()
