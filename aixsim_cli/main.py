@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from aixsim_cli.commands import (
+    aliases,
     continual_pretrain,
     convert_ckpt,
     eval,
@@ -68,7 +69,7 @@ def aixsim(
 def main() -> NoReturn:
     """Run the command line; exit code 2 for a user's mistake, 1 for a run that failed."""
     try:
-        app()
+        app(args=aliases.translate(sys.argv[1:]))
     except UserError as error:
         _fail(f"aixsim: error: {error}", 2, error)
     except RunError as error:

@@ -1,9 +1,9 @@
-"""`aixsim eval`: measure a model, whatever its format."""
+"""`aixsim eval`: measure models, whatever their format."""
 
 import json
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -11,65 +11,206 @@ from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPa
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 
+Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
+DatasetPath = Annotated[
+    str | None, typer.Option(help="Files of the dataset; all of them are scored.")
+]
+BatchSize = Annotated[int, typer.Option(min=1)]
+NumBatches = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many; default: score everything.")
+]
+SeqLen = Annotated[int | None, typer.Option(min=1, help="Default: that of the model's training.")]
+CalibrationBatches = Annotated[
+    int,
+    typer.Option(min=1, help="Batches that set ranges which training did not set."),
+]
+CalibrationPath = Annotated[
+    str | None,
+    typer.Option(help="Files to calibrate on; default: the dataset's training part."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 @app.command()
 def ppl(
     source: Source,
-    dataset: Annotated[
-        str, typer.Option(help="Dataset whose held-out part is scored.")
-    ] = "builtin",
-    dataset_path: Annotated[
-        str | None, typer.Option(help="Files of the dataset; all of them are scored.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    num_batches: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many; default: score everything.")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(min=1, help="Default: that of the model's training.")
-    ] = None,
+    dataset: Dataset = "builtin",
+    dataset_path: DatasetPath = None,
+    batch_size: BatchSize = 8,
+    num_batches: NumBatches = None,
+    seq_len: SeqLen = None,
     dtype: DTypeName = "float32",
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    calibration_batches: CalibrationBatches = 8,
+    calibration_path: CalibrationPath = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Perplexity on a dataset's held-out part: exp of the mean nats per token."""
-    from aixsim_cli.backends.titan import device
+    """Perplexity on a dataset's held-out part: exp of the mean nats per token.
 
-    run_on = device.prepare()
-    import torch
+    A model that was not trained with its transform is calibrated first: some batches of training
+    text set its ranges.
+    """
+    from aixsim_cli.eval.measure import Calibration, Text, measure
 
-    from aixsim_cli.data.loader import heldout_windows
-    from aixsim_cli.data.sources import open_source
-    from aixsim_cli.eval.load import load_model
-    from aixsim_cli.eval.perplexity import perplexity
-
-    rows = cast(Iterable[dict[str, Any]], open_source(dataset, dataset_path, "heldout"))
-    texts = (row["text"] for row in rows)
-    model = load_model(
+    record = measure(
         source,
+        Text(dataset, dataset_path, batch_size, num_batches, seq_len),
+        Calibration(calibration_batches, calibration_path),
         transform_config=transform_config,
         no_transform=no_transform,
-        dtype=getattr(torch, dtype),
-        device=run_on,
+        dtype=dtype,
     )
-    windows = heldout_windows(texts, model.tokenizer, seq_len or model.seq_len)
-    result = perplexity(model, windows, batch_size=batch_size, num_batches=num_batches)
     if as_json:
-        record = {
-            "source": source,
-            "dataset": dataset_path or dataset,
-            "transform": model.transform,
-            "seq_len": seq_len or model.seq_len,
-            "dtype": dtype,
-            "tokens": result.tokens,
-            "nll": result.nll,
-            "perplexity": result.perplexity,
-        }
         typer.echo(json.dumps(record))
         return
     name = Path(dataset_path).name if dataset_path else dataset
     typer.echo(
-        f"{source} on {name} ({model.transform or 'digital'}): {result.tokens:,} tokens scored, "
-        f"nll {result.nll:.5f}, perplexity {result.perplexity:.4f}"
+        f"{source} on {name} ({record['transform'] or 'digital'}): {record['tokens']:,} tokens "
+        f"scored, nll {record['nll']:.5f}, perplexity {record['perplexity']:.4f}"
     )
+
+
+@app.command()
+def compare(
+    sources: Annotated[list[str], typer.Argument(help="Checkpoints, folders or hub names.")],
+    dataset: Dataset = "builtin",
+    dataset_path: DatasetPath = None,
+    batch_size: BatchSize = 8,
+    num_batches: NumBatches = None,
+    seq_len: SeqLen = None,
+    dtype: DTypeName = "float32",
+    transform_config: Annotated[
+        list[str] | None,
+        typer.Option(help="Also evaluate every source under this file; may be repeated."),
+    ] = None,
+    no_transform: Annotated[
+        bool, typer.Option("--no-transform", help="Also evaluate every source digitally.")
+    ] = False,
+    calibration_batches: CalibrationBatches = 8,
+    calibration_path: CalibrationPath = None,
+    as_json: AsJson = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the perplexities: file.png.")] = None,
+) -> None:
+    """One table of several models and transforms, on the same tokens.
+
+    Every source is evaluated as it is, and again under each --transform-config and, with
+    --no-transform, digitally.
+    """
+    from aixsim_cli.errors import UserError
+
+    if plot is not None and plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--plot: got {plot}; expected a .png, .pdf or .svg file")
+    variants: list[tuple[str | None, bool]] = [(None, False)]
+    variants += [(None, True)] if no_transform else []
+    variants += [(path, False) for path in transform_config or ()]
+    from aixsim_cli.eval.measure import Calibration, Text, measure
+
+    text = Text(dataset, dataset_path, batch_size, num_batches, seq_len)
+    records: list[dict[str, Any]] = []
+    for source in sources:
+        for path, digital in variants:
+            if digital and records and not records[-1]["transform"]:
+                # as it is, it is digital
+                continue
+            records.append(
+                measure(
+                    source,
+                    text,
+                    Calibration(calibration_batches, calibration_path),
+                    transform_config=path,
+                    no_transform=digital,
+                    dtype=dtype,
+                )
+            )
+            # the same tokens for all: windows as long as the first model's
+            text = replace(text, seq_len=records[0]["seq_len"])
+    if as_json:
+        typer.echo(json.dumps(records))
+    else:
+        _print_table(records)
+    if plot is not None:
+        from aixsim_cli.eval.plot import plot_perplexities
+
+        plot_perplexities(records, plot)
+
+
+@app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": False}
+)
+def lm_eval(
+    context: typer.Context,
+    source: Source,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval's names, comma-separated.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0)] = None,
+    limit: Annotated[
+        float | None, typer.Option(min=0, help="Requests a task; below 1 a fraction of them.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Of a digital model; a noisy one runs one by one.")
+    ] = 8,
+    dtype: DTypeName = "float32",
+    output: Annotated[Path | None, typer.Option(help="Folder for results.json.")] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of task files.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Noise seeds; mean and deviation.")] = 1,
+    transform_config: TransformConfigPath = None,
+    no_transform: NoTransform = False,
+) -> None:
+    """Tasks of lm-eval (extra `eval`): its table, and its JSON with --output.
+
+    aixsim eval lm-eval -- ARGUMENTS hands everything to lm-eval's own command, which then knows
+    the model type aixsim: -- run --model aixsim --model_args pretrained=DIR --tasks …
+    """
+    from aixsim_cli.errors import UserError
+
+    try:
+        from aixsim_cli.eval import harness
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"lm-eval is not installed ({error.name}); expected: pip install 'aixsim[eval]'"
+        ) from error
+    # after `--` the first word lands here
+    if source.startswith("-") or (context.args and tasks is None):
+        harness.run_lm_eval_command([source, *context.args])
+        return
+    if tasks is None:
+        raise UserError("--tasks: missing; expected names such as wikitext,arc_easy")
+    from aixsim_cli.eval.measure import load_for_generation
+
+    model = load_for_generation(source, transform_config, no_transform, dtype)
+    found = harness.evaluate(
+        model,
+        [name for name in tasks.split(",") if name],
+        num_fewshot=num_fewshot,
+        limit=limit,
+        batch_size=batch_size,
+        include_path=include_path,
+        repeats=repeats,
+    )
+    typer.echo(harness.table(found))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        path = output / "results.json"
+        found |= {"source": source, "transform": model.transform}
+        path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+        typer.echo(f"wrote {path}")
+
+
+def _print_table(records: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("source", "transform", "tokens", "nll", "perplexity", "to first")
+    for record in records:
+        name = record["transform"] or "digital"
+        if record["transform_config"]:
+            name = f"{name} ({Path(record['transform_config']).name})"
+        table.add_row(
+            record["source"],
+            name + (", calibrated" if record["calibrated"] else ""),
+            f"{record['tokens']:,}",
+            f"{record['nll']:.5f}",
+            f"{record['perplexity']:.4f}",
+            f"{record['nll'] / records[0]['nll'] - 1:+.2%}",
+        )
+    Console().print(table)

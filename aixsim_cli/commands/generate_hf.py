@@ -23,23 +23,11 @@ def generate_hf(
     no_transform: NoTransform = False,
 ) -> None:
     """Print the prompt and its continuation."""
-    from aixsim_cli.backends.titan import device
-
-    run_on = device.prepare()
-    import torch
-
     from aixsim_cli.eval.generate import generate
-    from aixsim_cli.eval.load import load_model
+    from aixsim_cli.eval.measure import load_for_generation
 
     sample = _boolean(do_sample)
-    model = load_model(
-        source,
-        transform_config=transform_config,
-        no_transform=no_transform,
-        dtype=getattr(torch, dtype),
-        device=run_on,
-        for_generation=True,
-    )
+    model = load_for_generation(source, transform_config, no_transform, dtype)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if sample else {}
     text = generate(
         model, prompt, max_new_tokens=max_new_tokens, do_sample=sample, seed=seed, **sampling

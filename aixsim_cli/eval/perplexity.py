@@ -53,7 +53,7 @@ def perplexity(
     if model.state is not None:
         model.state.begin_step(0)
     total, tokens = 0.0, 0
-    for index, (inputs, labels) in enumerate(_batches(windows, batch_size)):
+    for index, (inputs, labels) in enumerate(batches(windows, batch_size)):
         if num_batches is not None and index >= num_batches:
             break
         logits = model.logits(inputs.to(device)).float()
@@ -66,7 +66,7 @@ def perplexity(
     return Perplexity(tokens, total / tokens)
 
 
-def _batches(
+def batches(
     windows: Iterable[tuple[Tensor, Tensor]], batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Stack windows of equal length; a shorter last one makes a batch of its own."""

@@ -1,0 +1,181 @@
+"""Downstream tasks through lm-eval's own API, on simulated hardware.
+
+Noise is drawn from a hash of a request's own tokens, and a noisy model gets one request a forward,
+so a score depends neither on the batch size nor on which other requests there are.
+"""
+
+import hashlib
+import statistics
+from pathlib import Path
+from typing import Any, cast
+
+from lm_eval.api.registry import register_model
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+from torch import Tensor
+
+from aixsim_cli.errors import UserError
+from aixsim_cli.eval.load import LanguageModel, load_model
+
+# its decorators hide its types
+_HFLM: Any = HFLM
+
+
+class SimulatedLM(_HFLM):
+    """lm-eval's Hugging Face model around one of ours.
+
+    Args:
+        pretrained: a loaded model, or a source for lm-eval's own command: a torchtitan checkpoint,
+            a folder or a hub name.
+        noise_seed: of the hardware's noise.
+        transform_config: a transform file to use instead of the source's own.
+        options: HFLM's.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | LanguageModel,
+        noise_seed: int = 0,
+        transform_config: str | None = None,
+        batch_size: int | str = 1,
+        **options: Any,
+    ) -> None:
+        if isinstance(pretrained, str):
+            device = str(options.get("device") or "cpu")
+            pretrained = load_model(
+                pretrained, transform_config=transform_config, device=device, for_generation=True
+            )
+        self.simulated = pretrained
+        self.noise_seed = int(noise_seed)
+        module: Any = pretrained.module
+        super().__init__(
+            pretrained=module,
+            tokenizer=pretrained.tokenizer,
+            # a row's noise depends on its place in the batch
+            batch_size=1 if pretrained.state is not None else batch_size,
+            max_length=pretrained.seq_len,
+            **{k: v for k, v in options.items() if k not in ("device", "max_length")},
+        )
+
+    def _draw_noise_of(self, tokens: Tensor) -> None:
+        if self.simulated.state is None:
+            return
+        content = f"{self.noise_seed}/{tokens.tolist()}".encode()
+        digest = hashlib.blake2b(content, digest_size=7).digest()
+        self.simulated.state.begin_step(int.from_bytes(digest, "little"))
+
+    def _model_call(self, inps: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        self._draw_noise_of(inps)
+        return super()._model_call(inps, *arguments, **keywords)
+
+    def _model_generate(self, context: Any, *arguments: Any, **keywords: Any) -> Tensor:
+        self._draw_noise_of(context)
+        return super()._model_generate(context, *arguments, **keywords)
+
+
+register_model("aixsim")(SimulatedLM)
+
+
+def evaluate(
+    model: LanguageModel,
+    tasks: list[str],
+    *,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    batch_size: int = 1,
+    include_path: Path | None = None,
+    repeats: int = 1,
+) -> dict[str, Any]:
+    """Score a model on tasks.
+
+    Args:
+        model: loaded with `for_generation=True`.
+        tasks: lm-eval's names, or files of its YAML.
+        num_fewshot: examples in a prompt; None = what the task says.
+        limit: requests a task, or a fraction of them below 1; None = all.
+        batch_size: requests a forward, of a model without noise.
+        include_path: folder of task files.
+        repeats: how often, each time with another noise seed.
+
+    Returns:
+        lm-eval's result, its numbers the mean over the repeats; with more than one, `repeats`
+        holds mean, standard deviation and values of every metric.
+
+    Raises:
+        UserError: a task that lm-eval does not know, or repeats of a model without noise.
+    """
+    if repeats > 1 and model.state is None:
+        raise UserError(
+            f"--repeats: got {repeats}; a digital model gives the same result each time"
+        )
+    manager = cast(Any, TaskManager)(include_path=str(include_path) if include_path else None)
+    unknown = [task for task in tasks if task not in manager.all_tasks and not _is_file(task)]
+    if unknown:
+        raise UserError(f"--tasks: lm-eval knows no {', '.join(unknown)}; see `lm-eval ls tasks`")
+    runs: list[dict[str, Any]] = []
+    for seed in range(repeats):
+        lm = SimulatedLM(model, noise_seed=seed, batch_size=batch_size)
+        found = simple_evaluate(
+            model=lm,
+            tasks=cast(Any, tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=0 if repeats > 1 else 1000,
+        )
+        # simple_evaluate gives nothing on ranks other than 0
+        runs.append(cast(dict[str, Any], found))
+    return runs[0] if repeats == 1 else _summary(runs)
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml")) and Path(task).is_file()
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    result = dict(runs[0])
+    repeats: dict[str, dict[str, Any]] = {}
+    result["results"] = {task: dict(row) for task, row in runs[0]["results"].items()}
+    for task, row in runs[0]["results"].items():
+        for metric, value in row.items():
+            if not isinstance(value, int | float) or "_stderr" in metric or "," not in metric:
+                continue
+            values = [run["results"][task][metric] for run in runs]
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
+            repeats.setdefault(task, {})[metric] = {
+                "mean": mean,
+                "stdev": deviation,
+                "values": values,
+            }
+            result["results"][task][metric] = mean
+            name, _, kind = metric.partition(",")
+            # over noise seeds, in the column where lm-eval shows an error
+            result["results"][task][f"{name}_stderr,{kind}"] = deviation
+    result["repeats"] = repeats
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """lm-eval's own table of a result."""
+    return make_table(result)
+
+
+def run_lm_eval_command(words: list[str]) -> None:
+    """lm-eval's own command line, with the model type `aixsim` and our folders known to it.
+
+    Args:
+        words: its arguments: `run --model aixsim --model_args pretrained=DIR --tasks …`.
+    """
+    import sys
+
+    from lm_eval.__main__ import cli_evaluate
+
+    before = sys.argv
+    sys.argv = ["lm-eval", *words]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = before

@@ -1,0 +1,179 @@
+"""Perplexity of a source under a transform: load, calibrate where needed, score."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from aixsim_cli.backends.titan import device
+from aixsim_cli.data.loader import heldout_windows
+from aixsim_cli.data.sources import open_source
+from aixsim_cli.errors import UserError
+from aixsim_cli.eval.calibrate import calibrate, needs_calibration
+from aixsim_cli.eval.load import LanguageModel, load_model
+from aixsim_cli.eval.perplexity import perplexity
+
+logger = logging.getLogger("aixsim")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a model reads.
+
+    Args:
+        dataset: a key of `SOURCES`.
+        path: files, of dataset "local".
+        batch_size: windows a forward.
+        num_batches: read so many; None = all.
+        seq_len: tokens a window; None = that of the model's training.
+        part: of the dataset.
+    """
+
+    dataset: str
+    path: str | None
+    batch_size: int
+    num_batches: int | None
+    seq_len: int | None
+    part: Literal["train", "heldout"] = "heldout"
+
+    def windows(self, model: LanguageModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, labels), int64 (seq_len,) each."""
+        rows = cast(Iterable[dict[str, Any]], open_source(self.dataset, self.path, self.part))
+        texts = (row["text"] for row in rows)
+        return heldout_windows(texts, model.tokenizer, self.seq_len or model.seq_len)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How ranges are set that training did not set.
+
+    Args:
+        num_batches: of text, of the size that is scored.
+        path: its files; None = the training part of the dataset that is scored.
+    """
+
+    num_batches: int
+    path: str | None
+
+    def text(self, scored: Text) -> Text:
+        """The text to calibrate on.
+
+        Raises:
+            UserError: dataset "local" has no training part of its own.
+        """
+        if self.path is not None:
+            scored = replace(scored, dataset="local", path=self.path)
+        elif scored.dataset == "local":
+            raise UserError(
+                "--calibration-path: missing; the model was not trained with this transform, and "
+                "its ranges must be set on text other than what is scored"
+            )
+        return replace(scored, num_batches=self.num_batches, part="train")
+
+
+def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> bool:
+    """Calibrate a model that was not trained with its transform, and say so.
+
+    Args:
+        model: digital or simulated.
+        scored: what it will be used on.
+        calibration: how.
+
+    Returns:
+        Whether it was necessary.
+
+    Raises:
+        UserError: there is no text to calibrate on.
+    """
+    if not needs_calibration(model):
+        return False
+    text, batches = calibration.text(scored), calibration.num_batches
+    calibrate(model, text.windows(model), batch_size=text.batch_size, num_batches=batches)
+    logger.warning(
+        "the model was not trained with this transform: ranges set on %d batches of %s",
+        batches,
+        text.path or f"{text.dataset}'s training part",
+    )
+    return True
+
+
+def measure(
+    source: str,
+    text: Text,
+    calibration: Calibration,
+    *,
+    transform_config: str | None = None,
+    no_transform: bool = False,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """The perplexity of a model.
+
+    Args:
+        source: torchtitan checkpoint, Hugging Face folder or hub name.
+        text: to score.
+        calibration: used only where a range was never set.
+        transform_config: a transform file to use instead of the source's own.
+        no_transform: leave the model digital.
+        dtype: of weights and activations.
+
+    Returns:
+        source, dataset, transform (None = digital), transform_config, seq_len, dtype, calibrated,
+        tokens, nll (nats per token), perplexity.
+
+    Raises:
+        UserError: the source, the transform or the text cannot be used.
+    """
+    run_on = device.prepare()
+    model = load_model(
+        source,
+        transform_config=transform_config,
+        no_transform=no_transform,
+        dtype=getattr(torch, dtype),
+        device=run_on,
+    )
+    calibrated = set_ranges(model, text, calibration)
+    result = perplexity(
+        model, text.windows(model), batch_size=text.batch_size, num_batches=text.num_batches
+    )
+    return {
+        "source": source,
+        "dataset": text.path or text.dataset,
+        "transform": model.transform,
+        "transform_config": transform_config,
+        "seq_len": text.seq_len or model.seq_len,
+        "dtype": dtype,
+        "calibrated": calibrated,
+        "tokens": result.tokens,
+        "nll": result.nll,
+        "perplexity": result.perplexity,
+    }
+
+
+def load_for_generation(
+    source: str, transform_config: str | None, no_transform: bool, dtype: str
+) -> LanguageModel:
+    """A transformers model to sample or to give to lm-eval; unset ranges come from builtin text.
+
+    Args:
+        source: torchtitan checkpoint, Hugging Face folder or hub name.
+        transform_config: a transform file to use instead of the source's own.
+        no_transform: leave the model digital.
+        dtype: of weights and activations.
+
+    Raises:
+        UserError: the source or the transform cannot be used.
+    """
+    run_on = device.prepare()
+    model = load_model(
+        source,
+        transform_config=transform_config,
+        no_transform=no_transform,
+        dtype=getattr(torch, dtype),
+        device=run_on,
+        for_generation=True,
+    )
+    set_ranges(model, Text("builtin", None, 8, None, None), Calibration(8, None))
+    return model
