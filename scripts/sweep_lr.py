@@ -1,4 +1,4 @@
-"""Learning rates side by side: python scripts/sweep_lr.py OUT RATE … -- FLAGS of continual-pretrain.
+"""Learning rates side by side: sweep_lr.py OUT RATE … -- FLAGS of continual-pretrain.
 
 Every rate is a trial of an optuna study kept in OUT/study.log. A trial that diverges is recorded
 and the next one starts; a sweep that was stopped goes on, from the stopped trial's checkpoint.
@@ -40,8 +40,10 @@ def main() -> None:
         sys.exit(f"{out}: was swept with other flags: {' '.join(previous)}; expected a new folder")
     study.set_user_attr("flags", flags)
     done = {trial.params["learning_rate"] for trial in study.trials if _ended(trial)}
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    queued = {trial.system_attrs["fixed_params"]["learning_rate"] for trial in waiting}
     for rate in rates:
-        if rate not in done:
+        if rate not in done | queued:
             study.enqueue_trial({"learning_rate": rate})
     todo = len(set(rates) - done)
     low, high = min(rates), max(rates)

@@ -187,7 +187,7 @@ def _expand_config(words: list[str], known: set[str]) -> list[str]:
             rest.append(word)
             continue
         path = word.partition("=")[2] or next(iterator, None)
-        if path is None:
+        if path is None or path.startswith("--"):
             raise UserError("--config: got nothing; expected a YAML file")
     if path is None:
         return rest

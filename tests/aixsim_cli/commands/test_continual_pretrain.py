@@ -1,0 +1,243 @@
+"""continual-pretrain through its entry point: saved folders, exact resume, mistakes, divergence."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+
+from aixsim_cli.backends.hf.arguments import parse_arguments
+from aixsim_cli.backends.hf.train import continual_pretrain
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import UserError
+
+OPTICAL = "configs/transforms/optical.yaml"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A tiny Llama with the built-in tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        eos_token_id=0, bos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    words = "the interpreter evaluates an expression and returns its value to the caller "
+    for name, count in (("train", 300), ("heldout", 60)):
+        (folder / f"{name}.txt").write_text(words * count)
+        rows = "\n".join(json.dumps({"text": words * 20}) for _ in range(count // 10))
+        (folder / f"{name}.jsonl").write_text(rows)
+        (folder / f"{name}.csv").write_text("text\n" + "\n".join([words * 20] * (count // 10)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(aixsim, model_folder, texts, tmp_path_factory):
+    """Run a short training; its output folder."""
+    cache = str(tmp_path_factory.mktemp("datasets"))
+
+    def run(output, *flags, code=0, steps=4, **options):
+        return aixsim(
+            "continual-pretrain", "--model_name_or_path", model_folder, "--train_file",
+            texts / "train.txt", "--do_train", "--max_steps", steps, "--logging_steps", 1,
+            "--block_size", 32, "--per_device_train_batch_size", 4, "--learning_rate", "1e-2",
+            "--report_to", "none", "--disable_tqdm", "true", "--output_dir", output, *flags,
+            code=code, HF_DATASETS_CACHE=cache, **options,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(train, texts, tmp_path_factory):
+    """An optical run of four steps with a checkpoint in the middle."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    done = train(
+        output, "--transform_config", OPTICAL, "--save_steps", 2, "--do_eval",
+        "--validation_file", texts / "heldout.txt", "--seed", 3,
+    )  # fmt: skip
+    return output, done
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_what_is_said_and_saved(whole):
+    output, done = whole
+    assert f"saved {output}" in done.stdout and "perplexity: " in done.stdout
+    saved = {path.name for path in output.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= saved
+    assert {"checkpoint-2", "checkpoint-4", "all_results.json"} <= saved
+    config = json.loads((output / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "aixsim"
+    assert config["quantization_config"]["modules"] == 16
+    records = [r for r in history(output) if "loss" in r]
+    assert len(records) == 4 and records[-1]["loss"] < records[0]["loss"]
+    assert all(0 < r["attention_kept_mass"] <= 1 for r in records)
+
+
+def test_the_model_card_names_hardware_command_and_results(whole):
+    card = (whole[0] / "README.md").read_text()
+    for expected in ("import aixsim_cli", "transform: optical", "--transform_config", "perplexity"):
+        assert expected in card
+
+
+def test_resume_is_exact(whole, train, tmp_path):
+    output, _ = whole
+    (tmp_path / "again").mkdir()
+    subprocess.run(["cp", "-r", output / "checkpoint-2", tmp_path / "again"], check=True)
+    train(
+        tmp_path / "again", "--transform_config", OPTICAL, "--save_steps", 2, "--seed", 3,
+        "--resume_from_checkpoint", "true",
+    )  # fmt: skip
+    expected, found = (load_file(f / "model.safetensors") for f in (output, tmp_path / "again"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    losses = [[r["loss"] for r in history(f) if "loss" in r] for f in (output, tmp_path / "again")]
+    assert losses[0] == losses[1]
+
+
+def test_accumulated_batches_are_one_large_batch(train, tmp_path):
+    noiseless = tmp_path / "t.yaml"
+    noiseless.write_text("layer_name_to_config:\n  default: {q_noise: false, q_levels: 65536}\n")
+    transform = ("--transform_config", noiseless)
+    train(tmp_path / "whole", *transform, steps=1)
+    train(
+        tmp_path / "parts", *transform, "--per_device_train_batch_size", 2,
+        "--gradient_accumulation_steps", 2, steps=1,
+    )  # fmt: skip
+    one, two = (history(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+    first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "parts"))
+    # the first layer's inputs do not depend on how later ranges were set
+    for key in ("q_proj", "k_proj", "v_proj"):
+        name = f"model.layers.0.self_attn.{key}.ranges"
+        assert torch.allclose(first[name][:2], second[name][:2], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("form", ["--strict", "--plain"])
+def test_forms(train, aixsim, tmp_path, form):
+    train(tmp_path / "o", "--transform_config", OPTICAL, form, steps=1)
+    done = aixsim("eval", "ppl", tmp_path / "o", "--num-batches", 1, "--json")
+    assert json.loads(done.stdout)["transform"] == "optical"
+    assert not json.loads(done.stdout)["calibrated"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_other_files(train, texts, tmp_path, suffix):
+    output = tmp_path / "o"
+    train(output, "--train_file", texts / f"train.{suffix}", steps=1)
+    assert history(output)[0]["loss"] > 0
+
+
+def test_builtin_data_and_a_model_from_scratch(aixsim, tmp_path):
+    config = GPT2Config(vocab_size=100, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    config.save_pretrained(tmp_path / "config")
+    aixsim(
+        "continual-pretrain", "--config_name", tmp_path / "config", "--tokenizer_name", "builtin",
+        "--config_overrides", "n_layer=2", "--dataset_name", "builtin", "--do_train",
+        "--max_train_samples", 8, "--num_train_epochs", 1, "--per_device_train_batch_size", 4,
+        "--block_size", 32, "--transform_config", OPTICAL, "--report_to", "none",
+        "--output_dir", tmp_path / "o",
+        HF_DATASETS_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    saved = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert (saved["n_layer"], saved["vocab_size"]) == (2, 4096)
+    # 4 Conv1D and an attention in each of two layers
+    assert saved["quantization_config"]["modules"] == 10
+
+
+def test_a_diverging_run_fails_and_saves_nothing_of_it(train, tmp_path):
+    done = train(
+        tmp_path / "o", "--transform_config", OPTICAL, "--learning_rate", "1e30",
+        "--save_steps", 1, "--max_grad_norm", 0, "--optim", "sgd", steps=30, code=1,
+    )  # fmt: skip
+    assert "not finite at step" in done.stderr and "lower --learning_rate" in done.stderr
+    for saved in (tmp_path / "o").glob("checkpoint-*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(saved).values()), saved
+
+
+def test_an_output_folder_is_not_trained_over(whole, train):
+    done = train(whole[0], code=2)
+    assert "holds checkpoints already; expected a new folder, or --resume" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--transform_config", "nowhere.yaml"], "nowhere.yaml: no such transform config"),
+        (["--model_name_or_path", "./nowhere"], "./nowhere: no such folder"),
+        (["--train_file", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--block_size", "65"], "the model's longest sequence is 64"),
+        (["--block_size", "64", "--train_file", "README.md"], "cannot read this format"),
+        (["--resume_from_checkpoint", "true"], "holds no checkpoint-N"),
+        (["--do_eval"], "--validation_file: missing"),
+        (["--effective_batch_size", "6"], "expected a multiple of 4"),
+        (["--tokenizer_name", "./nowhere"], "no such folder"),
+        (["--model_name_or_path", "nobody/nothing"], "tokenizer nobody/nothing: cannot be loaded"),
+    ],
+)
+def test_mistakes(model_folder, texts, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    words = [
+        "--model_name_or_path", model_folder, "--train_file", texts / "train.txt", "--do_train",
+        "--max_steps", 1, "--block_size", 32, "--per_device_train_batch_size", 4,
+        "--report_to", "none", "--output_dir", tmp_path / "o", *flags,
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=re.escape(message)):
+        continual_pretrain(parse_arguments([str(word) for word in words]))
+
+
+def test_help_lists_all_flags(aixsim):
+    shown = aixsim("continual-pretrain", "--help").stdout
+    for flag in ("--transform_config", "--learning_rate", "--block_size", "--token_num_scale"):
+        assert flag in shown
+
+
+def test_a_launch_whose_ranks_do_not_meet_is_refused(train, tmp_path):
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1"}
+    done = train(tmp_path / "o", "--use_cpu", "false", code=1, **env)
+    assert "the launcher started 2 processes" in done.stderr
+
+
+def test_sweep_records_a_divergence_and_goes_on(train, model_folder, texts, tmp_path):
+    def sweep(*rates):
+        command = [
+            sys.executable, "scripts/sweep_lr.py", tmp_path / "s", *rates, "--",
+            "--model_name_or_path", model_folder, "--train_file", texts / "train.txt",
+            "--validation_file", texts / "heldout.txt", "--do_train", "--do_eval",
+            "--max_steps", "2", "--block_size", "32", "--optim", "sgd", "--max_grad_norm", "0",
+            "--report_to", "none", "--logging_steps", "1", "--transform_config", OPTICAL,
+        ]  # fmt: skip
+        env = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        env["PATH"] = f"{os.path.dirname(sys.executable)}:{env['PATH']}"
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=250)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    table = sweep("1e-2", "1e30")
+    assert "| 1e+30 | diverged |" in table and "| 0.01 | " in table
+    assert (tmp_path / "s" / "loss.png").stat().st_size > 1000
+    again = sweep("1e-3", "1e-2", "1e30")
+    # what is done is not done again
+    assert [line for line in again.splitlines() if line.startswith("learning rate ")] == [
+        "learning rate 0.001"
+    ]
+    assert "| 0.001 | " in again and "| 0.01 | " in again and "| 1e+30 | diverged" in again

@@ -1,0 +1,206 @@
+"""Post-transform evaluation, comparisons and lm-eval on small local models."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.hf.apply import transform_hf_model  # noqa: E402
+from aixsim_cli.backends.hf.folder import ranges_of, write_model  # noqa: E402
+from aixsim_cli.data.tokenizer import resolve_tokenizer  # noqa: E402
+from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
+from aixsim_cli.eval.load import load_model  # noqa: E402
+from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
+from aixsim_cli.transforms.config import parse_transform  # noqa: E402
+
+TEXT = Text("builtin", None, 2, 2, None)
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "clean"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32, eos_token_id=0,
+    )  # fmt: skip
+    write_model(AutoModelForCausalLM.from_config(config), folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory):
+    path = tmp_path_factory.mktemp("transforms") / "coarse.yaml"
+    path.write_text("layer_name_to_config:\n  default: {q_levels: 16}\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(clean, coarse, tmp_path_factory):
+    """The clean model with ranges, as if it had been trained with the transform."""
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    model = AutoModelForCausalLM.from_pretrained(clean)
+    transform = parse_transform({"layer_name_to_config": {"default": {"q_levels": 16}}}, source="t")
+    state, _ = transform_hf_model(model, transform)
+    model.train()
+    generator = torch.Generator().manual_seed(0)
+    model(torch.randint(4096, (2, 32), generator=generator))
+    state.end_step()
+    write_model(model, folder)
+    AutoTokenizer.from_pretrained(clean).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_clean_model_is_calibrated_and_says_so(clean, coarse, caplog):
+    record = measure(clean, TEXT, Calibration(3, None), transform_config=coarse)
+    assert record["calibrated"] and record["transform"] == "optical"
+    assert "ranges set on 3 batches of builtin's training part" in caplog.text
+
+
+def test_a_trained_model_is_not_calibrated(trained):
+    assert not measure(trained, TEXT, Calibration(3, None))["calibrated"]
+
+
+def test_calibration_covers_its_batches_and_changes_nothing_else(clean, coarse):
+    model = load_model(clean, transform_config=coarse)
+    weights = {k: v.clone() for k, v in model.module.named_parameters()}
+    windows = [(torch.full((32,), token), torch.zeros(32)) for token in (5, 6, 7)]
+    assert needs_calibration(model)
+    calibrate(model, windows, batch_size=1, num_batches=2)
+    assert not needs_calibration(model) and not model.module.training
+    assert not any(m.training for m in model.state.modules.values())
+    assert all(torch.equal(v, weights[k]) for k, v in model.module.named_parameters())
+    # inputs of the first layer: the normed embeddings of tokens 5 and 6, and not of 7
+    embedded = model.module.model.embed_tokens(torch.tensor([5, 6]))
+    inputs = model.module.model.layers[0].input_layernorm(embedded)
+    found = ranges_of(model.module)["model.layers.0.self_attn.q_proj.ranges"][0]
+    assert torch.allclose(found, torch.stack([inputs.min(), inputs.max()]), rtol=1e-6)
+    before = {k: v.clone() for k, v in ranges_of(model.module).items()}
+    calibrate(model, windows[2:], batch_size=1, num_batches=1)
+    assert all(torch.equal(v, before[k]) for k, v in ranges_of(model.module).items())
+
+
+def test_local_text_needs_other_text_to_calibrate_on(clean, coarse, tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("one two three four five " * 100)
+    text = Text("local", str(path), 2, 1, None)
+    with pytest.raises(UserError, match="--calibration-path: missing"):
+        measure(clean, text, Calibration(1, None), transform_config=coarse)
+    assert measure(clean, text, Calibration(1, str(path)), transform_config=coarse)["calibrated"]
+
+
+def test_compare(aixsim, clean, trained, coarse, tmp_path):
+    plot = tmp_path / "plots" / "p.png"
+    done = aixsim(
+        "eval", "compare", clean, trained, "--transform-config", coarse, "--no-transform",
+        "--num-batches", 2, "--batch-size", 2, "--json", "--plot", plot,
+    )  # fmt: skip
+    records = json.loads(done.stdout)
+    found = [(r["source"], r["transform"], r["calibrated"]) for r in records]
+    assert found == [
+        (clean, None, False),
+        (clean, "optical", True),
+        (trained, "optical", False),
+        (trained, None, False),
+        (trained, "optical", False),
+    ]
+    # the weights are the same, and the tokens
+    assert records[0]["nll"] == records[3]["nll"]
+    assert {r["tokens"] for r in records} == {128}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_refuses_a_picture_it_cannot_write(aixsim, clean):
+    done = aixsim("eval", "compare", clean, "--plot", "p.txt", code=2)
+    assert "--plot: got p.txt; expected a .png" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """lm-eval tasks over local data, of both kinds of request."""
+    folder = tmp_path_factory.mktemp("tasks")
+    words = ["the", "a", "value", "of", "an", "expression", "is", "its", "result", "when", "it", "ends"]
+    rows = [{"page": " ".join(words[i:] + words[:i]) * (1 + i % 3)} for i in range(6)]
+    (folder / "pages.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [
+        {"q": w, "choices": [f" {w}", " the value"], "gold": i % 2} for i, w in enumerate(words)
+    ]
+    (folder / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = "test_split: test\ndataset_path: json\n"
+    (folder / "pages.yaml").write_text(
+        f"task: local_pages\ndataset_kwargs: {{data_files: {{test: {folder}/pages.jsonl}}}}\n{common}"
+        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{page}}'\n"
+        "metric_list: [{metric: bits_per_byte}]\n"
+    )
+    (folder / "choice.yaml").write_text(
+        f"task: local_choice\ndataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl}}}}\n{common}"
+        "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\n"
+        "doc_to_choice: '{{choices}}'\nmetric_list: [{metric: acc}]\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def lm_eval(aixsim, tasks, tmp_path):
+    def run(source, *flags, names="local_pages,local_choice"):
+        output = tmp_path / "out"
+        aixsim(
+            "eval", "lm-eval", source, "--tasks", names, "--include-path", tasks,
+            "--output", output, *flags, HF_DATASETS_CACHE=str(tasks / "cache"),
+        )  # fmt: skip
+        return json.loads((output / "results.json").read_text())
+
+    return run
+
+
+def numbers(result):
+    return {
+        (task, metric): value
+        for task, row in result["results"].items()
+        for metric, value in row.items()
+        if isinstance(value, float)
+    }
+
+
+def test_lm_eval_does_not_depend_on_the_batch_or_the_other_requests(lm_eval, trained):
+    one = numbers(lm_eval(trained, "--batch-size", 1))
+    four = numbers(lm_eval(trained, "--batch-size", 4))
+    alone = numbers(lm_eval(trained, names="local_choice"))
+    assert one == four and ("local_pages", "bits_per_byte,none") in one
+    assert alone.items() <= one.items()
+
+
+def test_lm_eval_repeats_over_noise_seeds(lm_eval, trained):
+    result = lm_eval(trained, "--repeats", 3, names="local_pages")
+    found = result["repeats"]["local_pages"]["bits_per_byte,none"]
+    assert len(set(found["values"])) == 3 and found["stdev"] > 0
+    assert found["mean"] == pytest.approx(sum(found["values"]) / 3)
+    assert result["results"]["local_pages"]["bits_per_byte,none"] == found["mean"]
+
+
+def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
+    done = aixsim(
+        "eval", "lm-eval", "--", "run", "--model", "aixsim", "--model_args",
+        f"pretrained={trained}", "--tasks", "local_pages", "--include_path", tasks,
+        "--device", "cpu", HF_DATASETS_CACHE=str(tasks / "cache"),
+    )  # fmt: skip
+    expected = lm_eval(trained, names="local_pages")["results"]["local_pages"]["bits_per_byte,none"]
+    assert f"{expected:.4f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "no_such_task"], "--tasks: lm-eval knows no no_such_task"),
+        ([], "--tasks: missing"),
+    ],
+)
+def test_lm_eval_mistakes(aixsim, clean, flags, message):
+    assert message in aixsim("eval", "lm-eval", clean, *flags, code=2).stderr
