@@ -1,6 +1,7 @@
 """Post-transform evaluation, comparisons and lm-eval on small local models."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -126,7 +127,10 @@ def test_compare_refuses_a_picture_it_cannot_write(aixsim, clean):
 def tasks(tmp_path_factory):
     """lm-eval tasks over local data, of both kinds of request."""
     folder = tmp_path_factory.mktemp("tasks")
-    words = ["the", "a", "value", "of", "an", "expression", "is", "its", "result", "when", "it", "ends"]
+    words = [
+        *("the", "a", "value", "of", "an", "expression", "is"),
+        *("its", "result", "when", "it", "ends"),
+    ]
     rows = [{"page": " ".join(words[i:] + words[:i]) * (1 + i % 3)} for i in range(6)]
     (folder / "pages.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = [
@@ -135,12 +139,14 @@ def tasks(tmp_path_factory):
     (folder / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
     common = "test_split: test\ndataset_path: json\n"
     (folder / "pages.yaml").write_text(
-        f"task: local_pages\ndataset_kwargs: {{data_files: {{test: {folder}/pages.jsonl}}}}\n{common}"
+        f"task: local_pages\n{common}"
+        f"dataset_kwargs: {{data_files: {{test: {folder}/pages.jsonl}}}}\n"
         "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{page}}'\n"
         "metric_list: [{metric: bits_per_byte}]\n"
     )
     (folder / "choice.yaml").write_text(
-        f"task: local_choice\ndataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl}}}}\n{common}"
+        f"task: local_choice\n{common}"
+        f"dataset_kwargs: {{data_files: {{test: {folder}/choice.jsonl}}}}\n"
         "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_target: gold\n"
         "doc_to_choice: '{{choices}}'\nmetric_list: [{metric: acc}]\n"
     )
@@ -192,7 +198,8 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
         "--device", "cpu", HF_DATASETS_CACHE=str(tasks / "cache"),
     )  # fmt: skip
     expected = lm_eval(trained, names="local_pages")["results"]["local_pages"]["bits_per_byte,none"]
-    assert f"{expected:.4f}" in done.stdout
+    shown = re.search(r"bits_per_byte\|↓  \|\s*([\d.]+)\|", done.stdout)
+    assert shown is not None and float(shown.group(1)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
