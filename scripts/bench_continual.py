@@ -1,6 +1,6 @@
 """A step of continual pretraining, optical against digital, alternating in one process.
 
-    python scripts/bench_continual.py MODEL [--transform FILE] [--batch 4] [--length 1024] [--steps 9]
+    python scripts/bench_continual.py MODEL [--batch 4] [--length 1024] [--steps 9]
 
 MODEL is a Hugging Face folder. A step is what HF's Trainer does with a batch: forward, backward,
 clipping, AdamW, and for the optical model the update of its ranges. Prints medians and their ratio.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
 from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
@@ -53,13 +54,15 @@ def main() -> None:
 
 
 def _stepper(
-    model: torch.nn.Module, arguments: argparse.Namespace, device: str
+    model: PreTrainedModel, arguments: argparse.Namespace, device: str
 ) -> Callable[[int], None]:
-    model.to(device).train()
+    # pyright reads transformers' wrapped `to` as unbound
+    torch.nn.Module.to(model, device)
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     state = state_of(model)
     generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.vocab_size  # pyright: ignore[reportAttributeAccessIssue]
+    vocabulary = model.config.vocab_size
     shape = (arguments.batch, arguments.length)
     tokens = torch.randint(vocabulary, shape, generator=generator).to(device)
 
