@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import upload_folder
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +20,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from aixsim_cli import __version__
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
@@ -26,7 +28,7 @@ from aixsim_cli.backends.hf.card import write_card
 from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
 from aixsim_cli.transforms.state import state_of
 
@@ -92,17 +94,33 @@ def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, f
     form: hf_folder.Form = "aixsim"
     if arguments.simulation.strict or arguments.simulation.plain:
         form = "strict" if arguments.simulation.strict else "plain"
-    # sharded weights are gathered by the Trainer; every rank takes part
-    trainer.save_model()
+    # sharded weights are gathered by the Trainer; every rank takes part. Not yet the whole folder,
+    # so nothing is pushed from there
+    trainer.save_model(_internal_call=True)
     trainer.save_state()
     trainer.save_metrics("train", {k: v for k, v in metrics.items() if not k.startswith("eval_")})
     if trainer.is_world_process_zero():
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         hf_folder.finish_folder(model, folder, form)
         write_card(folder, model, arguments, metrics)
-    if arguments.training.push_to_hub:
-        trainer.push_to_hub(commit_message="Trained by aixsim")
+        if arguments.training.push_to_hub:
+            _push(trainer, folder)
     return folder
+
+
+def _push(trainer: SimulationTrainer, folder: Path) -> None:
+    # Trainer's own push would save the model once more, in the default form
+    try:
+        upload_folder(
+            repo_id=str(trainer.hub_model_id),
+            folder_path=folder,
+            commit_message=f"Trained by aixsim {__version__}",
+            token=trainer.args.hub_token,
+            revision=trainer.args.hub_revision,
+            ignore_patterns=["checkpoint-*", "training_args.bin"],
+        )
+    except Exception as error:  # what a failed connection raises differs between hub versions
+        raise RunError(f"{folder} is saved, but was not pushed to the hub: {error}") from error
 
 
 def _transform(arguments: Arguments) -> TransformConfig | None:

@@ -97,6 +97,9 @@ class SimulationTrainer(Trainer):
         self.finite.record(loss)
         return loss
 
+    def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
+        """Nothing: the card of a trained folder is written by `card.py`."""
+
     def log(self, logs: dict[str, Any], *arguments: Any, **keywords: Any) -> None:
         """A training record also shows what the simulated modules report."""
         if self.transform is not None and "loss" in logs:

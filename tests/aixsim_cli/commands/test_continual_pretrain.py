@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -100,8 +101,7 @@ def test_the_model_card_names_hardware_command_and_results(whole):
 
 def test_resume_is_exact(whole, train, tmp_path):
     output, _ = whole
-    (tmp_path / "again").mkdir()
-    subprocess.run(["cp", "-r", output / "checkpoint-2", tmp_path / "again"], check=True)
+    shutil.copytree(output / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
     train(
         tmp_path / "again", "--transform_config", OPTICAL, "--save_steps", 2, "--seed", 3,
         "--resume_from_checkpoint", "true",
@@ -145,6 +145,72 @@ def test_other_files(train, texts, tmp_path, suffix):
     output = tmp_path / "o"
     train(output, "--train_file", texts / f"train.{suffix}", steps=1)
     assert history(output)[0]["loss"] > 0
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(texts, tmp_path_factory):
+    """A data set as the hub would have it: load_dataset reads a folder by the same code."""
+    folder = tmp_path_factory.mktemp("dataset")
+    shutil.copy(texts / "train.jsonl", folder / "train.jsonl")
+    shutil.copy(texts / "heldout.jsonl", folder / "validation.jsonl")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--streaming", "--do_eval", "--max_eval_samples", "4"],
+        ["--gradient_checkpointing", "true", "--preprocessing_num_workers", "2"],
+        ["--bf16", "--dtype", "bfloat16"],
+    ],
+    ids=["streaming", "checkpointing", "bfloat16"],
+)
+def test_datasets_by_name(train_in_process, dataset_folder, tmp_path, flags):
+    plain = train_in_process(tmp_path / "a", dataset_folder)
+    other = train_in_process(tmp_path / "b", dataset_folder, *flags)
+    assert len(plain) == len(other) == 2
+    if flags[0] == "--gradient_checkpointing":
+        # recomputation draws the same noise and records the same extremes
+        assert plain == other
+    elif flags[0] == "--bf16":
+        assert plain == pytest.approx(other, rel=1e-2)
+
+
+@pytest.fixture
+def train_in_process(model_folder, tmp_path, monkeypatch):
+    """Train two optical steps; the losses."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def run(output, dataset, *flags):
+        words = [
+            "--model_name_or_path", model_folder, "--dataset_name", dataset, "--do_train",
+            "--max_steps", 2, "--block_size", 32, "--per_device_train_batch_size", 4,
+            "--logging_steps", 1, "--report_to", "none", "--save_strategy", "no",
+            "--transform_config", OPTICAL, "--output_dir", output, *flags,
+        ]  # fmt: skip
+        continual_pretrain(parse_arguments([str(word) for word in words]))
+        return [record["loss"] for record in history(output) if "loss" in record]
+
+    return run
+
+
+def test_push_sends_the_finished_folder(train_in_process, dataset_folder, tmp_path, monkeypatch):
+    sent = {}
+
+    def upload(repo_id, folder_path, **options):
+        config = json.loads((folder_path / "config.json").read_text())
+        sent.update(repo_id=repo_id, config=config, card=(folder_path / "README.md").read_text())
+
+    def create(trainer, *arguments):
+        trainer.hub_model_id = "owner/model"
+
+    monkeypatch.setattr("aixsim_cli.backends.hf.train.upload_folder", upload)
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", create)
+    train_in_process(
+        tmp_path / "o", dataset_folder, "--push_to_hub", "--hub_token", "hf_secret", "--strict"
+    )
+    assert sent["repo_id"] == "owner/model" and sent["config"]["model_type"] == "aixsim"
+    assert "hf_secret" not in sent["card"] and "it does not load at all" in sent["card"]
 
 
 def test_builtin_data_and_a_model_from_scratch(aixsim, tmp_path):
@@ -191,7 +257,6 @@ def test_an_output_folder_is_not_trained_over(whole, train):
         (["--do_eval"], "--validation_file: missing"),
         (["--effective_batch_size", "6"], "expected a multiple of 4"),
         (["--tokenizer_name", "./nowhere"], "no such folder"),
-        (["--model_name_or_path", "nobody/nothing"], "tokenizer nobody/nothing: cannot be loaded"),
     ],
 )
 def test_mistakes(model_folder, texts, tmp_path, monkeypatch, flags, message):
@@ -203,6 +268,12 @@ def test_mistakes(model_folder, texts, tmp_path, monkeypatch, flags, message):
     ]  # fmt: skip
     with pytest.raises(UserError, match=re.escape(message)):
         continual_pretrain(parse_arguments([str(word) for word in words]))
+
+
+def test_a_hub_that_is_out_of_reach(train, tmp_path):
+    # in a process of its own: the hub's library reads HF_HUB_OFFLINE when it is imported
+    done = train(tmp_path / "o", "--model_name_or_path", "nobody/nothing", code=2)
+    assert "tokenizer nobody/nothing: cannot be loaded" in done.stderr
 
 
 def test_help_lists_all_flags(aixsim):
