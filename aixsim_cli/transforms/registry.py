@@ -1,5 +1,7 @@
 """Paradigms by name; third parties add theirs through the entry-point group `aixsim.transforms`."""
 
+from collections.abc import Iterable
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -7,6 +9,7 @@ from aixsim_cli.errors import UserError, nearest
 from aixsim_cli.transforms.protocol import Paradigm
 
 PARADIGMS = {
+    "bitflip": "aixsim_cli.transforms.bitflip:Bitflip",
     "optical": "aixsim_cli.transforms.optical:Optical",
 }
 ENTRY_POINT_GROUP = "aixsim.transforms"
@@ -21,11 +24,27 @@ def get_paradigm(name: str) -> type[Paradigm]:
     """The paradigm registered under `name`.
 
     Raises:
-        UserError: no paradigm has that name.
+        UserError: no paradigm has that name, or the package that brings it cannot be imported.
     """
     if name in PARADIGMS:
         module, _, attribute = PARADIGMS[name].partition(":")
         return getattr(import_module(module), attribute)
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return point.load()
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"transform: {name} ({point.value}): cannot be imported: {error}"
+            ) from error
     raise UserError(f"transform: unknown paradigm {name!r}{nearest(name, paradigm_names())}")
+
+
+def paradigms_with(parameters: Iterable[str]) -> dict[str, type[Paradigm]]:
+    """Our own paradigms that have all of these parameters, by name."""
+    wanted = set(parameters)
+    found = {name: get_paradigm(name) for name in PARADIGMS}
+    return {
+        name: paradigm
+        for name, paradigm in found.items()
+        if wanted and wanted <= {field.name for field in fields(paradigm.params)}
+    }

@@ -34,7 +34,7 @@ def applied(**params):
 def test_replaces_and_reports():
     net, state, report = applied()
     assert isinstance(net[0], OpticalLinear) and type(net[2]) is nn.Linear
-    assert dict(report.replaced) == {"default": 1} and report.digital == ["2"]
+    assert dict(report.replaced) == {("optical", "default"): 1} and report.digital == ["2"]
     assert list(state.modules) == ["0"]
 
 
