@@ -21,15 +21,16 @@ class LowRankUpdate(nn.Module):
     """W -> W + (alpha / r) B A; A (r, K) random, B (N, r) zero, both float32.
 
     Args:
-        module: the linear it is for, weight (N, K).
+        module: the simulated linear it is for, weight (N, K).
         lora: rank and scale.
         name: of the module; A is drawn from it, the same on every rank.
     """
 
+    shown_by: Any
+
     def __init__(self, module: Any, lora: Lora, name: str) -> None:
         super().__init__()
         stored = module._parameters["weight"]
-        # a module may keep its parameter as (K, N), and show it as (N, K)
         self.transposed = getattr(module, "stores_transposed", False)
         rows, columns = stored.T.shape if self.transposed else stored.shape
         generator = torch.Generator().manual_seed(noise_stream(0, name))
@@ -76,6 +77,10 @@ def add_lora(model: nn.Module) -> list[str]:
     for name, lora in wanted.items():
         module = model.get_submodule(name)
         update = LowRankUpdate(module, lora, name)
+        if update.transposed:
+            # the update does what the class that shows the weight transposed did
+            update.shown_by = type(module)
+            module.__class__ = update.shown_by.__base__
         # unsafe: a transposed parameter changes its shape
         parametrize.register_parametrization(module, "weight", update, unsafe=update.transposed)
     return list(wanted)
@@ -102,6 +107,8 @@ def merge_lora(model: nn.Module) -> list[str]:
         weight = update(stored)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
         stored.copy_(weight.T if update.transposed else weight)
+        if update.transposed:
+            module.__class__ = update.shown_by
         merged.append(name)
     if merged:
         model.requires_grad_(True)

@@ -43,6 +43,8 @@ class SimulatedModule(nn.Module):
     ranges: Tensor
     observed: Tensor
     noise_key: Tensor
+    # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
+    stores_transposed: bool = False
 
     @classmethod
     def adopt(cls, linear: nn.Linear) -> Self:
