@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from aixsim_cli.commands import convert_ckpt, eval, generate_cfg, generate_hf, pretrain
+from aixsim_cli.commands import convert_ckpt, eval, generate_cfg, generate_hf, pretrain, transforms
 from aixsim_cli.errors import RunError, UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command(
 app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
 app.command("generate-hf")(generate_hf.generate_hf)
+app.add_typer(transforms.app, name="transforms")
 
 
 def _print_version(value: bool) -> None:

@@ -1,9 +1,12 @@
 """Paradigms by name; third parties add theirs through the entry-point group `aixsim.transforms`."""
 
+import inspect
+import typing
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from aixsim_cli.errors import UserError, nearest
 from aixsim_cli.transforms.protocol import Paradigm
@@ -48,3 +51,45 @@ def paradigms_with(parameters: Iterable[str]) -> dict[str, type[Paradigm]]:
         for name, paradigm in found.items()
         if wanted and wanted <= {field.name for field in fields(paradigm.params)}
     }
+
+
+def describe_paradigms() -> list[dict[str, str]]:
+    """Every paradigm: its name, the kinds of places it simulates, its summary, where it is from."""
+    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    rows = []
+    for name in paradigm_names():
+        paradigm = get_paradigm(name)
+        rows.append(
+            {
+                "name": name,
+                "simulates": "linear, attention" if paradigm.attention else "linear",
+                "what": (inspect.getdoc(paradigm) or "").split("\n")[0],
+                "from": "aixsim" if name in PARADIGMS else points[name].value,
+            }
+        )
+    return rows
+
+
+def describe_params(params: type) -> list[dict[str, Any]]:
+    """Every field of a parameters' dataclass: name, type, default, unit, meaning, source."""
+    hints = typing.get_type_hints(params)
+    return [
+        {
+            "parameter": field.name,
+            "type": _type_name(hints[field.name]),
+            "default": field.default,
+            **{key: field.metadata.get(key, "") for key in ("unit", "meaning", "source")},
+        }
+        for field in fields(params)
+    ]
+
+
+def _type_name(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, arguments))
+    if typing.get_origin(hint) is tuple:
+        return f"[{', '.join(map(_type_name, arguments))}]"
+    return " or ".join(map(_type_name, arguments)) if arguments else hint.__name__

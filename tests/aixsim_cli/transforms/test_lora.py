@@ -16,9 +16,6 @@ SITES = [Site("0", "first", "linear"), Site("2", "second", "linear")]
 OPTICAL = {"transform": "optical", "fc": {"q_levels": 256}}
 _FLIPS = {"x_p_frac": 0.1, "w_p_frac": 0.1, "w_p_exp": 0.001, "w_zero_out_t": 1}
 BITFLIP = {"transform": "bitflip", "fc": _FLIPS}
-    "transform": "bitflip",
-    "fc": {"x_p_frac": 0.1, "w_p_frac": 0.1, "w_p_exp": 0.001, "w_zero_out_t": 1},
-}
 LORA = {"r": 4, "alpha": 8}
 
 
