@@ -14,6 +14,7 @@ from aixsim_cli.commands import (
     generate_cfg,
     generate_hf,
     pretrain,
+    transforms,
 )
 from aixsim_cli.errors import RunError, UserError
 
@@ -40,6 +41,7 @@ app.command(
 app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
 app.command("generate-hf")(generate_hf.generate_hf)
+app.add_typer(transforms.app, name="transforms")
 
 
 def _print_version(value: bool) -> None:

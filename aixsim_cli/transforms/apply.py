@@ -7,62 +7,94 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from aixsim_cli.errors import ConfigError, nearest
-from aixsim_cli.transforms.config import Rule, TransformConfig
+from aixsim_cli.transforms.config import Rule, Transform, TransformConfig
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import SimulatedModule, TransformState
 
 
-@dataclass
-class TransformReport:
-    """What a transform did to a model.
+@dataclass(frozen=True)
+class Simulation:
+    """A place of a model, and what simulates it.
 
     Args:
-        paradigm: name of the paradigm.
-        replaced: pattern -> number of modules it simulates.
-        digital: names of the linears and attentions that stay digital.
-        sites: (site, rule or None) for every place considered.
+        site: the place.
+        transform: the part of the config that simulates it.
+        rule: the line of that part.
     """
 
-    paradigm: str
-    replaced: Counter[str] = field(default_factory=Counter)
+    site: Site
+    transform: Transform
+    rule: Rule
+
+
+@dataclass
+class TransformReport:
+    """What a transform does to a model.
+
+    Args:
+        simulated: every place that is simulated, in the order of the model.
+        digital: names of the linears and attentions that stay digital.
+    """
+
+    simulated: list[Simulation] = field(default_factory=list)
     digital: list[str] = field(default_factory=list)
-    sites: list[tuple[Site, Rule | None]] = field(default_factory=list)
+
+    @property
+    def replaced(self) -> Counter[tuple[str, str]]:
+        """(paradigm, pattern) -> number of modules that it simulates."""
+        return Counter((s.transform.name, s.rule.pattern) for s in self.simulated)
 
     def __str__(self) -> str:
-        lines = [f"{self.paradigm}: {n} modules match {p}" for p, n in self.replaced.items()]
+        lines = [f"{name}: {n} modules match {p}" for (name, p), n in self.replaced.items()]
         shown = ", ".join(self.digital[:4]) + (", …" if len(self.digital) > 4 else "")
         lines.append(f"digital: {len(self.digital)} modules" + (f" ({shown})" if shown else ""))
         return "\n".join(lines)
 
 
 def plan_transform(config: TransformConfig, sites: Sequence[Site]) -> TransformReport:
-    """Match every site with its rule; nothing is changed.
+    """Match every site with the rule that simulates it; nothing is changed.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or two transforms simulate one module.
     """
-    report = TransformReport(config.name)
-    matched: Counter[str] = Counter()
+    problems = [problem for t in config.transforms for problem in _unmatched(t, sites)]
+    report = TransformReport()
     for site in sites:
-        rule = config.resolve(site)
-        report.sites.append((site, rule))
-        if rule is not None:
-            matched[rule.pattern] += 1
-        if rule is None or rule.params is None or config.paradigm.bypassed(rule.params):
+        found = [
+            Simulation(site, transform, rule)
+            for transform in config.transforms
+            if (rule := transform.simulates(site)) is not None
+        ]
+        report.simulated += found[:1]
+        if not found:
             report.digital.append(site.name)
-        else:
-            report.replaced[rule.pattern] += 1
-    names = [name for site in sites for name in (site.name, site.hf_name)]
-    # a null pattern may match nothing: it asks for no change, and then there is none
-    unmatched = [
-        f"{config.source}: layer_name_to_config: {rule.pattern}: matches no linear or attention "
-        f"of this model{nearest(rule.pattern, names) if len(names) < 40 else _example(names)}"
-        for rule in config.rules
-        if not rule.is_default and rule.params is not None and not matched[rule.pattern]
-    ]
-    if unmatched:
-        raise ConfigError(unmatched)
+        elif len(found) > 1:
+            both = " and by ".join(f"{s.transform.name} ({s.rule.pattern})" for s in found)
+            problems.append(
+                f"{config.source}: {site.name}: simulated by {both}; expected one of them, "
+                "null in the others"
+            )
+    if problems:
+        raise ConfigError(problems)
     return report
+
+
+def _unmatched(transform: Transform, sites: Sequence[Site]) -> list[str]:
+    matched = {
+        rule.pattern
+        for site in sites
+        if transform.reaches(site) and (rule := transform.match(site)) is not None
+    }
+    reached = [site for site in sites if transform.reaches(site)]
+    names = [name for site in reached for name in (site.name, site.hf_name)]
+    kinds = "linear or attention" if transform.paradigm.attention is not None else "linear"
+    # a null pattern may match nothing: it asks for no change, and then there is none
+    return [
+        f"{transform.source}: layer_name_to_config: {rule.pattern}: matches no {kinds} "
+        f"of this model{nearest(rule.pattern, names) if len(names) < 40 else _example(names)}"
+        for rule in transform.rules
+        if not rule.is_default and rule.params is not None and rule.pattern not in matched
+    ]
 
 
 def _example(names: list[str]) -> str:
@@ -76,7 +108,8 @@ def apply_transform(
     """Replace the modules that the config names, in place.
 
     The model's root gets a hook that gives every call fresh noise, and the attribute
-    `transform_state`.
+    `transform_state`. Low-rank updates are not added here: a model's weights may come later
+    (`lora.add_lora`).
 
     Args:
         model: its parameters may be on the meta device.
@@ -87,33 +120,39 @@ def apply_transform(
         The state of the simulated modules, and a report.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a pattern matches nothing, or two transforms simulate one module.
     """
     report = plan_transform(config, sites)
     simulated: dict[str, SimulatedModule] = {}
-    for site, rule in report.sites:
-        if rule is None or rule.params is None or config.paradigm.bypassed(rule.params):
-            continue
-        if site.kind == "attention":
-            replacement, path = config.paradigm.attention(rule.params, site), "inner_attention"
-            if replacement is None:
-                continue
-            owner = model.get_submodule(site.name)
-            replacement.to(next(owner.parameters()).device)
-            setattr(owner, path, replacement)
-            name = f"{site.name}.{path}"
-        else:
-            name = site.name
-            digital = model.get_submodule(name)
-            replacement = config.paradigm.modules[nn.Linear](digital, rule.params, site)
-            replacement.train(digital.training)
-            model.set_submodule(name, replacement)
+    for place in report.simulated:
+        name, replacement = _replace(model, place)
         if isinstance(replacement, SimulatedModule):
             simulated[name] = replacement
-    state = TransformState(simulated)
+    lora = {
+        place.site.name: place.transform.lora
+        for place in report.simulated
+        if place.site.kind == "linear" and place.transform.lora is not None
+    }
+    state = TransformState(simulated, lora)
     model.transform_state = state  # pyright: ignore[reportArgumentType]
     model.register_forward_pre_hook(_fresh_noise)
     return state, report
+
+
+def _replace(model: nn.Module, place: Simulation) -> tuple[str, nn.Module]:
+    """Build a simulated module and put it in its place: its name in the model, and itself."""
+    paradigm, params, site = place.transform.paradigm, place.rule.params, place.site
+    if site.kind == "linear":
+        digital = model.get_submodule(site.name)
+        replacement = paradigm.modules[nn.Linear](digital, params, site)
+        replacement.train(digital.training)
+        model.set_submodule(site.name, replacement)
+        return site.name, replacement
+    assert paradigm.attention is not None
+    replacement, owner = paradigm.attention(params, site), model.get_submodule(site.name)
+    replacement.to(next(owner.parameters()).device)
+    owner.inner_attention = replacement
+    return f"{site.name}.inner_attention", replacement
 
 
 def _fresh_noise(model: nn.Module, inputs: object) -> None:

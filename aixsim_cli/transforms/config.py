@@ -6,9 +6,11 @@
       'layers\\.\\d+\\.feed_forward\\.w[123]': {q_levels: 256}
       'layers\\.0\\..*': null                 # null leaves a module digital
       default: null                         # for all that no pattern matches
+    lora: {r: 32, alpha: 32}                # train low-rank updates alone (default: null)
 
 The first full match wins, `default` comes last. The shorter form `attention: {…}` / `fc: {…}`
-gives parameters to all attentions and all linears (the output projection aside).
+gives parameters to all attentions and all linears (the output projection aside). Several such
+mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modules of its own.
 """
 
 import re
@@ -21,10 +23,11 @@ from typing import Any
 
 from aixsim_cli.config.load import build_dataclass, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
-from aixsim_cli.transforms.protocol import Paradigm, Site
-from aixsim_cli.transforms.registry import get_paradigm
+from aixsim_cli.transforms.protocol import Lora, Paradigm, Site
+from aixsim_cli.transforms.registry import get_paradigm, paradigms_with
 
-KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "use_lora")
+KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
+LIST_KEY = "transforms"
 _KIND_KEYS = {"attention": "attention", "fc": "linear"}
 
 
@@ -43,36 +46,34 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class TransformConfig:
-    """A validated transform config.
+class Transform:
+    """One paradigm and its rules.
 
     Args:
-        mapping: as read from the file; what is stored with checkpoints and in pretraining configs.
-        paradigm: the class registered under `transform`.
+        name: under which the paradigm is registered.
+        paradigm: its class.
         rules: in order of precedence.
-        source: the file, for messages.
+        use_regex: whether patterns are regular expressions.
+        lora: the low-rank update to train; None = the weights themselves.
+        source: the file, and the place in it, for messages.
     """
 
-    mapping: Mapping[str, Any]
+    name: str
     paradigm: type[Paradigm]
     rules: tuple[Rule, ...]
+    use_regex: bool
+    lora: Lora | None
     source: str
-
-    @property
-    def name(self) -> str:
-        """The paradigm's registered name."""
-        return self.mapping.get("transform", "optical")
 
     @cached_property
     def _patterns(self) -> dict[str, re.Pattern[str]]:
-        as_regex = self.mapping.get("use_regex", False)
         return {
-            rule.pattern: re.compile(rule.pattern if as_regex else re.escape(rule.pattern))
+            rule.pattern: re.compile(rule.pattern if self.use_regex else re.escape(rule.pattern))
             for rule in self.rules
             if not rule.is_default
         }
 
-    def resolve(self, site: Site) -> Rule | None:
+    def match(self, site: Site) -> Rule | None:
         """The rule for a site: the first pattern that matches either of its names in full."""
         for rule in self.rules:
             if rule.is_default:
@@ -83,6 +84,54 @@ class TransformConfig:
                 if pattern.fullmatch(site.name) or pattern.fullmatch(site.hf_name):
                     return rule
         return None
+
+    def reaches(self, site: Site) -> bool:
+        """Whether the paradigm has a simulation of this kind of place."""
+        return site.kind == "linear" or self.paradigm.attention is not None
+
+    def simulates(self, site: Site) -> Rule | None:
+        """The rule by which this transform simulates a site; None = it leaves it alone."""
+        rule = self.match(site)
+        if rule is None or rule.params is None or not self.reaches(site):
+            return None
+        return None if self.paradigm.bypassed(rule.params) else rule
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """A validated transform config.
+
+    Args:
+        mapping: as read from the file; what is stored with checkpoints and in pretraining configs.
+        transforms: one or several, on modules of their own.
+        source: the file, for messages.
+    """
+
+    mapping: Mapping[str, Any]
+    transforms: tuple[Transform, ...]
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The paradigms' registered names."""
+        return "+".join(transform.name for transform in self.transforms)
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether any of its transforms trains low-rank updates."""
+        return any(transform.lora is not None for transform in self.transforms)
+
+    def resolve(self, site: Site) -> Rule | None:
+        """The rule by which a site is simulated; None = it stays digital."""
+        return next(filter(None, (t.simulates(site) for t in self.transforms)), None)
+
+
+def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The hardware of a config alone: what a model has once its low-rank updates are merged."""
+    kept = {k: v for k, v in mapping.items() if k not in ("lora", "use_lora")}
+    if LIST_KEY in kept:
+        kept[LIST_KEY] = [without_lora(part) for part in kept[LIST_KEY]]
+    return kept
 
 
 def load_transform_file(path: str | Path) -> dict[str, Any]:
@@ -119,46 +168,77 @@ def parse_transform(data: Any, *, source: str) -> TransformConfig:
         ConfigError: everything that is wrong with it.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError([f"{source}: got {data!r}; expected a mapping with {', '.join(KEYS)}"])
-    problems = [
+        keys = ", ".join((*KEYS, LIST_KEY))
+        raise ConfigError([f"{source}: got {data!r}; expected a mapping with {keys}"])
+    items, problems = [(source, data)], []
+    if LIST_KEY in data:
+        listed = data[LIST_KEY]
+        problems += [
+            f"{source}: {key}: got it beside {LIST_KEY}; expected it inside the transform it is for"
+            for key in data
+            if key != LIST_KEY
+        ]
+        if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
+            raise ConfigError(
+                [*problems, f"{source}: {LIST_KEY}: expected a list of transforms, each a mapping"]
+            )
+        items = [(f"{source}: {LIST_KEY}[{i}]", item) for i, item in enumerate(listed)]
+    if not items:
+        problems.append(f"{source}: {LIST_KEY}: nothing to transform; expected at least one")
+    transforms = [_transform(item, where, problems) for where, item in items]
+    if problems:
+        raise ConfigError(problems)
+    return TransformConfig(dict(data), tuple(t for t in transforms if t is not None), source)
+
+
+def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Transform | None:
+    problems += [
         f"{source}: {key}: unknown key{nearest(str(key), KEYS)}" for key in data if key not in KEYS
     ]
-    if data.get("use_lora"):
-        problems.append(f"{source}: use_lora: got true; LoRA is not available, expected false")
+    lora = _lora(data, source, problems)
     layers = data.get("layer_name_to_config") or {}
     if not isinstance(layers, Mapping):
         problems.append(f"{source}: layer_name_to_config: expected pattern: parameters")
         layers = {}
     if not layers and not any(key in data for key in _KIND_KEYS):
         problems.append(f"{source}: nothing to transform; expected layer_name_to_config")
-    paradigm = _paradigm(data, source, problems)
-    if paradigm is None:
-        raise ConfigError(problems)
-    rules = [
-        *(_rule(paradigm, str(p), v, None, source, problems) for p, v in _default_last(layers)),
-        *(
-            _rule(paradigm, k, data[k], _KIND_KEYS[k], source, problems)
-            for k in _KIND_KEYS
-            if k in data
-        ),
-    ]
-    if data.get("use_regex", False):
-        problems.extend(_bad_patterns(rules, source))
-    if problems:
-        raise ConfigError(problems)
-    return TransformConfig(dict(data), paradigm, tuple(rules), source)
-
-
-def _paradigm(data: Mapping, source: str, problems: list[str]) -> type[Paradigm] | None:
+    name = str(data.get("transform", "optical"))
     try:
-        return get_paradigm(str(data.get("transform", "optical")))
+        paradigm = get_paradigm(name)
     except UserError as error:
         problems.append(f"{source}: {error}")
         return None
+    if data.get("attention") is not None and paradigm.attention is None:
+        problems.append(f"{source}: attention: {name} has no simulation of it; expected null")
+    lines = [
+        *((str(pattern), layers[pattern], None) for pattern in sorted(layers, key=_is_default)),
+        *((key, data[key], kind) for key, kind in _KIND_KEYS.items() if key in data),
+    ]
+    rules = tuple(_rule(paradigm, p, value, kind, source, problems) for p, value, kind in lines)
+    use_regex = bool(data.get("use_regex", False))
+    if use_regex:
+        problems += _bad_patterns(rules, source)
+    return Transform(name, paradigm, rules, use_regex, lora, source)
 
 
-def _default_last(layers: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(layers.items(), key=lambda item: item[0] == "default")
+def _is_default(pattern: object) -> bool:
+    return pattern == "default"
+
+
+def _lora(data: Mapping[str, Any], source: str, problems: list[str]) -> Lora | None:
+    """`lora: {r, alpha}`; the field says `use_lora: true` too, and `lora_alpha`."""
+    value = data.get("lora")
+    if not data.get("use_lora", value is not None):
+        return None
+    if not isinstance(value or {}, Mapping):
+        problems.append(f"{source}: lora: got {value!r}; expected r and alpha, or null")
+        return None
+    given = {("alpha" if key == "lora_alpha" else key): v for key, v in (value or {}).items()}
+    try:
+        return build_dataclass(Lora, given, where=f"{source}: lora")
+    except ConfigError as error:
+        problems += error.problems
+        return None
 
 
 def _rule(
@@ -178,11 +258,14 @@ def _rule(
     try:
         return Rule(pattern, build_dataclass(paradigm.params, value, where=where), kind)
     except ConfigError as error:
-        problems.extend(error.problems)
+        problems += error.problems
+        others = paradigms_with(value)
+        if others and paradigm not in others.values():
+            problems.append(f"{where}: these are parameters of `transform: {', '.join(others)}`")
         return Rule(pattern, None, kind)
 
 
-def _bad_patterns(rules: list[Rule], source: str) -> list[str]:
+def _bad_patterns(rules: tuple[Rule, ...], source: str) -> list[str]:
     problems = []
     for rule in rules:
         try:

@@ -6,45 +6,55 @@ its state, and puts it in the place of a linear layer or of an attention's two m
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from aixsim_kernels import optical_attention, optical_linear
 from torch import Tensor, nn
 
-from aixsim_cli.transforms.protocol import Paradigm, Site
+from aixsim_cli.transforms.protocol import Paradigm, Site, param
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+
+_PAPER = "arXiv 2302.10360"
 
 
 @dataclass(frozen=True)
 class OpticalParams:
     """Parameters of the optical simulation, under the field's names.
 
-    Args:
-        q_levels: levels of modulators and detectors, 2 to 65536 (256 = 8 bit).
-        q_lut_min: smallest non-zero transmission of a modulator, as a fraction of its maximum,
-            in [0, 1); null or 0 = a modulator that can go fully dark.
-        q_quantiles: null = ranges from the minimum and maximum; [low, high] = from these
-            quantiles of each tensor.
-        q_smooth_factor: weight of the old range when it is updated, in [0, 1].
-        q_init_seed: seed of the detector noise.
-        q_bypass: true = leave the layer digital.
-        q_noise: false = noiseless detectors.
-        attention_range: "unit" drives the modulators with the attention probabilities themselves,
-            "rowmax" with each row divided by its largest, undone digitally after the detector.
-
     Raises:
         ValueError: a value is out of range.
     """
 
-    q_levels: int = 256
-    q_lut_min: float | None = 0.020040
-    q_quantiles: tuple[float, float] | None = None
-    q_smooth_factor: float = 0.9
-    q_init_seed: int = 0
-    q_bypass: bool = False
-    q_noise: bool = True
-    attention_range: Literal["unit", "rowmax"] = "unit"
+    q_levels: int = param(
+        256, "of modulators and detectors, 2 to 65536", unit="levels", source=f"{_PAPER}, section 3"
+    )
+    q_lut_min: float | None = param(
+        0.020040,
+        "smallest non-zero transmission of a modulator, in [0, 1); null = it can go fully dark",
+        unit="of its maximum",
+        source=f"{_PAPER}, section 3",
+    )
+    q_quantiles: tuple[float, float] | None = param(
+        None,
+        "[low, high]: ranges from these quantiles; null = from minimum and maximum",
+        unit="probability",
+        source="NewComputeBench",
+    )
+    q_smooth_factor: float = param(
+        0.9,
+        "weight of the old range when it is updated, 0 to 1",
+        unit="per step",
+        source="NewComputeBench",
+    )
+    q_init_seed: int = param(0, "seed of the detector noise", source="NewComputeBench")
+    q_bypass: bool = param(False, "true = leave the module digital", source="NewComputeBench")
+    q_noise: bool = param(True, "false = noiseless detectors", source="aixsim")
+    attention_range: Literal["unit", "rowmax"] = param(
+        "unit",
+        "what drives the modulators: the probabilities themselves, or each row over its largest",
+        source="aixsim",
+    )
 
     def __post_init__(self) -> None:
         if not 2 <= self.q_levels <= 65536:
@@ -69,17 +79,8 @@ class OpticalLinear(SimulatedModule, nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, params: OpticalParams, site: Site) -> "OpticalLinear":
-        """Take the place of `linear`, with its very parameters.
-
-        Args:
-            linear: the digital layer, weight (N, K); may be on the meta device.
-            params: of this layer.
-            site: where the layer is.
-        """
-        module = cls(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta"
-        )
-        module.weight, module.bias = linear.weight, linear.bias
+        """Take the place of `linear`, weight (N, K), with its very parameters."""
+        module = cls.adopt(linear)
         module.params = params
         module.init_state(
             n_ranges=3,
@@ -195,12 +196,10 @@ class Optical(Paradigm):
     params = OpticalParams
     modules = {nn.Linear: OpticalLinear.from_linear}  # noqa: RUF012
 
-    @staticmethod
-    def attention(params: Any, site: Site) -> OpticalAttention:
-        return OpticalAttention(params, site)
+    attention = OpticalAttention
 
     @staticmethod
-    def bypassed(params: Any) -> bool:
+    def bypassed(params: OpticalParams) -> bool:
         return params.q_bypass
 
 

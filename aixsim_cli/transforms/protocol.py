@@ -4,9 +4,8 @@ A paradigm is one module: validated parameters, what replaces a module class, op
 attention's two matrix products are computed. Nothing here knows torchtitan or transformers.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -32,32 +31,58 @@ class Site:
 
 
 Build = Callable[[Any, Any, Site], nn.Module]
+BuildAttention = Callable[[Any, Site], nn.Module]
 
 
-class Paradigm(ABC):
+def param(default: Any, meaning: str, *, unit: str = "", source: str = "") -> Any:
+    """A field of a paradigm's parameters that `aixsim transforms show` can explain.
+
+    Args:
+        default: value where a config says nothing.
+        meaning: what it is and which values it takes.
+        unit: of the value; "" = none.
+        source: who says so: a paper, an equation, a tool.
+    """
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "source": source})
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The low-rank update of a frozen weight, W + (alpha / r) B A (LoRA, arXiv 2106.09685).
+
+    Raises:
+        ValueError: the rank is not positive.
+    """
+
+    r: int = param(32, "rank of the update", source="arXiv 2106.09685, section 4.1")
+    alpha: float = param(32, "the update is scaled by alpha / r", source="arXiv 2106.09685")
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"r: got {self.r}; expected 1 or more")
+
+
+class Paradigm:
     """One compute paradigm, registered under a name (`transforms/registry.py`).
 
     Attributes:
-        params: frozen dataclass; `__post_init__` raises ValueError for a value out of range.
+        params: frozen dataclass, its fields made by `param`; `__post_init__` raises ValueError for
+            a value out of range.
         modules: module class -> `build(module, params, site)`. A replacement of a linear
             subclasses `nn.Linear` and adopts its parameters, so that state-dict names, sharding
             plans and optimizers do not notice.
+        attention: `build(params, site)` of the module that computes the two products of an
+            attention; None = they stay digital. The module's forward is `f(q, k, v, *,
+            attn_mask=None, scale=None, is_causal=False, enable_gqa=False)` with q (B, H, Lq, D), k
+            and v (B, Hkv, Lk, D), out (B, H, Lq, D), as
+            `torch.nn.functional.scaled_dot_product_attention`.
     """
 
     params: ClassVar[type]
     modules: ClassVar[Mapping[type[nn.Module], Build]]
+    attention: ClassVar[BuildAttention | None] = None
 
     @staticmethod
-    def attention(params: Any, site: Site) -> nn.Module | None:
-        """The module that computes attention, or None where the paradigm leaves it digital.
-
-        Its forward is `f(q, k, v, *, attn_mask=None, scale=None, is_causal=False,
-        enable_gqa=False)` with q (B, H, Lq, D), k and v (B, Hkv, Lk, D), out (B, H, Lq, D), as
-        `torch.nn.functional.scaled_dot_product_attention`.
-        """
-        return None
-
-    @staticmethod
-    @abstractmethod
     def bypassed(params: Any) -> bool:
         """Whether these parameters ask to leave the module digital."""
+        return False

@@ -8,18 +8,22 @@ state dict, and a rebound buffer would be saved stale.
 
 import hashlib
 import struct
+from collections.abc import Mapping
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from aixsim_kernels import empty_ranges, merge_observed, update_ranges
 from torch import Tensor, nn
 
+from aixsim_cli.transforms.protocol import Lora
+
 
 def noise_stream(seed: int, name: str) -> int:
     """A signed 64-bit number that tells the noise of one module from that of all others.
 
     Args:
-        seed: the transform's `q_init_seed`.
+        seed: the transform's.
         name: the module's Hugging Face name.
     """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
@@ -31,7 +35,7 @@ class SimulatedModule(nn.Module):
 
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
-            Part of the state dict.
+            Part of the state dict, where there are any.
         observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
         noise_key: int64 scalar, changes with every call of the model. Not saved.
     """
@@ -39,21 +43,34 @@ class SimulatedModule(nn.Module):
     ranges: Tensor
     observed: Tensor
     noise_key: Tensor
+    # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
+    stores_transposed: bool = False
+
+    @classmethod
+    def adopt(cls, linear: nn.Linear) -> Self:
+        """A module of this class, a linear too, with the very parameters of `linear`."""
+        module = cls(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta"
+        )
+        module.weight, module.bias = linear.weight, linear.bias
+        return module
 
     def init_state(
-        self, *, n_ranges: int, smooth: float, stream: int, device: torch.device
+        self, *, stream: int, device: torch.device, n_ranges: int = 0, smooth: float = 0.0
     ) -> None:
         """Create the buffers.
 
         Args:
-            n_ranges: how many tensors the module quantises with a running range.
-            smooth: weight of the old range in an update, in [0, 1].
             stream: `noise_stream` of this module.
             device: where the module's parameters are; may be meta.
+            n_ranges: how many tensors the module quantises with a running range.
+            smooth: weight of the old range in an update, in [0, 1].
         """
         self.smooth = smooth
         self.stream = stream
-        self.register_buffer("ranges", empty_ranges(n_ranges, device=device))
+        self.register_buffer(
+            "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
+        )
         self.register_buffer("observed", empty_ranges(n_ranges, device=device), persistent=False)
         key = torch.full((), stream, dtype=torch.int64, device=device)
         self.register_buffer("noise_key", key, persistent=False)
@@ -92,10 +109,14 @@ class TransformState:
 
     Args:
         modules: name in the model -> simulated module.
+        lora: name of a simulated linear -> the low-rank update that its config asks for.
     """
 
-    def __init__(self, modules: dict[str, SimulatedModule]) -> None:
+    def __init__(
+        self, modules: dict[str, SimulatedModule], lora: Mapping[str, Lora] | None = None
+    ) -> None:
         self.modules = modules
+        self.lora = dict(lora or {})
         self.step = 0
         self.rank = 0
         self.call = 0

@@ -62,5 +62,5 @@ def detect(acc, lo, hi, levels, u):
 @pytest.fixture(scope="session")
 def oracle():
     return SimpleNamespace(
-        noise=noise, position=position, value=value, modulate=modulate, detect=detect
+        mix=mix, noise=noise, position=position, value=value, modulate=modulate, detect=detect
     )

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -90,7 +91,8 @@ def _mark(model: Any, saved: AixsimConfig) -> None:
 def finish_layout(model: PreTrainedModel) -> None:
     """Make the modules that took a Conv1D's place read its weight in the layout of a linear."""
     for module in list(model.modules()):
-        if getattr(module, "stores_transposed", False):
+        is_done = parametrize.is_parametrized(module) or hasattr(type(module), "shows_transposed")
+        if getattr(module, "stores_transposed", False) and not is_done:
             module.__class__ = _transposed_class(type(module))
 
 
@@ -111,7 +113,8 @@ def _transposed_class(cls: type[nn.Module]) -> type[nn.Module]:
     def weight(module: Any) -> Tensor:
         return module._parameters["weight"].T
 
-    return type(f"Transposed{cls.__name__}", (cls,), {"weight": property(weight)})
+    shown = {"weight": property(weight), "shows_transposed": True}
+    return type(f"Transposed{cls.__name__}", (cls,), shown)
 
 
 def _keep_ranks_apart(model: Any, state: TransformState) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from aixsim_cli import __version__
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.folder import saved_transform
+from aixsim_cli.transforms.config import parse_transform
 
 _SHOWN = ("train_loss", "eval_loss", "perplexity", "train_runtime", "epoch")
 _SECRETS = ("token", "hub_token", "hub-token")
@@ -35,13 +36,14 @@ def write_card(
         metrics: of training and evaluation.
     """
     transform = saved_transform(model)
+    name = parse_transform(transform, source="transform").name if transform else None
     data = ModelCardData(
         library_name="transformers",
         base_model=arguments.model.model_name_or_path,
         datasets=arguments.data.dataset_name if _on_hub(arguments) else None,
-        tags=["aixsim", *([transform.get("transform", "optical")] if transform else [])],
+        tags=["aixsim", *(name.split("+") if name else [])],
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, transform, arguments, metrics)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, name, transform, arguments, metrics)}"
     ModelCard(text).save(folder / "README.md")
 
 
@@ -51,6 +53,7 @@ def _on_hub(arguments: Arguments) -> bool:
 
 def _body(
     folder: Path,
+    hardware: str | None,
     transform: dict[str, Any] | None,
     arguments: Arguments,
     metrics: dict[str, Any],
@@ -58,10 +61,9 @@ def _body(
     parts = [f"# {folder.name}", f"Trained with aixsim {__version__}."]
     if transform is not None:
         loud = ": it does not load at all" if arguments.simulation.strict else ""
-        name = transform.get("transform", "optical")
         described = yaml.safe_dump(transform, sort_keys=False).strip()
         parts += [
-            f"Its linear layers and attention run on simulated hardware: **{name}**.",
+            f"Its linear layers and attention run on simulated hardware: **{hardware}**.",
             "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."
             if arguments.simulation.plain
             else _LOAD.format(name=folder.name, loud=loud),

@@ -92,9 +92,19 @@ def load_model(
             own["dequantize"] = True
         elif is_ours and transform is not None:
             config.quantization_config = AixsimConfig(transform.mapping).to_dict()
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, output_loading_info=True, **options
+        )
+        model, info = loaded
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_not_loaded(source, error)) from error
+    lost = sorted(key for key in info["missing_keys"] if not key.endswith(".ranges"))
+    if lost:
+        # transformers fills them with random numbers
+        raise UserError(
+            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole "
+            "model (a checkpoint within a low-rank run loads with its own transform alone)"
+        )
     if is_ours or digital:
         return model, is_ours and not digital
     beside = _read_plain(Path(source)) if Path(source).is_dir() else None

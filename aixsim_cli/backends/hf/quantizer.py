@@ -79,8 +79,9 @@ class AixsimQuantizer(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
-        from aixsim_cli.backends.hf.apply import simulate
+        from aixsim_cli.backends.hf.apply import finish_layout, simulate
         from aixsim_cli.transforms.config import parse_transform
+        from aixsim_cli.transforms.lora import add_lora
 
         # bfloat16 cannot hold 256 levels of an arbitrary range
         kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
@@ -90,7 +91,12 @@ class AixsimQuantizer(HfQuantizer):
             model._keys_to_ignore_on_load_unexpected = {*ignored, r"\.ranges$"}
             return
         mapping = self.quantization_config.transform
-        simulate(model, parse_transform(mapping, source="quantization_config: transform"))
+        config = parse_transform(mapping, source="quantization_config: transform")
+        simulate(model, config)
+        if config.uses_lora and self.pre_quantized:
+            # a checkpoint in the middle of a run, its updates not merged yet
+            finish_layout(model)
+            add_lora(model)
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
         from aixsim_cli.backends.hf.apply import finish_layout
@@ -112,7 +118,7 @@ class AixsimQuantizer(HfQuantizer):
         missing = []
         for name, module in modules.items():
             # buffers that no file holds come out of transformers as uninitialised memory
-            if getattr(module.ranges, "_is_hf_initialized", False):
+            if not len(module.ranges) or getattr(module.ranges, "_is_hf_initialized", False):
                 module.reset_record()
             else:
                 missing.append(f"{name}.ranges")

@@ -57,17 +57,20 @@ def check_reach(model: PreTrainedModel, config: TransformConfig) -> None:
     Raises:
         ConfigError: naming the rule, the attention and its class.
     """
+    problems = []
     for name, kind in out_of_reach(model).items():
-        rule = config.resolve(Site(name, name, "attention"))
-        if rule is None or rule.params is None or rule.pattern == "default":
-            continue
-        raise ConfigError(
-            [
-                f"{config.source}: {rule.pattern}: asks for {name}, but {kind} cannot be "
+        for transform in config.transforms:
+            site = Site(name, name, "attention")
+            rule = transform.match(site) if transform.reaches(site) else None
+            if rule is None or rule.params is None or rule.pattern == "default":
+                continue
+            problems.append(
+                f"{transform.source}: {rule.pattern}: asks for {name}, but {kind} cannot be "
                 "intercepted (it does not call transformers' attention interface, or uses terms "
                 "that the simulation lacks); expected rules for its linears alone"
-            ]
-        )
+            )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _body_prefix(model: PreTrainedModel) -> str:

@@ -29,7 +29,13 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
+from aixsim_cli.transforms.config import (
+    TransformConfig,
+    load_transform_file,
+    parse_transform,
+    without_lora,
+)
+from aixsim_cli.transforms.lora import add_lora, merge_lora
 from aixsim_cli.transforms.state import state_of
 
 logger = logging.getLogger("aixsim")
@@ -94,6 +100,7 @@ def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, f
     form: hf_folder.Form = "aixsim"
     if arguments.simulation.strict or arguments.simulation.plain:
         form = "strict" if arguments.simulation.strict else "plain"
+    _merge(trainer.accelerator.unwrap_model(trainer.model))
     # sharded weights are gathered by the Trainer; every rank takes part. Not yet the whole folder,
     # so nothing is pushed from there
     trainer.save_model(_internal_call=True)
@@ -106,6 +113,14 @@ def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, f
         if arguments.training.push_to_hub:
             _push(trainer, folder)
     return folder
+
+
+def _merge(model: Any) -> None:
+    """Put low-rank updates into the weights: what is saved is the hardware and its weights."""
+    if not merge_lora(model):
+        return
+    saved = model.config.quantization_config
+    saved.transform = without_lora(saved.transform)
 
 
 def _push(trainer: SimulationTrainer, folder: Path) -> None:
@@ -180,6 +195,10 @@ def _model(
     state = state_of(model)
     if state is not None:
         logger.info("%d modules are simulated", len(state.modules))
+        updated = add_lora(model)
+        if updated:
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            logger.info("%d of them train low-rank updates, %d numbers", len(updated), trained)
     return model
 
 

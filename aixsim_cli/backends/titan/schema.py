@@ -184,9 +184,12 @@ def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
     if config.transform is None:
         return []
     try:
-        parse_transform(config.transform, source="transform")
+        transform = parse_transform(config.transform, source="transform")
     except ConfigError as error:
         return [("transform", problem.removeprefix("transform: ")) for problem in error.problems]
+    if transform.uses_lora:
+        reason = "low-rank updates of random weights would be trained; expected none from scratch"
+        return [("transform", f"lora: {reason} (aixsim continual-pretrain takes it)")]
     degree = config.parallelism.tensor_parallel_degree
     if degree > 1:
         return [

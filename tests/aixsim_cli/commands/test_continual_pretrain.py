@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 from aixsim_cli.backends.hf.arguments import parse_arguments
+from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
@@ -312,3 +313,40 @@ def test_sweep_records_a_divergence_and_goes_on(train, model_folder, texts, tmp_
         "learning rate 0.001"
     ]
     assert "| 0.001 | " in again and "| 0.01 | " in again and "| 1e+30 | diverged" in again
+
+
+@pytest.mark.parametrize("paradigm", ["optical", "bitflip"])
+def test_low_rank_updates_are_merged_when_they_are_saved(
+    train_in_process, model_folder, dataset_folder, tmp_path, paradigm
+):
+    transform = tmp_path / "t.yaml"
+    params = "{q_levels: 64}" if paradigm == "optical" else "{w_p_frac: 0.001}"
+    transform.write_text(
+        f"transform: {paradigm}\nlayer_name_to_config:\n  default: {params}\n"
+        "lora: {r: 4, alpha: 8}\n"
+    )
+    output = tmp_path / "o"
+    train_in_process(
+        output, dataset_folder, "--transform_config", transform, "--save_strategy", "steps",
+        "--save_steps", 2, "--learning_rate", "1e-2",
+    )  # fmt: skip
+    saved = json.loads((output / "config.json").read_text())["quantization_config"]["transform"]
+    assert saved["transform"] == paradigm and "lora" not in saved
+    before, after = (load_file(f / "model.safetensors") for f in (model_folder, output))
+    weights = {name for name in before if "_proj" in name}
+    assert all(not torch.equal(before[name], after[name]) for name in weights)
+    frozen = set(before) - weights
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    # the last checkpoint holds the same model, its updates apart
+    merged, _ = load_model(str(output))
+    apart, _ = load_model(str(output / "checkpoint-2"))
+    tokens = torch.arange(32)[None]
+    found = []
+    for model in (merged, apart):
+        model.eval().transform_state.begin_step(0)
+        with torch.no_grad():
+            found.append(model(tokens).logits)
+    if paradigm == "optical":
+        assert torch.allclose(found[0], found[1], atol=1e-4)
+    with pytest.raises(UserError, match="lacks 14 weights"):
+        load_model(str(output / "checkpoint-2"), digital=True)

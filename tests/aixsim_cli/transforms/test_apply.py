@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from aixsim_cli.errors import ConfigError
-from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.apply import apply_transform, plan_transform
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.optical import OpticalLinear
 from aixsim_cli.transforms.protocol import Site
@@ -34,7 +34,7 @@ def applied(**params):
 def test_replaces_and_reports():
     net, state, report = applied()
     assert isinstance(net[0], OpticalLinear) and type(net[2]) is nn.Linear
-    assert dict(report.replaced) == {"default": 1} and report.digital == ["2"]
+    assert dict(report.replaced) == {("optical", "default"): 1} and report.digital == ["2"]
     assert list(state.modules) == ["0"]
 
 
@@ -147,3 +147,67 @@ def test_state_after_to_empty():
     state.reset()
     assert net[0].ranges.tolist() == [[float("inf"), -float("inf")]] * 3
     assert net[0].noise_key.item() == net[0].stream
+
+
+def several(*transforms):
+    return parse_transform({"transforms": list(transforms)}, source="t.yaml")
+
+
+def test_two_transforms_on_modules_of_their_own():
+    net = model()
+    config = several(
+        {"transform": "bitflip", "layer_name_to_config": {"first": {"w_p_frac": 0.1}}},
+        {"transform": "optical", "layer_name_to_config": {"last": {}}},
+    )
+    state, report = apply_transform(net, config, SITES)
+    assert [type(net[i]).__name__ for i in (0, 2)] == ["BitflipLinear", "OpticalLinear"]
+    assert config.name == "bitflip+optical" and list(state.modules) == ["0", "2"]
+    assert str(report).splitlines()[:2] == [
+        "bitflip: 1 modules match first",
+        "optical: 1 modules match last",
+    ]
+    net(torch.randn(4, 16)).sum().backward()
+    state.end_step()
+    assert torch.isfinite(net[2].ranges).all()
+
+
+def test_two_transforms_on_one_module_are_refused():
+    config = several({"transform": "bitflip", "fc": {"w_p_frac": 0.1}}, {"fc": {}})
+    with pytest.raises(ConfigError) as caught:
+        apply_transform(model(), config, SITES)
+    assert caught.value.problems == [
+        "t.yaml: 0: simulated by bitflip (fc) and by optical (fc); expected one of them, null in "
+        "the others"
+    ]
+
+
+def test_a_module_that_one_leaves_digital_is_the_others():
+    config = several(
+        {
+            "transform": "bitflip",
+            "layer_name_to_config": {"first": None, "default": {"w_p_frac": 0.1}},
+        },
+        {"layer_name_to_config": {"first": {}}},
+    )
+    _, report = apply_transform(model(), config, SITES)
+    assert [s.transform.name for s in report.simulated] == ["optical"]
+
+
+def test_default_of_a_paradigm_without_attention_leaves_it_to_another():
+    sites = [*SITES, Site("attention", "attention", "attention")]
+    config = several(
+        {"transform": "bitflip", "layer_name_to_config": {"default": {"w_p_frac": 0.1}}},
+        {"attention": {}},
+    )
+    report = plan_transform(config, sites)
+    assert [(s.site.name, s.transform.name) for s in report.simulated] == [
+        ("0", "bitflip"),
+        ("attention", "optical"),
+    ]
+
+
+def test_pattern_that_matches_what_the_paradigm_does_not_simulate():
+    sites = [*SITES, Site("attention", "attention", "attention")]
+    config = several({"transform": "bitflip", "layer_name_to_config": {"attention": {}}})
+    with pytest.raises(ConfigError, match=r"transforms\[0\].*attention: matches no linear"):
+        plan_transform(config, sites)

@@ -1,0 +1,155 @@
+"""`aixsim transforms`: which paradigms exist, their parameters, and what a file does to a model."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aixsim_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from aixsim_cli.transforms.apply import TransformReport
+    from aixsim_cli.transforms.config import TransformConfig
+
+app = typer.Typer(no_args_is_help=True, help="What can be simulated, and what a file does.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_paradigms(as_json: AsJson = False) -> None:
+    """The paradigms that `transform:` accepts."""
+    from aixsim_cli.transforms.registry import describe_paradigms
+
+    rows = describe_paradigms()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    _print_table("paradigms", ("name", "simulates", "what", "from"), [row.values() for row in rows])
+
+
+@app.command()
+def show(
+    paradigm: Annotated[str, typer.Argument(help="A name from `aixsim transforms list`.")],
+    as_json: AsJson = False,
+) -> None:
+    """A paradigm's parameters: type, default, unit, source."""
+    from aixsim_cli.transforms.protocol import Lora
+    from aixsim_cli.transforms.registry import describe_params, get_paradigm
+
+    rows = describe_params(get_paradigm(paradigm).params)
+    lora = describe_params(Lora)
+    if as_json:
+        typer.echo(json.dumps({"transform": paradigm, "parameters": rows, "lora": lora}))
+        return
+    columns = ("parameter", "type", "default", "unit", "meaning", "source")
+    _print_table(f"transform: {paradigm}", columns, [row.values() for row in rows])
+    _print_table("lora: {…}, for any transform", columns, [row.values() for row in lora])
+
+
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="A transform file.")],
+    flavor: Annotated[
+        str | None, typer.Option(help="Against this size of the architecture: debug, 60M, ….")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Against this Hugging Face folder or hub name.")
+    ] = None,
+    model_arch: Annotated[str, typer.Option(help="aixsim, or llama3: torchtitan's.")] = "aixsim",
+    as_json: AsJson = False,
+) -> None:
+    """What a transform file would do to a model; no weight is read, nothing is trained."""
+    if (flavor is None) == (model is None):
+        raise UserError("--flavor, --model: expected one of them")
+    from aixsim_cli.transforms.config import load_transform_file, parse_transform
+
+    config = parse_transform(load_transform_file(file), source=file)
+    if model is not None:
+        report = _plan_hf(config, model)
+    else:
+        report = _plan_titan(config, model_arch, str(flavor))
+    rows = [_row(place) for place in report.simulated]
+    if as_json:
+        typer.echo(json.dumps({"simulated": rows, "digital": report.digital}))
+        return
+    columns = ("module", "kind", "transform", "pattern", "parameters", "lora")
+    _print_table(f"{file} on {model or flavor}", columns, [_words(row) for row in rows])
+    typer.echo(str(report))
+
+
+def _plan_titan(config: "TransformConfig", arch: str, flavor: str) -> "TransformReport":
+    from aixsim_cli.backends.titan import device
+    from aixsim_cli.models.flavors import find_flavor
+    from aixsim_cli.transforms.apply import plan_transform
+
+    find_flavor(arch, flavor)
+    device.prepare()
+    from aixsim_cli.backends.titan.model import meta_model
+    from aixsim_cli.backends.titan.names import titan_sites
+    from aixsim_cli.backends.titan.spec import model_args
+
+    # names do not depend on the vocabulary
+    return plan_transform(config, titan_sites(meta_model(model_args(arch, flavor, 1))))
+
+
+def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
+    import torch
+    import transformers
+
+    from aixsim_cli.backends.hf.apply import hf_sites
+    from aixsim_cli.transforms.apply import plan_transform
+
+    try:
+        settings: Any = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {source}: {str(error).splitlines()[0]}") from error
+    # a simulated model's folder says so; the file at hand is what is asked about
+    settings.__dict__.pop("quantization_config", None)
+    built = (settings.architectures or ["AutoModel"])[0]
+    with torch.device("meta"):
+        if hasattr(transformers, built) and built != "AutoModel":
+            model = getattr(transformers, built)(settings)
+        else:
+            model = transformers.AutoModel.from_config(settings)
+    return plan_transform(config, hf_sites(model))
+
+
+def _row(place: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    lora = place.transform.lora if place.site.kind == "linear" else None
+    return {
+        "module": place.site.name,
+        "kind": place.site.kind,
+        "transform": place.transform.name,
+        "pattern": place.rule.pattern,
+        "parameters": asdict(place.rule.params),
+        "lora": lora and asdict(lora),
+    }
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    shown = row | {
+        key: ", ".join(f"{k}={v}" for k, v in (row[key] or {}).items() if v is not None)
+        for key in ("parameters", "lora")
+    }
+    return [str(value) for value in shown.values()]
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    # as YAML has it; square brackets are text here
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    return text.replace("[", "\\[")

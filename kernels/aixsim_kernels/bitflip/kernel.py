@@ -1,0 +1,162 @@
+"""Random bit-flips as a Triton kernel: bit for bit what `reference.py` computes, in one pass.
+
+Not tuned on a GPU. A word costs about twelve integer instructions a digit, whatever the tile.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aixsim_kernels.bitflip.reference import BLOCK, DIGITS, FIELDS, numerator
+from aixsim_kernels.common.noise import seed_word
+
+# words a program works on; a divisor of BLOCK
+TILE = 1024
+
+
+def forward(
+    x: Tensor, key: Tensor, stream: int, p_exp: float, p_frac: float, zero_out: float | None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.forward`."""
+    count = x.numel()
+    # a whole number of words, whatever the number of 16-bit values
+    y = x.new_empty(count + count * x.element_size() % 4 // 2)
+    kept = torch.empty(0 if zero_out is None else x.shape, dtype=torch.bool, device=x.device)
+    flat = x.contiguous().view(-1)
+    if len(y) > count:
+        flat = torch.nn.functional.pad(flat, (0, 1))
+    words = flat.view(torch.int32)
+    n_exp, n_frac = numerator(p_exp), numerator(p_frac)
+    exp_field, frac_field = FIELDS[x.dtype]
+    if count:
+        # triton's types take a launch for a call of the function itself
+        launch: Any = _flip[(triton.cdiv(len(words), TILE),)]
+        launch(
+            words,
+            y.view(torch.int32),
+            kept,
+            key,
+            count,
+            len(words),
+            n_exp,
+            n_frac,
+            0 if zero_out is None else magnitude_limit(zero_out, x.dtype),
+            seed_word(stream, 0),
+            N_DIGITS=max(_n_digits(n_exp), _n_digits(n_frac)),
+            EXP=exp_field,
+            FRAC=frac_field,
+            HALVES=x.element_size() == 2,
+            ZERO_OUT=zero_out is not None,
+            BLOCK_WORDS=BLOCK,
+            TILE_WORDS=TILE,
+        )
+    return y[:count].view(x.shape), kept
+
+
+def magnitude_limit(zero_out: float, dtype: torch.dtype) -> int:
+    """The bits of the smallest value of a type that is not below a threshold.
+
+    For non-negative floats the order of the bits is that of the values, infinity above all numbers
+    and NaN above infinity.
+    """
+    threshold = torch.tensor(zero_out, dtype=torch.float32)
+    rounded = threshold.to(dtype)
+    if rounded < threshold:
+        rounded = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    bits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    return int(bits)
+
+
+def _n_digits(n: int) -> int:
+    """Binary digits of n / 2**32 up to its last 1; none for 0 and 1."""
+    return 0 if n in (0, 1 << DIGITS) else DIGITS - ((n & -n).bit_length() - 1)
+
+
+@triton.jit
+def _mix(x):
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _random_word(x):
+    x ^= x >> 17
+    x *= 0xED5AD4BB
+    x ^= x >> 11
+    x *= 0xAC4C1B51
+    x ^= x >> 15
+    x *= 0x31848BAB
+    return x ^ (x >> 14)
+
+
+@triton.jit
+def _field(FIELD: tl.constexpr, set_):
+    return tl.where(set_, FIELD, 0).to(tl.uint32)
+
+
+# a 1 would be taken for a constant, and every probability compiled anew
+@triton.jit(do_not_specialize=["n_exp", "n_frac", "limit", "seed"])
+def _flip(
+    x_ptr,
+    y_ptr,
+    kept_ptr,
+    key_ptr,
+    count,
+    n_words,
+    n_exp,
+    n_frac,
+    limit,
+    seed,
+    N_DIGITS: tl.constexpr,
+    EXP: tl.constexpr,
+    FRAC: tl.constexpr,
+    HALVES: tl.constexpr,
+    ZERO_OUT: tl.constexpr,
+    BLOCK_WORDS: tl.constexpr,
+    TILE_WORDS: tl.constexpr,
+):
+    first = tl.program_id(0).to(tl.int64) * TILE_WORDS
+    # the key of the block: `common.noise.row_keys`
+    key = tl.load(key_ptr)
+    row = first // BLOCK_WORDS
+    key32 = _mix((key & 0xFFFFFFFF).to(tl.uint32) ^ seed.to(tl.uint32))
+    key32 = _mix(((key >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ key32)
+    key32 = _mix((row & 0xFFFFFFFF).to(tl.uint32) ^ key32)
+    key32 = _mix(((row >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ key32)
+
+    place = (first % BLOCK_WORDS).to(tl.uint32) + tl.arange(0, TILE_WORDS).to(tl.uint32)
+    n_exp = n_exp.to(tl.int64)
+    n_frac = n_frac.to(tl.int64)
+    whole = tl.full((), 1, tl.int64) << 32
+    alive = tl.full((TILE_WORDS,), 0, tl.uint32)
+    alive |= _field(EXP, (n_exp > 0) & (n_exp < whole))
+    alive |= _field(FRAC, (n_frac > 0) & (n_frac < whole))
+    flips = tl.full((TILE_WORDS,), 0, tl.uint32)
+    flips |= _field(EXP, n_exp == whole) | _field(FRAC, n_frac == whole)
+    for i in range(N_DIGITS):
+        word = _random_word(place ^ (i * BLOCK_WORDS) ^ key32)
+        digit = _field(EXP, (n_exp >> (31 - i)) & 1 == 1)
+        digit |= _field(FRAC, (n_frac >> (31 - i)) & 1 == 1)
+        flips |= alive & word & digit
+        alive &= word ^ digit
+
+    offsets = first + tl.arange(0, TILE_WORDS)
+    inside = offsets < n_words
+    y = tl.load(x_ptr + offsets, mask=inside).to(tl.uint32, bitcast=True) ^ flips
+    if ZERO_OUT and HALVES:
+        low = (y & 0x7FFF) < limit
+        high = ((y >> 16) & 0x7FFF) < limit
+        y &= tl.where(low, 0xFFFF, 0).to(tl.uint32) | tl.where(high, 0xFFFF0000, 0).to(tl.uint32)
+        tl.store(kept_ptr + 2 * offsets, low, mask=inside)
+        tl.store(kept_ptr + 2 * offsets + 1, high, mask=2 * offsets + 1 < count)
+    elif ZERO_OUT:
+        low = (y & 0x7FFFFFFF) < limit
+        y = tl.where(low, y, 0)
+        tl.store(kept_ptr + offsets, low, mask=inside)
+    tl.store(y_ptr + offsets, y.to(tl.int32, bitcast=True), mask=inside)

@@ -1,0 +1,233 @@
+"""Bit-flips: exact against integers, rates bit by bit, gradients, and the Triton kernel's twin."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from aixsim_kernels import bitflip
+from aixsim_kernels.bitflip import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# dtype -> (integer type, sign and exponent bits, all bits)
+BITS = {
+    torch.float32: (torch.int32, range(23, 32), 32),
+    torch.bfloat16: (torch.int16, range(7, 16), 16),
+    torch.float16: (torch.int16, range(10, 16), 16),
+}
+KEY = torch.tensor(-8765432109876543)
+
+
+def bits_of(x):
+    """(...) -> bool (bits, ...), the lowest bit first."""
+    integer, _, n = BITS[x.dtype]
+    words = x.contiguous().view(integer).long()
+    return torch.stack([words >> i & 1 == 1 for i in range(n)])
+
+
+def flipped(x, **how):
+    """Which bits of x flip: bool (bits, ...)."""
+    return bits_of(bitflip(x, KEY, **{"stream": 0} | how)) ^ bits_of(x)
+
+
+def triple32(x):
+    x = np.asarray(x, np.uint64)
+    for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor) & np.uint64(0xFFFFFFFF)
+    return x ^ (x >> np.uint64(14))
+
+
+def expected_flips(dtype, count, key, stream, p_exp, p_frac, mix):
+    """The same flips from integers: bit b flips where its number u < p, with u of 32 digits."""
+    _, exponent, n_bits = BITS[dtype]
+    n_words = -(-count * n_bits // 32)
+    h = np.uint64(0x9E3779B9)
+    for word in (stream, stream >> 32, 0, key, key >> 32):
+        h = mix(h ^ np.uint64(word & 0xFFFFFFFF))
+    place = np.arange(n_words, dtype=np.uint64)
+    block = place // reference.BLOCK
+    block_key = mix(mix(h ^ block) ^ (block >> np.uint64(32)))
+    u = np.zeros((32, n_words), np.uint64)
+    for i in range(32):
+        word = triple32(block_key ^ (np.uint64(i * reference.BLOCK) + place % reference.BLOCK))
+        for bit in range(32):
+            digit = 1 - (word >> np.uint64(bit) & np.uint64(1))
+            u[bit] |= digit << np.uint64(31 - i)
+    p = np.array([p_exp if bit % n_bits in exponent else p_frac for bit in range(32)])
+    flips = u < np.rint(p * 2.0**32).astype(np.uint64)[:, None]
+    # a word of 16-bit values holds the even one in its low half
+    return (
+        flips.reshape(32 // n_bits, n_bits, n_words)
+        .transpose(1, 2, 0)
+        .reshape(n_bits, -1)[:, :count]
+    )
+
+
+@given(
+    st.sampled_from(DTYPES),
+    st.integers(1, 40),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**63), 2**63 - 1),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_every_bit_is_that_of_the_equations(oracle, dtype, count, p_exp, p_frac, key, stream):
+    x = torch.linspace(-3, 3, count).to(dtype)
+    y = bitflip(x, torch.tensor(key), stream=stream, p_exp=p_exp, p_frac=p_frac)
+    expected = expected_flips(dtype, count, key, stream, p_exp, p_frac, oracle.mix)
+    assert np.array_equal((bits_of(y) ^ bits_of(x)).numpy(), expected)
+
+
+def test_blocks_have_keys_of_their_own(oracle):
+    x = torch.zeros(reference.BLOCK + 5)
+    expected = expected_flips(x.dtype, len(x), int(KEY), 0, 0.5, 0.5, oracle.mix)
+    assert np.array_equal(flipped(x, p_exp=0.5, p_frac=0.5).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("p_exp", "p_frac"), [(0.5, 0.3), (1e-3, 0.9), (2**-7, 2**-12)])
+def test_rate_of_every_bit(dtype, p_exp, p_frac):
+    n = 1 << 19
+    rates = flipped(torch.zeros(n, dtype=dtype), p_exp=p_exp, p_frac=p_frac).double().mean(1)
+    for bit, rate in enumerate(rates.tolist()):
+        p = p_exp if bit in BITS[dtype][1] else p_frac
+        assert abs(rate - p) < 4 * (p * (1 - p) / n) ** 0.5, f"bit {bit}: {rate}, expected {p}"
+
+
+def test_rate_of_a_rare_flip():
+    n, p = 1 << 21, 2.0**-16
+    count = flipped(torch.zeros(n), p_exp=p, p_frac=p).sum().item()
+    assert abs(count - 32 * n * p) < 4 * (32 * n * p) ** 0.5
+
+
+@pytest.mark.parametrize("p", [0.25, 0.0625, 0.7])
+def test_bits_and_neighbours_are_independent(p):
+    n = 1 << 18
+    f = flipped(torch.zeros(n), p_exp=p, p_frac=p).double().sub_(p)
+    sigma = p * (1 - p) / n**0.5
+    between_bits = (f @ f.T / n).fill_diagonal_(0)
+    assert between_bits.abs().max() < 5 * sigma
+    for distance in (1, 2, 16, 256, 4096):
+        together = (f[:, :-distance] * f[:, distance:]).mean(1)
+        assert together.abs().max() < 5 * sigma, f"{distance} apart"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_probabilities_0_and_1_are_exact(dtype):
+    integer, exponent, n = BITS[dtype]
+    x = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(integer).view(dtype)
+    assert not flipped(x, p_exp=0, p_frac=0).any(), "NaN payloads and all"
+    assert flipped(x, p_exp=1, p_frac=1).all()
+    rows = flipped(x, p_exp=1, p_frac=0).float().mean(1)
+    assert rows.tolist() == [float(bit in exponent) for bit in range(n)]
+    rows = flipped(x, p_exp=0, p_frac=1).float().mean(1)
+    assert rows.tolist() == [float(bit not in exponent) for bit in range(n)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_out(dtype):
+    x = torch.linspace(-3, 3, 4001).to(dtype)
+    x[:2] = torch.tensor([torch.nan, -torch.inf])
+    how = {"stream": 0, "p_exp": 0.1, "p_frac": 0.1}
+    raw = bitflip(x, KEY, **how)
+    y = bitflip(x, KEY, **how, zero_out=1.25)
+    assert torch.equal(y, torch.where(raw.float().abs() < 1.25, raw, 0))
+
+
+def test_zero_out_alone():
+    x = torch.tensor([1.0, -1.25, 2.0, float("nan"), -float("inf"), 0.0])
+    assert bitflip(x, KEY, stream=0, zero_out=1.25).tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_gradient_is_straight_through_and_zero_where_zeroed():
+    x = torch.randn(3000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    g = torch.arange(3000.0)
+    (grad,) = torch.autograd.grad(bitflip(x, KEY, stream=0, p_exp=0.2, p_frac=0.2), x, g)
+    assert torch.equal(grad, g)
+    raw = bitflip(x, KEY, stream=0, p_exp=0.2, p_frac=0.2)
+    y = bitflip(x, KEY, stream=0, p_exp=0.2, p_frac=0.2, zero_out=2.0)
+    (grad,) = torch.autograd.grad(y, x, g)
+    assert torch.equal(grad, g * (raw.abs() < 2.0))
+
+
+def test_a_value_that_becomes_zero_by_itself_keeps_its_gradient():
+    x = torch.zeros(8, requires_grad=True)
+    bitflip(x, KEY, stream=0, zero_out=1.0).sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1.0] * 8
+
+
+def test_keys_streams_and_places_draw_other_flips():
+    x = torch.zeros(2, 4096)
+    how = {"p_exp": 0.5, "p_frac": 0.5}
+    first = bitflip(x, KEY, stream=0, **how)
+    assert torch.equal(bits_of(first), bits_of(bitflip(x, KEY.clone(), stream=0, **how)))
+    others = [bitflip(x, KEY + 1, stream=0, **how), bitflip(x, KEY, stream=1, **how)]
+    for other in (*others, first.flip(0)):
+        same = (bits_of(other) == bits_of(first)).double().mean().item()
+        assert abs(same - 0.5) < 4 * 0.5 / (32 * x.numel()) ** 0.5
+
+
+def test_strides_and_odd_sizes():
+    x = torch.randn(33, 7).to(torch.bfloat16)
+    how = {"stream": 0, "p_exp": 0.1, "p_frac": 0.3}
+    by_strides = bitflip(x.T, KEY, **how)
+    assert by_strides.is_contiguous() and by_strides.shape == (7, 33)
+    assert torch.equal(bits_of(by_strides), bits_of(bitflip(x.T.contiguous(), KEY, **how)))
+    assert bitflip(torch.empty(0, 3), KEY, **how).shape == (0, 3)
+
+
+@pytest.mark.parametrize("zero_out", [None, 1.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_operator_is_registered_in_full(dtype, zero_out):
+    x = torch.randn(3, 5, dtype=dtype, requires_grad=True)
+    # sign and exponent bits alone make NaN, which the check takes for a difference
+    arguments = (x, KEY, 1, 0.1 if zero_out else 0.0, 0.2, zero_out)
+    torch.library.opcheck(torch.ops.aixsim.bitflip.default, arguments)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"float64; expected float32"):
+        bitflip(torch.zeros(2, dtype=torch.float64), KEY, stream=0)
+    with pytest.raises(ValueError, match=r"1\.5"):
+        bitflip(torch.zeros(2), KEY, stream=0, p_exp=1.5)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """The Triton kernel, run by Triton's interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from aixsim_kernels.bitflip import kernel
+
+        yield importlib.reload(kernel)
+    importlib.reload(kernel)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "p_exp", "p_frac", "zero_out"),
+    [
+        ((3, 5), 0.3, 2**-11, None),
+        ((33, 37), 0.03, 0.0, 1.003),
+        ((7,), 1.0, 0.25, 30.0),
+        ((2, 1021), 0.0, 1.0, 1.25),
+        ((0, 4), 0.5, 0.5, 1.0),
+    ],
+)
+def test_triton_kernel_is_the_reference(kernel, dtype, shape, p_exp, p_frac, zero_out):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected, expected_kept = reference.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    y, kept = kernel.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    assert torch.equal(bits_of(y), bits_of(expected))
+    assert torch.equal(kept, expected_kept)
+
+
+def test_triton_kernel_in_the_second_block(kernel, monkeypatch):
+    x = torch.zeros(5000)
+    for module in (kernel, reference):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    expected, _ = reference.forward(x, KEY, 0, 0.25, 0.25, None)
+    assert torch.equal(bits_of(kernel.forward(x, KEY, 0, 0.25, 0.25, None)[0]), bits_of(expected))
