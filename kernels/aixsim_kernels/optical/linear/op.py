@@ -90,6 +90,20 @@ def _forward(
         )
 
 
+@_forward.register_kernel("cuda")
+def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
+    from aixsim_kernels.optical.linear import kernel
+
+    with torch.autocast(x.device.type, enabled=False):
+        if quantiles is not None:
+            return reference.forward(
+                x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
+            )
+        return kernel.forward(
+            x, weight, bias, ranges, key, stream, levels, lut_min, noise, out_dtype
+        )
+
+
 @_forward.register_fake
 def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
     return (
@@ -114,6 +128,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(grad.device.type, enabled=False):
         return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+
+
+@_backward.register_kernel("cuda")
+def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
+    from aixsim_kernels.optical.linear import kernel
+
+    with torch.autocast(grad.device.type, enabled=False):
+        return kernel.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
 
 
 @_backward.register_fake

@@ -1,0 +1,44 @@
+"""The noise of `noise.py` inside Triton kernels: the same integers for the same counters."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def mix(x):
+    """lowbias32 of uint32 words, any shape."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def row_keys(rows, key, seed):
+    """`noise.row_keys`: rows int64 (...), key int64 and seed scalars -> uint32 (...)."""
+    word = mix((key & 0xFFFFFFFF).to(tl.uint32) ^ seed.to(tl.uint32))
+    word = mix(((key >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ word)
+    word = mix((rows & 0xFFFFFFFF).to(tl.uint32) ^ word)
+    return mix(((rows >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ word)
+
+
+@triton.jit
+def uniform_pairs(keys, pairs):
+    """Noise of neighbouring columns, which share a word.
+
+    Args:
+        keys: uint32 (rows,), from `row_keys`.
+        pairs: int32 (columns / 2,), consecutive column numbers over 2.
+
+    Returns:
+        float32 (rows, columns): `noise.uniform_noise` of these rows and columns.
+    """
+    word = keys[:, None] ^ pairs[None, :].to(tl.uint32)
+    word *= 0x7FEB352D
+    word ^= word >> 15
+    word *= 0x846CA68B
+    word ^= word >> 16
+    even = (word & 0xFFFF).to(tl.int16, bitcast=False).to(tl.float32)
+    odd = (word >> 16).to(tl.int16, bitcast=False).to(tl.float32)
+    return (tl.interleave(even, odd) + 0.5) * 1.52587890625e-05

@@ -1,0 +1,146 @@
+"""The optical linear's Triton kernels compute what the reference computes."""
+
+import pytest
+import torch
+import triton
+from aixsim_kernels import empty_ranges, uniform_noise
+from aixsim_kernels.common import triton_noise
+from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.optical.linear import kernel, reference
+from triton import language as tl
+
+KEY = torch.tensor(-987654321987654)
+STREAM = 0x123456789ABC
+SET = torch.tensor([[-3.0, 2.5], [-0.12, 0.14], [-1.1, 1.2]])
+
+
+def operands(rows, depth, columns, dtype):
+    generator = torch.Generator().manual_seed(rows + depth)
+    x = torch.randn(rows, depth, generator=generator)
+    weight = torch.randn(columns, depth, generator=generator) * 0.05 + 0.003
+    bias = torch.randn(columns, generator=generator)
+    return x.to(dtype), weight.to(dtype), bias.to(dtype)
+
+
+def compare(x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True):
+    """Differences of the outputs in levels; everything else is checked here."""
+    how = (KEY, STREAM, levels, lut_min, noise)
+    found = kernel.forward(x, weight, bias, ranges, *how, torch.float32)
+    expected = reference.forward(x, weight, bias, ranges, *how, None, torch.float32)
+    y, observed, used, code, inside = expected
+    assert torch.equal(found[3], code) and torch.equal(found[4], inside)
+    assert torch.equal(found[1][:2], observed[:2])
+    scale = observed[2].abs().max().clamp(max=1e6)
+    for mine, theirs in ((found[1], observed), (found[2], used)):
+        assert torch.allclose(mine, theirs, rtol=0, atol=float(scale) * 1e-5)
+    step = (used[2, 1] - used[2, 0]) / (levels - 1)
+    return (found[0] - y).abs() / step
+
+
+@pytest.mark.parametrize("unset", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((37, 50, 33), {}),
+        ((1, 16, 40), {"levels": 16, "lut_min": 0.0, "noise": False}),
+        ((9, 33, 17), {"levels": 65536}),
+        ((70, 64, 5), {"levels": 2}),
+    ],
+)
+def test_float32_codes_are_equal(shape, options, unset):
+    ranges = empty_ranges(3) if unset else SET
+    x, weight, bias = operands(*shape, torch.float32)
+    assert compare(x, weight, bias, ranges, **options).max() < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_codes_are_at_most_one_apart_and_rarely(dtype):
+    x, weight, bias = operands(96, 130, 120, dtype)
+    difference = compare(x, weight, bias, SET)
+    assert difference.max() < 1.5
+    # of 11,520 elements
+    assert (difference > 0.5).float().mean() <= 2e-4
+
+
+def test_non_contiguous_operands():
+    x, weight, bias = operands(20, 24, 18, torch.float32)
+    x, weight = x.T.contiguous().T, weight.T.contiguous().T
+    assert compare(x, weight, bias, SET).max() < 0.5
+
+
+def test_no_bias_no_rows():
+    x, weight, _ = operands(0, 8, 5, torch.float32)
+    y, observed, _, code, inside = kernel.forward(
+        x, weight, None, empty_ranges(3), KEY, STREAM, 256, 0.02, True, torch.bfloat16
+    )
+    assert (y.shape, y.dtype) == ((0, 5), torch.bfloat16)
+    assert code.shape == (0, 8) and inside.numel() == 0
+    assert torch.equal(observed[0], empty_ranges(1)[0])
+    assert torch.equal(observed[2], empty_ranges(1)[0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite(bad):
+    x, weight, _ = operands(6, 10, 4, torch.float32)
+    x[2, 3] = bad
+    y, observed, *_ = kernel.forward(
+        x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32
+    )
+    # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
+    assert torch.equal(y.isnan().any(1), torch.arange(6) == 2) == (bad != bad)
+    assert torch.equal(observed[0], empty_ranges(1)[0])
+    assert observed[2].isfinite().all() == (bad == float("inf"))
+    weight[1, 0] = float("nan")
+    y, *_ = kernel.forward(x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32)
+    assert y[:, 1].isnan().all()
+
+
+def test_a_range_without_width():
+    x, weight, _ = operands(6, 10, 4, torch.float32)
+    flat = torch.tensor([[1.0, 1.0], [-0.1, 0.1], [0.5, 0.5]])
+    y, *_ = kernel.forward(x, weight, None, flat, KEY, STREAM, 256, 0.0, True, torch.float32)
+    assert (y == 0.5).all()
+
+
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
+def test_gradients(dtype, rel):
+    x, weight, bias = operands(24, 40, 18, dtype)
+    how = (KEY, STREAM, 256, 0.02, True)
+    _, _, used, code, inside = reference.forward(x, weight, bias, SET, *how, None, torch.float32)
+    grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
+    saved = (code, inside, weight, used, 256, 0.02, dtype)
+    for mine, theirs in zip(
+        kernel.backward(grad, *saved), reference.backward(grad, *saved), strict=True
+    ):
+        assert mine.dtype == theirs.dtype
+        assert (mine - theirs).float().norm() <= rel * theirs.float().norm()
+
+
+@triton.jit
+def _keys_of(rows_ptr, key_ptr, seed, out_ptr, N: tl.constexpr):
+    offsets = tl.arange(0, N)
+    word = triton_noise.row_keys(tl.load(rows_ptr + offsets), tl.load(key_ptr), seed)
+    tl.store(out_ptr + offsets, word.to(tl.int32, bitcast=True))
+
+
+def test_row_keys_of_large_rows():
+    rows = torch.tensor([0, 1, 2**31, 2**40 + 7], dtype=torch.int64)
+    out = torch.empty(4, dtype=torch.int32)
+    seed = seed_word(STREAM, 3)
+    _keys_of[(1,)](rows, KEY, seed, out, N=4)
+    assert torch.equal(out, row_keys(rows, KEY, seed))
+
+
+def test_noise_is_bit_equal():
+    keys = row_keys(torch.arange(40), KEY, seed_word(STREAM, 0))
+    out = torch.empty(32, 64)
+    _noise_of[(1,)](keys[:32].contiguous(), out, ROWS=32, PAIRS=32)
+    assert torch.equal(out, uniform_noise(32, 64, KEY, STREAM))
+
+
+@triton.jit
+def _noise_of(keys_ptr, out_ptr, ROWS: tl.constexpr, PAIRS: tl.constexpr):
+    rows = tl.arange(0, ROWS)
+    keys = tl.load(keys_ptr + rows).to(tl.uint32, bitcast=True)
+    noise = triton_noise.uniform_pairs(keys, tl.arange(0, PAIRS))
+    tl.store(out_ptr + rows[:, None] * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)[None, :], noise)

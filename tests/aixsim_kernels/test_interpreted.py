@@ -1,0 +1,20 @@
+"""The Triton kernels under Triton's interpreter, in a process that never compiles any."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "interpreted"
+
+
+def test_triton_kernels_are_their_references():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
