@@ -57,7 +57,7 @@ def add_lora(model: nn.Module) -> list[str]:
     `<module>.parametrizations.weight.original`, until `merge_lora`.
 
     Args:
-        model: with its transform applied and its weights in place.
+        model: with its transform applied and its weights in place; or digital.
 
     Returns:
         Names of the linears; empty where the config has no `lora`, and then nothing is changed.
@@ -65,7 +65,8 @@ def add_lora(model: nn.Module) -> list[str]:
     Raises:
         UserError: a weight is shared with another module.
     """
-    wanted: dict[str, Lora] = model.transform_state.lora  # pyright: ignore
+    state = getattr(model, "transform_state", None)
+    wanted: dict[str, Lora] = {} if state is None else state.lora
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
     for name in wanted:
         if uses[id(model.get_submodule(name)._parameters["weight"])] > 1:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.lora import add_lora, merge_lora
@@ -131,7 +131,7 @@ def test_compiled(data):
     train(net)
     x = torch.randn(8, 16)
     expected = run(net, x)
-    net[0].compile(fullgraph=True)
+    net[0].compile(fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(net, x), expected)
     run(net, x).sum().backward()
     assert net[0].parametrizations.weight[0].A.grad.abs().max() > 0
@@ -185,9 +185,18 @@ def test_a_shared_weight_is_refused(data):
 
 
 def test_without_lora_nothing_changes():
-    net = applied(OPTICAL)
-    assert add_lora(net) == [] and all(p.requires_grad for p in net.parameters())
-    assert "0.weight" in net.state_dict()
+    for net in (applied(OPTICAL), model()):
+        assert add_lora(net) == [] and all(p.requires_grad for p in net.parameters())
+        assert "0.weight" in net.state_dict()
+
+
+def test_pretraining_from_scratch_refuses_it(data):
+    from aixsim_cli.backends.titan.schema import build_config
+    from aixsim_cli.config.load import Document
+
+    config = {"model": {"name": "aixsim", "flavor": "debug"}, "transform": data}
+    with pytest.raises(ConfigError, match="lora: low-rank updates of random weights"):
+        build_config(Document(config, "c.yaml"))
 
 
 @pytest.mark.parametrize(
