@@ -96,6 +96,7 @@ def build_dataloader_for(
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         infinite=True,
+        retries=job_config.reliability.data_retries,
         **dataclasses.asdict(training.dataloader),
     )
 
