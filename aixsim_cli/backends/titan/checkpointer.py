@@ -114,9 +114,7 @@ class Checkpointer(CheckpointManager):
         if dist.get_rank() == 0 and not is_complete(folder):
             run_folder.remove(folder)
         newest = run_folder.newest_complete(self.root)
-        kept = (
-            f"the newest whole checkpoint is {newest}" if newest else "there is no checkpoint yet"
-        )
+        kept = f"the newest whole one is {newest}" if newest else "there is no other checkpoint"
         said = f"{folder}: could not be written to disk: {reason_of(error)}; {kept}"
         if self.run_config.reliability.on_save_error == "stop":
             raise RunError(said) from error

@@ -66,8 +66,8 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
         rdzv_endpoint="localhost:0",
         run_id="aixsim",
         max_restarts=max_restarts,
-        shutdown_timeout=SHUTDOWN_SECONDS,
     )
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     command = [sys.executable, "-u", "-m", "aixsim_cli", *sys.argv[1:]]
     try:
         elastic_launch(settings, command[0])(*command[1:])

@@ -6,7 +6,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 # 75 is EX_TEMPFAIL, "try again later": what a scheduler may take for "start it again"
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _IMPATIENT_AFTER = 1.0
 
 

@@ -182,7 +182,7 @@ class CheckpointWriter(FileSystemWriter):
         known: dict[str, Digest] = {}
         for result in (result for of_rank in results for result in of_rank):
             known |= getattr(result, "digests", {})
-        write_manifest(self.path, known)
+        write_manifest(Path(self.path), known)
 
 
 class _MetadataUnpickler(pickle.Unpickler):

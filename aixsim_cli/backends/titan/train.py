@@ -57,6 +57,7 @@ class PretrainTrainer(Trainer):
         # on the host, whatever the device: a flag must not wait for the accelerator's queue
         self._flags = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self._given_up = 0  # steps, since the last checkpoint
+        self._counted_from: int | None = None
 
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on the disk: weights and Adam's two moments."""
@@ -67,15 +68,12 @@ class PretrainTrainer(Trainer):
         self._inputs, self._losses = [], []
         if self.transform_state is not None:
             self.transform_state.begin_step(self.step, self.data_rank)
-        before = self.checkpoints.last_saved
         try:
             super().train_step(data_iterator)
         except _StepGivenUp:
             self._recover()
         if self.stopped_by:
             self.checkpoints.save_now = True
-        if self.checkpoints.last_saved != before:
-            self._given_up = 0
 
     def should_continue_training(self) -> bool:
         return not self.stopped_by and super().should_continue_training()
@@ -116,6 +114,8 @@ class PretrainTrainer(Trainer):
     def _recover(self) -> None:
         """Skip the step, or roll back; the same on all ranks."""
         policy, limit = self.config.reliability.on_nonfinite, self.config.reliability.max_nonfinite
+        if self.checkpoints.last_saved != self._counted_from:
+            self._counted_from, self._given_up = self.checkpoints.last_saved, 0
         failed, self._given_up = self.step, self._given_up + 1
         if self._given_up > limit:
             raise RunError(
@@ -225,11 +225,9 @@ def pretrain(config: PretrainConfig) -> Path | None:
         trainer = _train(config, dump)
     if trainer.stopped_by:
         raise SystemExit(EXIT_CODES[trainer.stopped_by])
-    return (
-        Path(trainer.checkpointer.folder) / f"step-{trainer.step}"
-        if config.checkpoint.enable
-        else None
-    )
+    if not config.checkpoint.enable:
+        return None
+    return trainer.checkpoints.root / f"step-{trainer.step}"
 
 
 def _train(config: PretrainConfig, dump: Path) -> PretrainTrainer:
