@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def config(aixsim, tmp_path_factory):
 class Run:
     """`aixsim pretrain` in a process of its own, to be hurt."""
 
-    def __init__(self, config, folder, *options, program=("-m", "aixsim_cli"), **popen):
+    def __init__(self, config, folder, *options, program=("-m", "aixsim_cli"), limit_files=None):
         self.folder = Path(folder)
         command = [
             sys.executable, *map(str, program), "pretrain", "--config", config,
@@ -45,10 +46,15 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # what starts the tests in the background may have SIGINT ignored
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            **popen,
+            preexec_fn=lambda: self._prepare(limit_files),
         )
+
+    @staticmethod
+    def _prepare(limit_files):
+        # what starts the tests in the background may have SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if limit_files is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_files, limit_files))
 
     def until(self, condition, what):
         """Wait for `condition()`, while the run lives."""

@@ -1,5 +1,6 @@
 """A checkpoint that is not what was written is refused by name, wherever it is read."""
 
+import json
 import logging
 import os
 import pickle
@@ -68,7 +69,7 @@ def test_truncated(copy, keep):
     path = copy / "__0_0.distcp"
     size = path.stat().st_size
     os.truncate(path, {0: 0, 1: 1, 0.5: size // 2, -1: size - 1}[keep])
-    with pytest.raises(UserError, match="__0_0.distcp: damaged: has"):
+    with pytest.raises(UserError, match=r"__0_0.distcp: damaged: has"):
         read_checkpoint(copy)
 
 
@@ -82,15 +83,14 @@ def test_missing_file(copy, name):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "files": 3}'])
 def test_damaged_manifest(copy, text):
     (copy / MANIFEST_FILE).write_text(text)
-    with pytest.raises(UserError, match="manifest.json"):
+    with pytest.raises(UserError, match=r"manifest.json"):
         read_checkpoint(copy)
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../../b"])
 def test_manifest_stays_in_its_folder(copy, name):
-    (copy / MANIFEST_FILE).write_text(
-        '{"format": 1, "files": {"%s": {"bytes": 1, "sha256": "0"}}}' % name
-    )
+    files = {name: {"bytes": 1, "sha256": "0"}}
+    (copy / MANIFEST_FILE).write_text(json.dumps({"format": 1, "files": files}))
     with pytest.raises(UserError, match="names a file outside the folder"):
         verify(copy)
 
@@ -128,7 +128,7 @@ def test_hugging_face_folder_with_a_manifest(tmp_path):
     write_manifest(tmp_path)
     find_source(str(tmp_path))
     flip(tmp_path / "model.safetensors", 500)
-    with pytest.raises(UserError, match="model.safetensors: damaged"):
+    with pytest.raises(UserError, match=r"model.safetensors: damaged"):
         find_source(str(tmp_path))
 
 
