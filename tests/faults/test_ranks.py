@@ -1,4 +1,4 @@
-"""Two ranks: signals, a rank that dies, and checkpoints that another number of ranks goes on from."""
+"""Two ranks: signals, a rank that dies, checkpoints that another number of ranks goes on from."""
 
 import json
 import signal
