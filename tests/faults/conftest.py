@@ -14,6 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
 STEPS, INTERVAL = 40, 5
+# scripts/test_faults.sh runs these too
+long = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
 
 
 @pytest.fixture(scope="package")

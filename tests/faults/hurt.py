@@ -1,14 +1,11 @@
 """`aixsim` with a fault put in: python hurt.py FAULT STEP[,STEP…] pretrain …
 
-Faults: `nan` makes the loss of these steps NaN on rank 0 (steps are counted from the process's
-start, so that a rolled back run does not meet the same one again); `die` kills rank 1 at a step,
-once.
+Faults: `nan` makes the loss of these steps NaN on rank 0. Steps are counted from the process's
+start, so that a run that was rolled back does not meet the same one again.
 """
 
 import os
-import signal
 import sys
-from pathlib import Path
 
 from aixsim_cli.backends.titan import device
 
@@ -32,10 +29,6 @@ def hurt(self, **batch):
         return loss
     if fault == "nan" and rank == "0":
         self._losses[-1] = loss.detach() * float("nan")
-    marker = Path(self.config.job.dump_folder) / "died"
-    if fault == "die" and rank == "1" and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
     return loss
 
 

@@ -6,7 +6,7 @@ import random
 from tests.faults.conftest import curve
 
 # scripts/test_faults.sh asks for 20
-KILLS = int(os.environ.get("AIXSIM_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("AIXSIM_TEST_KILLS", "2"))
 
 
 def being_saved(folder):

@@ -1,7 +1,10 @@
 """Two ranks: signals, a rank that dies, checkpoints that another number of ranks goes on from."""
 
+import contextlib
 import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,8 @@ from aixsim_cli.backends.titan import device
 device.prepare()
 
 from aixsim_cli.checkpoint.dcp import read_checkpoint  # noqa: E402
-from tests.faults.conftest import curve, steps  # noqa: E402
+from tests.faults.conftest import STEPS, curve, long, steps  # noqa: E402
 
-HURT = Path(__file__).parent / "hurt.py"
 TWO = ("--nproc-per-node", 2, "--budget.num_ranks", 2)
 REPLICAS = (*TWO, "--parallelism.data_parallel_replicate_degree", 2)
 
@@ -29,21 +31,49 @@ def test_sigterm_to_the_launcher(start, tmp_path):
     assert (tmp_path / "checkpoint" / f"step-{last}" / "manifest.json").exists()
 
 
-def test_dead_rank_ends_the_run_and_a_restart_goes_on(start, tmp_path):
-    options = (*TWO, "--training.steps", 8)
-    said = start(tmp_path / "dead", *options, program=(HURT, "die", "7")).end(code=1)
+def process_of_rank(run, rank):
+    """The process that the launcher started for a rank."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (path / "environ").read_bytes().split(b"\0")
+            if parent == run.process.pid and f"RANK={rank}".encode() in variables:
+                return int(path.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@long
+def test_dead_rank_ends_the_run(start, tmp_path):
+    run = start(tmp_path, *TWO)
+    run.until_step(7)
+    survivor = process_of_rank(run, 0)
+    os.kill(process_of_rank(run, 1), signal.SIGKILL)
+    before = time.monotonic()
+    said = run.end(code=1)
     assert "rank 1 ended with exit code -9" in said
-    assert steps(tmp_path / "dead")[-1] <= 7
-    restart = start(tmp_path / "again", *options, "--max-restarts", 1, program=(HURT, "die", "7"))
-    restart.end(code=0)
-    assert steps(tmp_path / "again")[-1] == 8
-    # from the checkpoint of step 5, not from the beginning
-    assert steps(tmp_path / "again").count(1) == 1
-    assert steps(tmp_path / "again").count(6) == 2
+    # comm.train_timeout_seconds is 100
+    assert time.monotonic() - before < 110
+    assert not Path(f"/proc/{survivor}").exists()
+
+
+@long
+def test_restart_goes_on_from_the_checkpoint(start, tmp_path):
+    run = start(tmp_path, *TWO, "--max-restarts", 1)
+    run.until_step(7)
+    os.kill(process_of_rank(run, 1), signal.SIGKILL)
+    run.end(code=0)
+    found = steps(tmp_path)
+    assert found[-1] == STEPS and found.count(1) == 1
+    assert sorted(set(found)) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
-    "before, after", [((), TWO), (TWO, ()), (TWO, REPLICAS)], ids=["1to2", "2to1", "FSDPtoDDP"]
+    "before, after",
+    [
+        pytest.param((), TWO, id="1to2"),
+        pytest.param(TWO, (), id="2to1", marks=long),
+        pytest.param(TWO, REPLICAS, id="FSDPtoDDP", marks=long),
+    ],
 )
 def test_other_ranks_go_on(start, tmp_path, before, after):
     # the budget: as many sequences a step whatever the ranks
