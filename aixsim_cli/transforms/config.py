@@ -11,7 +11,6 @@ The first full match wins, `default` comes last. The shorter form `attention: {â
 gives parameters to all attentions and all linears (the output projection aside).
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from aixsim_cli.config.load import build_dataclass, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.transforms.protocol import Paradigm, Site
 from aixsim_cli.transforms.registry import get_paradigm
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "use_lora")
+_PATTERN_SECONDS = 1
 _KIND_KEYS = {"attention": "attention", "fc": "linear"}
 
 
@@ -64,10 +66,10 @@ class TransformConfig:
         return self.mapping.get("transform", "optical")
 
     @cached_property
-    def _patterns(self) -> dict[str, re.Pattern[str]]:
+    def _patterns(self) -> dict[str, "regex.Pattern[str]"]:
         as_regex = self.mapping.get("use_regex", False)
         return {
-            rule.pattern: re.compile(rule.pattern if as_regex else re.escape(rule.pattern))
+            rule.pattern: regex.compile(rule.pattern if as_regex else regex.escape(rule.pattern))
             for rule in self.rules
             if not rule.is_default
         }
@@ -79,10 +81,24 @@ class TransformConfig:
                 if not site.is_head and rule.kind in (None, site.kind):
                     return rule
             else:
-                pattern = self._patterns[rule.pattern]
-                if pattern.fullmatch(site.name) or pattern.fullmatch(site.hf_name):
+                if self._matches(rule.pattern, site):
                     return rule
         return None
+
+    def _matches(self, pattern: str, site: Site) -> bool:
+        compiled = self._patterns[pattern]
+        try:
+            return any(
+                compiled.fullmatch(name, timeout=_PATTERN_SECONDS)
+                for name in (site.name, site.hf_name)
+            )
+        except TimeoutError:
+            raise ConfigError(
+                [
+                    f"{self.source}: {pattern}: takes more than {_PATTERN_SECONDS} s to match "
+                    f"{site.name}; expected a pattern without a repetition of repetitions"
+                ]
+            ) from None
 
 
 def load_transform_file(path: str | Path) -> dict[str, Any]:
@@ -186,7 +202,7 @@ def _bad_patterns(rules: list[Rule], source: str) -> list[str]:
     problems = []
     for rule in rules:
         try:
-            re.compile(rule.pattern)
-        except re.error as error:
+            regex.compile(rule.pattern)
+        except regex.error as error:
             problems.append(f"{source}: {rule.pattern}: not a regular expression: {error}")
     return problems

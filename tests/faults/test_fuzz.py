@@ -106,3 +106,21 @@ def test_mutated_files(tmp_path, name, read, seed):
             except Exception as error:
                 raise AssertionError(f"{type(error).__name__}: {error}\n{candidate}") from error
     assert accepted < EACH
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "pattern, said",
+    [
+        # Python's own re takes minutes for this one
+        ("(([a-z_.0-9])+)+[A-Z]", "matches no linear"),
+        (r"(?:(.+?)(.*?)\1?)+[A-Z]", "takes more than 1 s to match"),
+    ],
+)
+def test_pattern_that_would_never_end(tmp_path, pattern, said):
+    path = tmp_path / "t.yaml"
+    transform = {"use_regex": True, "layer_name_to_config": {pattern: {}}}
+    path.write_text(yaml.safe_dump(transform))
+    (tmp_path / "c.yaml").write_text((ROOT / "pretrain/debug-optical.yaml").read_text())
+    with pytest.raises(UserError, match=said):
+        describe_transform(load_config(tmp_path / "c.yaml", transform_config=path))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -91,3 +92,26 @@ def test_other_ranks_go_on(start, tmp_path, before, after):
         torch.testing.assert_close(loaded[key], saved[key], rtol=0.3, atol=0.3)
     losses = [values[0] for values in curve(tmp_path).values()]
     assert abs(losses[5] - losses[4]) < 1.0, json.dumps(losses)
+
+
+@long
+def test_two_nodes(start, tmp_path):
+    """Two launchers that meet at one port, each with one rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def node(number):
+        program = (
+            "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--node-rank",
+            number, "--master-addr", "127.0.0.1", "--master-port", port, "-m", "aixsim_cli",
+        )  # fmt: skip
+        options = ("--budget.num_ranks", 2, "--training.steps", 6)
+        return start(tmp_path, *options, program=program)
+
+    nodes = [node(0), node(1)]
+    for run in nodes:
+        run.end(code=0)
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+    saved = (tmp_path / "checkpoint" / "step-6").glob("*.distcp")
+    assert sorted(path.name for path in saved) == ["__0_0.distcp", "__1_0.distcp"]

@@ -254,6 +254,13 @@ def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
                 f"got {keep}; expected 0 (all) or at least 2, as the newest may be being written",
             )
         )
+    if config.checkpoint.async_mode == "async_with_pinned_mem" and device.device_type() == "cpu":
+        problems.append(
+            (
+                "checkpoint.async_mode",
+                "got async_with_pinned_mem; pinned memory needs an accelerator, expected async",
+            )
+        )
     folder = Path(config.checkpoint.folder)
     if folder.is_absolute() or ".." in folder.parts:
         problems.append(
