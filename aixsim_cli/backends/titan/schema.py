@@ -216,15 +216,6 @@ def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
         parse_transform(config.transform, source="transform")
     except ConfigError as error:
         return [("transform", problem.removeprefix("transform: ")) for problem in error.problems]
-    degree = config.parallelism.tensor_parallel_degree
-    if degree > 1:
-        return [
-            (
-                "parallelism.tensor_parallel_degree",
-                f"got {degree}; a transform's ranges and detectors are those of whole layers, "
-                "expected 1 (use data_parallel_shard_degree)",
-            )
-        ]
     return []
 
 

@@ -15,6 +15,7 @@ from aixsim_cli.backends.titan import compat
 from aixsim_cli.backends.titan.metrics import build_metrics_processor
 from aixsim_cli.backends.titan.names import StateDictAdapter
 from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.backends.titan.tensor_parallel import compute_whole
 from aixsim_cli.data.loader import build_dataloader
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
@@ -107,4 +108,6 @@ def _parallelize(
     model = parallelize_llama(model, parallel_dims, job_config)
     compat.sum_gradients_over_replicas(model)
     compat.reduce_by_sum_on_gloo(model)
+    if parallel_dims.tp_enabled:
+        compute_whole(model, parallel_dims.get_mesh("tp"))
     return model

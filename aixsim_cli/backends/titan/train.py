@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torchtitan.train
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
@@ -91,6 +92,8 @@ class PretrainTrainer(Trainer):
     def _agree(self, grad_norm: Tensor) -> None:
         """Called with the gradient norm: the weights are still those of the last good step."""
         loss = torch.stack(self._losses).sum()
+        if isinstance(loss, DTensor):  # under tensor parallelism
+            loss = loss.full_tensor()
         finite = torch.isfinite(torch.stack([loss, grad_norm.to(loss)])).tolist()
         flags = torch.tensor([self.signals.received, not finite[0], not finite[1]])
         if self._flags is not None:
