@@ -21,14 +21,16 @@ from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa:
 SEQ_LEN = 32
 # a quantised model's roundings spread: it is compared over fewer steps
 STEPS = {"digital": 20, "optical": 4}
-# replicate, shard, sequences a rank and micro-batch, micro-batches
+# replicate, shard, tensor, sequences a rank and micro-batch, micro-batches
 LAYOUTS = {
-    "one": (1, 1, 4, 1),
-    "replicas": (2, 1, 2, 1),
-    "shards": (1, 2, 2, 1),
-    "hybrid": (2, 2, 1, 1),
-    "accumulated": (1, 1, 1, 4),
+    "one": (1, 1, 1, 4, 1),
+    "replicas": (2, 1, 1, 2, 1),
+    "shards": (1, 2, 1, 2, 1),
+    "hybrid": (2, 2, 1, 1, 1),
+    "tensor": (1, 1, 2, 4, 1),
+    "accumulated": (1, 1, 1, 1, 4),
 }
+OTHERS = [name for name in LAYOUTS if name != "one"]
 TRANSFORM = "layer_name_to_config:\n  default: {q_noise: false}\n"
 
 
@@ -60,9 +62,9 @@ def data(tmp_path_factory):
 def runs(request, data, aixsim):
     """layout -> (logged records, final ranges)."""
     results = {}
-    for name, (replicate, shard, batch, accumulation) in LAYOUTS.items():
+    for name, (replicate, shard, tensor, batch, accumulation) in LAYOUTS.items():
         folder = data / request.param / name
-        ranks = replicate * shard
+        ranks = replicate * shard * tensor
         transform = ["--transform-config", data / "transform.yaml"]
         aixsim(
             "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin", "--dataset",
@@ -70,7 +72,8 @@ def runs(request, data, aixsim):
             SEQ_LEN, "--steps", STEPS[request.param], "--gradient-accumulation", accumulation,
             "--learning-rate", "1e-3", "--mixed-precision-param",
             "float32", "--data-parallel-replicate-degree", replicate,
-            "--data-parallel-shard-degree", shard, "--save-path", folder / "c.yaml",
+            "--data-parallel-shard-degree", shard, "--tensor-parallel-degree", tensor,
+            "--save-path", folder / "c.yaml",
             *(transform if request.param == "optical" else []),
         )  # fmt: skip
         aixsim(
@@ -86,7 +89,7 @@ def runs(request, data, aixsim):
     return request.param, results
 
 
-@pytest.mark.parametrize("layout", ["replicas", "shards", "hybrid", "accumulated"])
+@pytest.mark.parametrize("layout", OTHERS)
 def test_loss_and_gradient_norm(runs, layout):
     kind, results = runs
     tolerance = 1e-4 if kind == "digital" else 1e-3
@@ -98,7 +101,7 @@ def test_loss_and_gradient_norm(runs, layout):
         assert ours == pytest.approx(alone, rel=tolerance), key
 
 
-@pytest.mark.parametrize("layout", ["replicas", "shards", "hybrid", "accumulated"])
+@pytest.mark.parametrize("layout", OTHERS)
 def test_ranges(runs, layout):
     kind, results = runs
     ranges, alone = results[layout][1], results["one"][1]

@@ -1,5 +1,6 @@
 """What torchtitan trains: the `aixsim` architecture's flavors, and torchtitan's own `llama3`."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def build_dataloader_for(
 def _parallelize(
     model: nn.Module, parallel_dims: ParallelDims, job_config: PretrainConfig
 ) -> nn.Module:
+    whole = copy.deepcopy(model)
     model = parallelize_llama(model, parallel_dims, job_config)
+    compat.init_as_one_rank(model, whole)
     compat.sum_gradients_over_replicas(model)
     compat.reduce_by_sum_on_gloo(model)
     if parallel_dims.tp_enabled:
