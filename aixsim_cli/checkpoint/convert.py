@@ -23,6 +23,7 @@ from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.manifest import is_complete, write_manifest
 from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
 CHECKED_TOKENS = 128
@@ -224,6 +225,8 @@ def _whole_folder(target: Path, force: bool) -> Iterator[Path]:
         # mkdtemp and safetensors make private files; a model is as open as the umask lets it be
         for path in (temporary, *temporary.rglob("*")):
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+        if not is_complete(temporary):
+            write_manifest(temporary)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
             os.rename(target, old / target.name)

@@ -9,12 +9,17 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from aixsim_cli.backends.titan.checkpointer import CONFIG_FILE
+from aixsim_cli.backends.titan.checkpointer import CONFIG_FILE, reason_of
+from aixsim_cli.backends.titan.folder import verify_by_all_ranks
 from aixsim_cli.backends.titan.schema import PretrainConfig, load_config
+from aixsim_cli.backends.titan.storage import (
+    CheckpointPlanner,
+    CheckpointReader,
+    CheckpointWriter,
+)
 from aixsim_cli.errors import UserError
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
@@ -45,20 +50,21 @@ def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
         UserError: a file is missing or damaged, or there is no Llama model in it.
     """
     folder = Path(folder)
+    verify_by_all_ranks(folder)
+    reader = CheckpointReader(folder)
+    metadata = reader.read_metadata().state_dict_metadata
     try:
-        metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
         state_dict = {
             key: torch.empty(entry.size, dtype=entry.properties.dtype)
             for key, entry in metadata.items()
             if key.startswith(_MODEL_KEYS) and isinstance(entry, TensorStorageMetadata)
         }
         with _alone():
-            dcp.load(state_dict, checkpoint_id=folder, no_dist=True)
+            dcp.load(state_dict, storage_reader=reader, planner=CheckpointPlanner(), no_dist=True)
     except (CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
-            f"{folder}: damaged or incomplete ({reason}); expected a whole checkpoint, as another "
-            "step-N may be"
+            f"{folder}: damaged or incomplete ({reason_of(error)}); expected a whole checkpoint, "
+            "as another step-N may be"
         ) from error
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
@@ -72,10 +78,10 @@ def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
 
     Args:
         state_dict: under torchtitan's names.
-        folder: written to, `.metadata` last.
+        folder: written to, its manifest last.
     """
     with _alone():
-        dcp.save(state_dict, checkpoint_id=Path(folder), no_dist=True)
+        dcp.save(state_dict, storage_writer=CheckpointWriter(folder), no_dist=True)
 
 
 @contextmanager

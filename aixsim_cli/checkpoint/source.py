@@ -4,6 +4,7 @@ from enum import Enum
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.manifest import is_complete, verify, verify_if_listed
 
 
 class SourceKind(Enum):
@@ -17,14 +18,20 @@ class SourceKind(Enum):
 def find_source(source: str) -> SourceKind:
     """Tell what kind of model `source` names, by looking at the folder.
 
+    A Hugging Face folder that has a manifest is verified here, whoever is going to read it.
+
     Raises:
-        UserError: nothing there, or neither format.
+        UserError: nothing there, neither format, or a file is not what was written.
     """
     path = Path(source)
     if (path / ".metadata").is_file():
         return SourceKind.TITAN
     if (path / "config.json").is_file():
+        verify_if_listed(path)
         return SourceKind.HF
+    if is_complete(path):
+        # neither kind of file is there, though the manifest may say so
+        verify(path)
     if path.is_dir():
         steps = sorted(path.glob("**/step-*/.metadata"), key=lambda p: int(p.parent.name[5:]))
         hint = f"; did you mean {steps[-1].parent}?" if steps else ""

@@ -16,6 +16,12 @@ def pretrain(
     nproc_per_node: Annotated[
         int | None, typer.Option(min=1, help="Start so many ranks on this machine.")
     ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="With --nproc-per-node: start all ranks again so often when one fails."
+        ),
+    ] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and start nothing.")] = False,
 ) -> None:
     """Pretrain a model. Any key of the config can be overridden: --training.steps 20.
@@ -34,7 +40,7 @@ def pretrain(
         typer.echo(describe(loaded))
         return
     if nproc_per_node is not None and "RANK" not in os.environ:
-        launch.launch(loaded, nproc_per_node)
+        launch.launch(loaded, nproc_per_node, max_restarts)
         return
     folder = launch.run(loaded)
     if os.environ["RANK"] == "0":

@@ -78,7 +78,10 @@ def load_yaml(path: str | Path) -> Document:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file; expected YAML") from None
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     loader.name = str(path)
     try:
         node = loader.get_single_node()

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from torchtitan.components.dataloader import ParallelAwareDataloader
+    from aixsim_cli.data.resume import ResumableLoader
+
+_LONGEST_WAIT = 60
 
 logger = logging.getLogger("aixsim")
 
@@ -45,6 +48,8 @@ class TextDataset(IterableDataset, Stateful):
         dp_world_size: how many ranks do.
         infinite: start again at the end; False = an iterator ends after one pass, and the tokens
             that do not fill a window are dropped.
+        retries: how often in a row a failed read of a stream is tried again, after 1, 2, 4, … 60
+            seconds, at the same row.
 
     Raises:
         UserError: the tokenizer has no end-of-text token.
@@ -60,8 +65,10 @@ class TextDataset(IterableDataset, Stateful):
         dp_rank: int = 0,
         dp_world_size: int = 1,
         infinite: bool = True,
+        retries: int = 0,
     ) -> None:
         self.name = name
+        self.retries = retries
         self.seq_len = seq_len
         self.infinite = infinite
         self._encode = DocumentEncoder(tokenizer)
@@ -73,6 +80,7 @@ class TextDataset(IterableDataset, Stateful):
         self._documents = 0  # those of them with text
         self._reads_all = dp_world_size == 1
         self._stream_state: dict[str, Any] | None = None  # loaded, not yet continued
+        self._skip = 0  # rows of the stream to pass over, where no state of it is known
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Windows as torchtitan's trainer wants them.
@@ -110,11 +118,15 @@ class TextDataset(IterableDataset, Stateful):
             "reads_all": self._reads_all,
         }
         if isinstance(self._data, RowStream):
-            state["stream"] = self._stream_state or self._data.state_dict()
+            known = None if self._skip else self._data.state_dict()
+            state["stream"] = self._stream_state or known
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a position that `state_dict` gave, of the same data, rank and world size."""
+        """Go to a position that `state_dict` gave, of the same data, rank and world size.
+
+        Where its "stream" is None, the stream is read from its start up to row "rows".
+        """
         self._buffer = list(state_dict["token_buffer"])
         self._epoch = state_dict["epoch"]
         self._rows = state_dict["rows"]
@@ -125,6 +137,7 @@ class TextDataset(IterableDataset, Stateful):
             # the epoch first: a stream ignores a position of another epoch than its own
             self._data.set_epoch(self._epoch)
             self._stream_state = copy.deepcopy(state_dict["stream"])
+            self._skip = self._rows if self._stream_state is None else 0
             if self._stream_state is not None:
                 self._data.load_state_dict(self._stream_state)
 
@@ -134,25 +147,50 @@ class TextDataset(IterableDataset, Stateful):
         if isinstance(data, Dataset):
             rows = map(data.__getitem__, range(self._rows, len(data)))
         else:
-            rows = iter(data)
+            rows = self._stream(data)
+        for row in rows:
+            self._stream_state = None
+            self._rows += 1
+            if has_text(row):
+                self._documents += 1
+                yield row["text"]
+
+    def _stream(self, data: RowStream) -> Iterator[dict[str, Any]]:
+        """The rows of a stream, from where it stands; a read that fails is tried again."""
+        position = self._stream_state or data.state_dict()
+        rows, failures = iter(data), 0
         while True:
             try:
                 row = next(rows, None)
             except UserError:
                 raise
             except Exception as error:  # what a broken connection raises differs between sources
-                raise RunError(
-                    f"dataset {self.name}: reading failed after row {self._rows} of pass "
-                    f"{self._epoch + 1} ({type(error).__name__}: {error}); start the same run "
-                    "again to resume from its last checkpoint"
-                ) from error
+                failures += 1
+                self._wait_or_give_up(failures, error)
+                data.load_state_dict(position)
+                rows = iter(data)
+                continue
             if row is None:
                 return
-            self._stream_state = None
-            self._rows += 1
-            if has_text(row):
-                self._documents += 1
-                yield row["text"]
+            position, failures = data.state_dict(), 0
+            if self._skip:
+                self._skip -= 1
+            else:
+                yield row
+
+    def _wait_or_give_up(self, failures: int, error: Exception) -> None:
+        what = (
+            f"dataset {self.name}: reading failed after row {self._rows - self._skip} of pass "
+            f"{self._epoch + 1} ({type(error).__name__}: {error})"
+        )
+        if failures > self.retries:
+            raise RunError(
+                f"{what}; tried {failures} times; start the same run again to resume from its "
+                "last checkpoint"
+            ) from error
+        seconds = min(2 ** (failures - 1), _LONGEST_WAIT)
+        logger.warning("%s; trying again in %d s (%d of %d)", what, seconds, failures, self.retries)
+        time.sleep(seconds)
 
     def _end_pass(self) -> None:
         if self._documents:
@@ -192,7 +230,8 @@ def _share(data: Dataset | RowStream, rank: int, world_size: int) -> Dataset | R
     if isinstance(data, Dataset):
         # it cannot be cut into more parts than it has rows
         parts = max(1, min(world_size, len(data)))
-        return split_dataset_by_node(data, rank % parts, parts)
+        # in turn, as streams are: another number of ranks can then go on where these stopped
+        return data.shard(parts, rank % parts, contiguous=False)
     return split_dataset_by_node(data, rank, world_size)
 
 
@@ -207,9 +246,10 @@ def build_dataloader(
     dp_rank: int,
     dp_world_size: int,
     infinite: bool,
+    retries: int = 0,
     num_workers: int = 0,
     **loader_options: Any,
-) -> "ParallelAwareDataloader":
+) -> "ResumableLoader":
     """One rank's data loader for torchtitan's trainer, whose device must be prepared before.
 
     Args:
@@ -222,17 +262,18 @@ def build_dataloader(
         dp_rank: this rank among those that read different data.
         dp_world_size: how many ranks do.
         infinite: start again at the end of the data.
+        retries: of a failed read, see `TextDataset`.
         num_workers: 1 reads ahead in a process of its own. A rank's tokens are one sequence, so
             more cannot share the work.
         loader_options: the rest of torchtitan's `training.dataloader` (pin_memory, …).
 
     Returns:
-        torchtitan's `ParallelAwareDataloader` over a `TextDataset`.
+        A `ResumableLoader` over a `TextDataset`.
 
     Raises:
         UserError: as `open_source` and `TextDataset`, or more than one worker.
     """
-    from torchtitan.components.dataloader import ParallelAwareDataloader
+    from aixsim_cli.data.resume import ResumableLoader
 
     if num_workers > 1:
         raise UserError(
@@ -247,8 +288,9 @@ def build_dataloader(
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         infinite=infinite,
+        retries=retries,
     )
-    return ParallelAwareDataloader(
+    return ResumableLoader(
         windows,
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,

@@ -13,13 +13,14 @@ gives parameters to all attentions and all linears (the output projection aside)
 mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modules of its own.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from aixsim_cli.config.load import build_dataclass, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
@@ -28,6 +29,7 @@ from aixsim_cli.transforms.registry import get_paradigm, paradigms_with
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
 LIST_KEY = "transforms"
+_PATTERN_SECONDS = 1
 _KIND_KEYS = {"attention": "attention", "fc": "linear"}
 
 
@@ -66,9 +68,11 @@ class Transform:
     source: str
 
     @cached_property
-    def _patterns(self) -> dict[str, re.Pattern[str]]:
+    def _patterns(self) -> dict[str, "regex.Pattern[str]"]:
         return {
-            rule.pattern: re.compile(rule.pattern if self.use_regex else re.escape(rule.pattern))
+            rule.pattern: regex.compile(
+                rule.pattern if self.use_regex else regex.escape(rule.pattern)
+            )
             for rule in self.rules
             if not rule.is_default
         }
@@ -80,10 +84,24 @@ class Transform:
                 if not site.is_head and rule.kind in (None, site.kind):
                     return rule
             else:
-                pattern = self._patterns[rule.pattern]
-                if pattern.fullmatch(site.name) or pattern.fullmatch(site.hf_name):
+                if self._matches(rule.pattern, site):
                     return rule
         return None
+
+    def _matches(self, pattern: str, site: Site) -> bool:
+        compiled = self._patterns[pattern]
+        try:
+            return any(
+                compiled.fullmatch(name, timeout=_PATTERN_SECONDS)
+                for name in (site.name, site.hf_name)
+            )
+        except TimeoutError:
+            raise ConfigError(
+                [
+                    f"{self.source}: {pattern}: takes more than {_PATTERN_SECONDS} s to match "
+                    f"{site.name}; expected a pattern without a repetition of repetitions"
+                ]
+            ) from None
 
     def reaches(self, site: Site) -> bool:
         """Whether the paradigm has a simulation of this kind of place."""
@@ -269,7 +287,7 @@ def _bad_patterns(rules: tuple[Rule, ...], source: str) -> list[str]:
     problems = []
     for rule in rules:
         try:
-            re.compile(rule.pattern)
-        except re.error as error:
+            regex.compile(rule.pattern)
+        except regex.error as error:
             problems.append(f"{source}: {rule.pattern}: not a regular expression: {error}")
     return problems

@@ -1,4 +1,4 @@
-"""One rank, two replicas and two shards do the same maths, digitally and optically.
+"""One rank, replicas, shards, both, and accumulated batches do the same maths.
 
 All documents are one and the same window, so every layout sees the same global batch; all runs
 start from one checkpoint. Without the mend of DDP's averaging its gradient norm is half of the
@@ -18,9 +18,19 @@ from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import load_tokenizer, model_args  # noqa: E402
 from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
 
-STEPS, SEQ_LEN = 4, 32
-# replicate, shard, sequences a rank
-LAYOUTS = {"one": (1, 1, 4), "replicas": (2, 1, 2), "shards": (1, 2, 2)}
+SEQ_LEN = 32
+# a quantised model's roundings spread: it is compared over fewer steps
+STEPS = {"digital": 20, "optical": 4}
+# replicate, shard, tensor, sequences a rank and micro-batch, micro-batches
+LAYOUTS = {
+    "one": (1, 1, 1, 4, 1),
+    "replicas": (2, 1, 1, 2, 1),
+    "shards": (1, 2, 1, 2, 1),
+    "hybrid": (2, 2, 1, 1, 1),
+    "tensor": (1, 1, 2, 4, 1),
+    "accumulated": (1, 1, 1, 1, 4),
+}
+OTHERS = [name for name in LAYOUTS if name != "one"]
 TRANSFORM = "layer_name_to_config:\n  default: {q_noise: false}\n"
 
 
@@ -52,16 +62,18 @@ def data(tmp_path_factory):
 def runs(request, data, aixsim):
     """layout -> (logged records, final ranges)."""
     results = {}
-    for name, (replicate, shard, batch) in LAYOUTS.items():
+    for name, (replicate, shard, tensor, batch, accumulation) in LAYOUTS.items():
         folder = data / request.param / name
-        ranks = replicate * shard
+        ranks = replicate * shard * tensor
         transform = ["--transform-config", data / "transform.yaml"]
         aixsim(
             "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin", "--dataset",
             "local", "--dataset-path", data / "same.jsonl", "--batch-size", batch, "--seq-len",
-            SEQ_LEN, "--steps", STEPS, "--learning-rate", "1e-3", "--mixed-precision-param",
+            SEQ_LEN, "--steps", STEPS[request.param], "--gradient-accumulation", accumulation,
+            "--learning-rate", "1e-3", "--mixed-precision-param",
             "float32", "--data-parallel-replicate-degree", replicate,
-            "--data-parallel-shard-degree", shard, "--save-path", folder / "c.yaml",
+            "--data-parallel-shard-degree", shard, "--tensor-parallel-degree", tensor,
+            "--save-path", folder / "c.yaml",
             *(transform if request.param == "optical" else []),
         )  # fmt: skip
         aixsim(
@@ -71,23 +83,25 @@ def runs(request, data, aixsim):
             "--training.max_norm", "1e9", *(["--nproc-per-node", ranks] if ranks > 1 else []),
         )  # fmt: skip
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        state = read_checkpoint(folder / "checkpoint" / f"step-{STEPS}").state_dict
+        state = read_checkpoint(folder / "checkpoint" / f"step-{STEPS[request.param]}").state_dict
         ranges = {key: value for key, value in state.items() if key.endswith(".ranges")}
         results[name] = [json.loads(line) for line in lines], ranges
     return request.param, results
 
 
-@pytest.mark.parametrize("layout", ["replicas", "shards"])
+@pytest.mark.parametrize("layout", OTHERS)
 def test_loss_and_gradient_norm(runs, layout):
     kind, results = runs
     tolerance = 1e-4 if kind == "digital" else 1e-3
+    if layout == "accumulated" and kind == "digital":
+        tolerance = 1e-5
     for key in ("loss", "grad_norm"):
         ours = [record[key] for record in results[layout][0]]
         alone = [record[key] for record in results["one"][0]]
         assert ours == pytest.approx(alone, rel=tolerance), key
 
 
-@pytest.mark.parametrize("layout", ["replicas", "shards"])
+@pytest.mark.parametrize("layout", OTHERS)
 def test_ranges(runs, layout):
     kind, results = runs
     ranges, alone = results[layout][1], results["one"][1]

@@ -1,58 +1,271 @@
-"""torchtitan's checkpoints, each with the configuration it was trained with.
+"""torchtitan's checkpoints, each with the configuration it was trained with, none half trusted.
 
-A checkpoint folder `step-N` holds torchtitan's DCP files and `config.yaml`, so that it can be
-converted, evaluated and resumed wherever it is copied to.
+A checkpoint folder `step-N` holds torchtitan's DCP files, `config.yaml`, so that it can be
+converted, evaluated and resumed wherever it is copied to, and `manifest.json`, written last.
 """
 
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemReader
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torchtitan.components.checkpoint import CheckpointManager
+from torch.distributed.checkpoint.state_dict_saver import (
+    AsyncCheckpointerType,
+    AsyncSaveResponse,
+)
+from torchtitan.components.checkpoint import (
+    DATALOADER,
+    MODEL,
+    AsyncMode,
+    CheckpointManager,
+    GarbageCollection,
+)
 
+from aixsim_cli.backends.titan import folder as run_folder
 from aixsim_cli.backends.titan.schema import PretrainConfig, dump_config
-from aixsim_cli.errors import UserError
+from aixsim_cli.backends.titan.storage import (
+    CheckpointPlanner,
+    CheckpointReader,
+    CheckpointWriter,
+)
+from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.manifest import MANIFEST_FILE, is_complete
 
 CONFIG_FILE = "config.yaml"
 
+logger = logging.getLogger("aixsim")
+
 
 class Checkpointer(CheckpointManager):
-    """Writes the run's config into every checkpoint, before torchtitan's files.
+    """Saves whole checkpoints, and loads the newest one that is still whole.
 
-    torchtitan writes `.metadata` last, and a folder without it is never loaded: a checkpoint that
-    can be loaded has its config.
+    `save_now` makes the next call of `save` write one, whatever the interval; `last_saved` is the
+    newest step that this run has on the disk.
     """
 
     run_config: PretrainConfig
 
-    def dcp_save(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if dist.get_rank() == 0:
-            folder = Path(checkpoint_id)
-            folder.mkdir(parents=True, exist_ok=True)
-            dump_config(self.run_config, folder / CONFIG_FILE)
-        return super().dcp_save(state_dict, checkpoint_id, *args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_now = False
+        self.last_saved: int | None = None
+        self._pending: int | None = None
+        self._loaded: int | None = None
+        # removing a large folder takes long; the training does not wait for it
+        self._remover = ThreadPoolExecutor(1)
 
-    def dcp_load(self, state_dict: dict[str, Any], checkpoint_id: str, *args: Any, **kwargs: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+    @property
+    def root(self) -> Path:
+        """The folder of all checkpoints."""
+        return Path(self.folder)
+
+    def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
+        if curr_step == self._loaded:
+            # rolled back to it: it is on the disk
+            return False
+        return super()._should_save(curr_step, last_step) or (
+            self.save_now and self.enable and not self.load_only
+        )
+
+    def save(self, curr_step: int, last_step: bool = False) -> None:
+        """Write a checkpoint if one is due.
+
+        Raises:
+            RunError: it could not be written, and `reliability.on_save_error` is "stop".
+        """
+        if not self._should_save(curr_step, last_step):
+            return
         try:
-            present = FileSystemReader(checkpoint_id).read_metadata().state_dict_metadata
+            super().save(curr_step, last_step)
+        except (CheckpointException, OSError, RuntimeError) as error:
+            # a save that went wrong in the background is met when the next one begins
+            failed = curr_step if self._pending is None else self._pending
+            self._give_up(failed, error)
+            return
+        if self.async_mode == AsyncMode.DISABLED or last_step:
+            self.last_saved = curr_step
+
+    def wait(self) -> None:
+        """Return when a save in the background, if any, is on the disk.
+
+        Raises:
+            RunError: it could not be written, and `reliability.on_save_error` is "stop".
+        """
+        if not self.enable or self._pending is None:
+            return
+        try:
+            self._async_wait()
+        except (CheckpointException, OSError, RuntimeError) as error:
+            self._give_up(cast(int, self._pending), error)
+
+    def _async_wait(self) -> None:
+        super()._async_wait()
+        if self._pending is not None:
+            self.last_saved, self._pending = self._pending, None
+
+    def _give_up(self, step: int, error: BaseException) -> None:
+        self._pending, self.save_future = None, None
+        folder = self.root / f"step-{step}"
+        # every rank has met the error; one of them cleans up
+        if dist.get_rank() == 0 and not is_complete(folder):
+            run_folder.remove(folder)
+        newest = run_folder.newest_complete(self.root)
+        kept = f"the newest whole one is {newest}" if newest else "there is no other checkpoint"
+        said = f"{folder}: could not be written to disk: {reason_of(error)}; {kept}"
+        if self.run_config.reliability.on_save_error == "stop":
+            raise RunError(said) from error
+        logger.warning("%s; the run goes on", said)
+
+    @torch.no_grad()
+    def dcp_save(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        enable_garbage_collection: bool = False,
+        to_hf: bool = False,
+    ) -> Any:
+        """torchtitan's, with our writer: the config first, the manifest last."""
+        if to_hf:
+            return super().dcp_save(
+                state_dict, checkpoint_id, async_mode, enable_garbage_collection, to_hf
+            )
+        folder = Path(checkpoint_id)
+        if dist.get_rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            # a checkpoint that is written over is incomplete until the new one is whole
+            (folder / MANIFEST_FILE).unlink(missing_ok=True)
+            dump_config(self.run_config, folder / CONFIG_FILE)
+        writer = CheckpointWriter(folder)
+        if async_mode == AsyncMode.DISABLED:
+            dcp.save(state_dict, storage_writer=writer)
+            saved = None
+        else:
+            self._pending = int(folder.name.removeprefix("step-"))
+            in_process = async_mode == AsyncMode.ASYNC_WITH_PINNED_MEM
+            saved = dcp.async_save(
+                state_dict,
+                storage_writer=writer,
+                process_group=self.pg,
+                async_stager=self.stager if in_process else None,
+                async_checkpointer_type=AsyncCheckpointerType.PROCESS
+                if in_process
+                else AsyncCheckpointerType.THREAD,
+            )
+        if enable_garbage_collection:
+            GarbageCollection.collect("GC collection invoked by checkpointer.")
+        return cast(AsyncSaveResponse | None, saved)
+
+    def load(self, step: int = -1) -> bool:
+        """Load a checkpoint into the run.
+
+        Args:
+            step: -1 = the newest that is whole; none at all = `initial_load_path`, if any.
+
+        Returns:
+            Whether anything was loaded.
+
+        Raises:
+            UserError: the checkpoint is damaged, or not of this run's model.
+        """
+        if not self.enable:
+            return False
+        found = run_folder.agree_on_step(self.root, step)
+        if found is None:
+            return self._load_initial()
+        self._load_step(found)
+        return True
+
+    def roll_back(self) -> bool:
+        """Go back to the newest whole checkpoint, but not back in the data.
+
+        Returns:
+            Whether there was one.
+        """
+        if not self.enable:
+            return False
+        self.wait()
+        found = run_folder.agree_on_step(self.root)
+        if found is None:
+            return False
+        self._load_step(found, rewind_data=False)
+        return True
+
+    def _load_step(self, step: int, *, rewind_data: bool = True) -> None:
+        states = self._states_to_load(model_only=step == 0)
+        if not rewind_data:
+            states.pop(DATALOADER, None)
+        self.dcp_load(states, self._create_checkpoint_id(step), False, False)
+        self._loaded = step
+
+    def _load_initial(self) -> bool:
+        source = self.initial_load_path
+        if not source:
+            if self.initial_load_in_hf:
+                raise UserError("checkpoint.initial_load_in_hf: needs checkpoint.initial_load_path")
+            return False
+        if not Path(source).is_dir():
+            raise UserError(f"checkpoint.initial_load_path: got '{source}'; no such folder")
+        if not self.initial_load_in_hf:
+            run_folder.verify_by_all_ranks(Path(source))
+        states = self._states_to_load(self.initial_load_model_only)
+        in_hf, quantized = self.initial_load_in_hf, self.initial_load_in_hf_quantized
+        self.dcp_load(states, source, in_hf, quantized)
+        return True
+
+    def dcp_load(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        from_hf: bool,
+        from_quantized: bool,
+    ) -> None:
+        """torchtitan's, with our reader; the data's position is fitted to this run's ranks."""
+        try:
+            if from_hf:
+                super().dcp_load(state_dict, checkpoint_id, from_hf, from_quantized)
+                return
+            reader = CheckpointReader(checkpoint_id)
+            present = reader.read_metadata().state_dict_metadata
             # a digital checkpoint has no ranges; they stay unset, and are calibrated in training
             wanted = {k: v for k, v in state_dict.items() if k in present or not _is_range(k)}
-            return super().dcp_load(wanted, checkpoint_id, *args, **kwargs)
+            loader = wanted.get(DATALOADER)
+            if loader is not None:
+                wanted[DATALOADER] = loader.state_to_load(present)
+            dcp.load(wanted, storage_reader=reader, planner=CheckpointPlanner())
+            if loader is not None:
+                loader.load_state_dict(wanted[DATALOADER])
+            self.states[MODEL].load_state_dict(wanted)
+        except UserError:
+            raise
         except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
             raise UserError(
-                f"{checkpoint_id}: cannot be loaded into this run: {_last_line(error)}; "
+                f"{checkpoint_id}: cannot be loaded into this run: {reason_of(error)}; "
                 "expected a whole checkpoint of the same model, tokenizer and transform, or "
                 "another job.dump_folder to start anew"
             ) from error
+
+    def _purge_stale_checkpoints(self) -> None:
+        if self.keep_latest_k > 0 and dist.get_rank() == 0:
+            self._remover.submit(run_folder.remove_old, self.root, self.keep_latest_k)
+
+    def close(self) -> None:
+        if hasattr(self, "_remover"):
+            self._remover.shutdown()
+        super().close()
 
 
 def _is_range(key: str) -> bool:
     return key.endswith(".ranges")
 
 
-def _last_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """One line that says why a save or load failed, out of what DCP wraps around it."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # DCP prefixes a traceback; the reason stands in its last line
     return lines[-1] if lines else type(error).__name__

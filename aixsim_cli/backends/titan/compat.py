@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ import torchtitan.tools.utils as titan_utils
 import torchtitan.train
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
 from torchtitan.models.llama3.infra import parallelize
 
 from aixsim_cli.backends.titan import device
@@ -91,6 +93,40 @@ def reduce_by_sum_on_gloo(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)
+
+
+def init_as_one_rank(model: Any, whole: Any) -> None:
+    """Draw the initial weights of a sharded model as one rank would.
+
+    DTensor draws random numbers for a shard as a part of the whole on accelerators alone. On a CPU
+    every rank fills its shard from the same seed, and all shards come out equal.
+
+    Args:
+        model: after `parallelize_llama`; unchanged unless its weights are sharded on a CPU.
+        whole: a copy of the model from before, on the meta device.
+    """
+    meshes = [p.device_mesh for p in model.parameters() if isinstance(p, DTensor)]
+    if not meshes or meshes[0].device_type != "cpu":
+        return
+    init_shards = model.init_weights
+
+    def init_weights(*args: Any, **kwargs: Any) -> None:
+        whole.to_empty(device="cpu")
+        type(whole).init_weights(whole)
+        state = torch.get_rng_state()
+        init_shards(*args, **kwargs)  # what is not sharded, and the buffers
+        torch.set_rng_state(state)
+        for ours, full in zip(model.parameters(), whole.parameters(), strict=True):
+            ours.copy_(_like(full.detach(), ours) if isinstance(ours, DTensor) else full)
+        whole.to("meta")
+
+    model.init_weights = init_weights
+
+
+def _like(full: Tensor, sharded: DTensor) -> DTensor:
+    mesh = sharded.device_mesh
+    replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=sharded.placements)
 
 
 def watch_gradient_norm(callback: Callable[[Tensor], None]) -> None:

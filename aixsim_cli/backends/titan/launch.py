@@ -9,9 +9,12 @@ from pathlib import Path
 
 from aixsim_cli.backends.titan import device
 from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.backends.titan.signals import EXIT_CODES
 from aixsim_cli.errors import RunError, UserError
 
 GRACE_SECONDS = 10
+# from a signal to the ranks until they are killed: time for a step and a checkpoint
+SHUTDOWN_SECONDS = 300
 
 
 def run(config: PretrainConfig) -> Path | None:
@@ -30,7 +33,7 @@ def run(config: PretrainConfig) -> Path | None:
         return pretrain(config)
 
 
-def launch(config: PretrainConfig, ranks: int) -> None:
+def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
     """Train on `ranks` processes of this machine, with torch's elastic launcher.
 
     Each rank runs this very command; torch sets its rank in the environment.
@@ -38,11 +41,15 @@ def launch(config: PretrainConfig, ranks: int) -> None:
     Args:
         config: validated; its ranks are checked before anything starts.
         ranks: number of processes.
+        max_restarts: how often all ranks are started again, from the last checkpoint, after one
+            of them has failed.
 
     Raises:
         UserError: the ranks do not fit the config.
         RunError: a rank failed; its own message is on stderr already.
+        SystemExit: a signal stopped the run (see `signals.EXIT_CODES`).
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -58,13 +65,18 @@ def launch(config: PretrainConfig, ranks: int) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id="aixsim",
-        max_restarts=0,
+        max_restarts=max_restarts,
     )
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     command = [sys.executable, "-u", "-m", "aixsim_cli", *sys.argv[1:]]
     try:
         elastic_launch(settings, command[0])(*command[1:])
+    except SignalException as error:
+        raise SystemExit(EXIT_CODES.get(error.sigval, 1)) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode in EXIT_CODES.values():
+            raise SystemExit(failure.exitcode) from error
         if failure.exitcode == 2:
             raise UserError(f"rank {rank} refused to start (its message is above)") from error
         raise RunError(f"rank {rank} ended with exit code {failure.exitcode}") from error

@@ -102,7 +102,8 @@ class RunMetrics(MetricsProcessor):
             self.progress.update(self.progress.task_ids[0], completed=step, description=text)
             return
         # by the latest steps alone: the first may have compiled
-        done = step - self.last_step if self.last_step is not None else 1
+        # a run that was rolled back has shown this step before
+        done = max(1, step - self.last_step) if self.last_step is not None else 1
         remaining = timedelta(seconds=math.ceil((self.total_steps - step) * elapsed / done))
         logger.info("step %d/%d  %s  %s left", step, self.total_steps, text, remaining)
 

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,14 +27,35 @@ CODE_KEYS = ("experimental.custom_import", "experimental.custom_args_module")
 
 
 @dataclass
+class Reliability:
+    """What a run does when something goes wrong (docs/reliability.md).
+
+    Args:
+        on_nonfinite: a loss or gradient that is not finite: "stop" the run; "skip" the step;
+            "rollback" to the last checkpoint and go on with the data that follow.
+        max_nonfinite: steps skipped or rolled back between two checkpoints before the run stops.
+        on_save_error: a checkpoint that cannot be written: "stop" the run, or "continue" it.
+        data_retries: of a failed read of the data, in a row, with a growing pause between them.
+    """
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    max_nonfinite: int = 10
+    on_save_error: Literal["stop", "continue"] = "stop"
+    data_retries: int = 8
+
+
+@dataclass
 class PretrainConfig(JobConfig):
-    """torchtitan's job config with the transform and the token budget."""
+    """torchtitan's job config with the transform, the token budget and what to do about faults."""
 
     transform: dict[str, Any] | None = None
     """A transform config (docs/transforms.md); null = digital."""
 
     budget: Budget = field(default_factory=Budget)
     """What the number of steps was computed from."""
+
+    reliability: Reliability = field(default_factory=Reliability)
+    """What to do when something goes wrong."""
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -148,8 +169,16 @@ def _check_positive(config: PretrainConfig) -> list[tuple[str, str]]:
         problems.append(
             ("parallelism.data_parallel_shard_degree", f"got {shard}; expected -1 or more than 0")
         )
-    if config.lr_scheduler.warmup_steps < 0:
-        problems.append(("lr_scheduler.warmup_steps", "expected 0 or more"))
+    not_negative = {
+        "lr_scheduler.warmup_steps": config.lr_scheduler.warmup_steps,
+        "reliability.max_nonfinite": config.reliability.max_nonfinite,
+        "reliability.data_retries": config.reliability.data_retries,
+    }
+    problems.extend(
+        (key, f"got {value}; expected 0 or more")
+        for key, value in not_negative.items()
+        if value < 0
+    )
     return problems
 
 
@@ -190,15 +219,6 @@ def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
     if transform.uses_lora:
         reason = "low-rank updates of random weights would be trained; expected none from scratch"
         return [("transform", f"lora: {reason} (aixsim continual-pretrain takes it)")]
-    degree = config.parallelism.tensor_parallel_degree
-    if degree > 1:
-        return [
-            (
-                "parallelism.tensor_parallel_degree",
-                f"got {degree}; a transform's ranges and detectors are those of whole layers, "
-                "expected 1 (use data_parallel_shard_degree)",
-            )
-        ]
     return []
 
 
@@ -226,6 +246,13 @@ def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
             (
                 "checkpoint.keep_latest_k",
                 f"got {keep}; expected 0 (all) or at least 2, as the newest may be being written",
+            )
+        )
+    if config.checkpoint.async_mode == "async_with_pinned_mem" and device.device_type() == "cpu":
+        problems.append(
+            (
+                "checkpoint.async_mode",
+                "got async_with_pinned_mem; pinned memory needs an accelerator, expected async",
             )
         )
     folder = Path(config.checkpoint.folder)

@@ -1,5 +1,6 @@
 """What torchtitan trains: the `aixsim` architecture's flavors, and torchtitan's own `llama3`."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from aixsim_cli.backends.titan import compat
 from aixsim_cli.backends.titan.metrics import build_metrics_processor
 from aixsim_cli.backends.titan.names import StateDictAdapter
 from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.backends.titan.tensor_parallel import compute_whole
 from aixsim_cli.data.loader import build_dataloader
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
@@ -96,6 +98,7 @@ def build_dataloader_for(
         dp_rank=dp_rank,
         dp_world_size=dp_world_size,
         infinite=True,
+        retries=job_config.reliability.data_retries,
         **dataclasses.asdict(training.dataloader),
     )
 
@@ -103,7 +106,11 @@ def build_dataloader_for(
 def _parallelize(
     model: nn.Module, parallel_dims: ParallelDims, job_config: PretrainConfig
 ) -> nn.Module:
+    whole = copy.deepcopy(model)
     model = parallelize_llama(model, parallel_dims, job_config)
+    compat.init_as_one_rank(model, whole)
     compat.sum_gradients_over_replicas(model)
     compat.reduce_by_sum_on_gloo(model)
+    if parallel_dims.tp_enabled:
+        compute_whole(model, parallel_dims.get_mesh("tp"))
     return model

@@ -112,10 +112,10 @@ def test_existing_target_is_kept_without_force(checkpoint, tmp_path):
 def test_damaged_checkpoint(checkpoint, tmp_path):
     file = checkpoint[0] / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="step-1: damaged or incomplete"):
+    with pytest.raises(UserError, match=r"__0_0.distcp: damaged: has 1000 bytes"):
         to_hf(checkpoint[0], tmp_path / "hf")
     file.unlink()
-    with pytest.raises(UserError, match="step-1: damaged or incomplete"):
+    with pytest.raises(UserError, match=r"__0_0.distcp: missing"):
         to_hf(checkpoint[0], tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 

@@ -1,0 +1,43 @@
+"""Signals that ask a run to stop: it writes a checkpoint after the step at hand, and ends."""
+
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+# 75 is EX_TEMPFAIL, "try again later": what a scheduler may take for "start it again"
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+_IMPATIENT_AFTER = 1.0
+
+
+class StopSignals:
+    """Remembers a SIGTERM or SIGINT while it is entered.
+
+    A second SIGINT, a second or more after the first, interrupts at once; a launcher may pass the
+    same Ctrl-C on twice.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # number of the signal
+        self._at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received == signal.SIGINT == number and now - self._at > _IMPATIENT_AFTER:
+            raise KeyboardInterrupt
+        if not self.received:
+            self.received, self._at = number, now

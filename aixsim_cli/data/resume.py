@@ -1,0 +1,92 @@
+"""A data loader whose position can be taken up by another number of ranks."""
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchtitan.components.dataloader import ParallelAwareDataloader
+
+from aixsim_cli.errors import UserError
+
+_RANK_KEY = "dp_rank_"
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Numbers, texts, lists and dicts; nothing that could run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise UserError(f"dataloader: refused: its state names {module}.{name}")
+
+
+class ResumableLoader(ParallelAwareDataloader):
+    """torchtitan's loader over a `TextDataset`; a state of other ranks is divided anew.
+
+    See torchtitan's `ParallelAwareDataloader` for the arguments.
+    """
+
+    def state_to_load(self, present: Iterable[str]) -> dict[str, Any]:
+        """What to ask a checkpoint for: this rank's position, or those of all ranks it has.
+
+        Args:
+            present: keys of the checkpoint, dotted.
+        """
+        prefix = f"dataloader.{_RANK_KEY}"
+        saved = {key.removeprefix("dataloader.") for key in present if key.startswith(prefix)}
+        own = f"{_RANK_KEY}{self.dp_rank}"
+        wanted = {own} if not saved or len(saved) == self.dp_world_size else saved
+        return {key: b"" for key in wanted} | {"world_size": 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a saved position, of as many ranks or of others (see `divide_anew`)."""
+        if not state_dict:
+            return
+        ranks = sorted(
+            (key for key in state_dict if key.startswith(_RANK_KEY)),
+            key=lambda key: int(key.removeprefix(_RANK_KEY)),
+        )
+        states = [_PlainUnpickler(io.BytesIO(state_dict[key])).load() for key in ranks]
+        if state_dict["world_size"] == self.dp_world_size:
+            StatefulDataLoader.load_state_dict(self, states[0])
+            return
+        positions = [_position(state) for state in states]
+        self.dataset.load_state_dict(divide_anew(positions, self.dp_rank, self.dp_world_size))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def divide_anew(positions: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+    """The position of one rank, from those of another number of ranks.
+
+    Rows are dealt to ranks in turn, so what N ranks have read is, nearly, the beginning of the
+    data: `world_size` ranks go on behind as many rows as were read in all. Ranks that are still in
+    an earlier pass over the data skip its rest. Tokens that were read but not yet trained on are
+    handed to the new ranks in turn, so that none is lost or seen twice.
+
+    Args:
+        positions: `TextDataset.state_dict()` of each old rank.
+        rank: the new rank.
+        world_size: number of new ranks.
+    """
+    epoch = max(position["epoch"] for position in positions)
+    current = [position for position in positions if position["epoch"] == epoch]
+
+    def share(count: int) -> int:
+        return max(0, -(-(count - rank) // world_size))
+
+    return {
+        "token_buffer": [t for p in positions[rank::world_size] for t in p["token_buffer"]],
+        "epoch": epoch,
+        "rows": share(sum(position["rows"] for position in current)),
+        "documents": share(sum(position["documents"] for position in current)),
+        "reads_all": world_size == 1,
+        "stream": None,
+    }
+
+
+def _position(state: dict[str, Any]) -> dict[str, Any]:
+    """The data set's own state within a loader's."""
+    if "_snapshot" in state:  # of a worker process
+        worker = state["_snapshot"]["_worker_snapshots"]["worker_0"]
+        state = worker
+    position = state.get("dataset_state")
+    return position if position is not None else state["fetcher_state"]["dataset_iter_state"]

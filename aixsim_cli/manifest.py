@@ -1,0 +1,140 @@
+"""What a whole folder holds: `manifest.json`, the size and SHA-256 of each of its files.
+
+It is written last, so that its presence says that the folder is complete. Neither DCP nor
+safetensors notices a flipped byte; this does.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from aixsim_cli.errors import UserError
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file must be.
+
+    Args:
+        bytes: its size.
+        sha256: in hexadecimal digits.
+    """
+
+    bytes: int
+    sha256: str
+
+
+def digest_of(path: Path) -> Digest:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return Digest(file.tell(), digest.hexdigest())
+
+
+def write_manifest(folder: str | Path, known: Mapping[str, Digest] | None = None) -> None:
+    """Declare a folder complete, as it is now.
+
+    Args:
+        folder: every file in it is listed.
+        known: relative name -> digest of files that need no reading.
+    """
+    folder, known = Path(folder), known or {}
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST_FILE
+    )
+    files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
+    temporary = folder / f".{MANIFEST_FILE}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump({"format": _FORMAT, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST_FILE)
+    # a rename survives a power cut once the folder itself is on the disk
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether a folder has been declared complete; its files may have been damaged since."""
+    return (Path(folder) / MANIFEST_FILE).is_file()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Digest]:
+    """The digests of a complete folder's files, by relative name.
+
+    Raises:
+        UserError: the manifest is missing, damaged, or names a file outside the folder.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(name): Digest(**digest) for name, digest in data["files"].items()}
+        outside = [name for name in files if not _is_inside(name)]
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; expected a complete folder, whose last file it is"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: damaged: is not a manifest") from None
+    if data.get("format") != _FORMAT:
+        raise UserError(f"{path}: format: got {data.get('format')}; expected {_FORMAT}")
+    if outside:
+        raise UserError(f"{path}: damaged: names a file outside the folder: {outside[0]!r}")
+    return files
+
+
+def verify(
+    folder: str | Path, names: Iterable[str] | None = None, *, contents: bool = True
+) -> None:
+    """Compare a complete folder's files with its manifest.
+
+    Args:
+        folder: with a manifest.
+        names: of the files to look at; None = all that are listed.
+        contents: False looks at sizes alone.
+
+    Raises:
+        UserError: naming the first file that is missing, cut or changed.
+    """
+    folder = Path(folder)
+    files = read_manifest(folder)
+    for name in files if names is None else names:
+        path, expected = folder / name, files[name]
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {MANIFEST_FILE} lists it")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise UserError(
+                f"{path}: damaged: has {size} bytes; it was written with {expected.bytes}"
+            )
+        if contents and digest_of(path).sha256 != expected.sha256:
+            raise UserError(
+                f"{path}: damaged: its SHA-256 is not that of {MANIFEST_FILE} (if it was changed "
+                f"on purpose, delete {MANIFEST_FILE})"
+            )
+
+
+def verify_if_listed(folder: str | Path) -> None:
+    """`verify`, for a folder that another program may have made, without a manifest.
+
+    Raises:
+        UserError: naming the first file that is missing, cut or changed.
+    """
+    if is_complete(folder):
+        verify(folder)
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name

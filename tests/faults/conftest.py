@@ -1,0 +1,128 @@
+"""Runs that are hurt while they train, and what they leave."""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent.parent
+STEPS, INTERVAL = 40, 5
+# scripts/test_faults.sh runs these too
+long = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
+
+
+@pytest.fixture(scope="package")
+def config(aixsim, tmp_path_factory):
+    """An optical debug run with noise on, of 40 short steps and a checkpoint every 5."""
+    path = tmp_path_factory.mktemp("config") / "c.yaml"
+    aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin", "--dataset",
+        "builtin", "--batch-size", 2, "--seq-len", 32, "--steps", STEPS, "--learning-rate", "1e-3",
+        "--mixed-precision-param", "float32", "--keep-last-k-ckpts", 0, "--save-path", path,
+        "--transform-config", "configs/transforms/optical.yaml",
+    )  # fmt: skip
+    return path
+
+
+class Run:
+    """`aixsim pretrain` in a process of its own, to be hurt."""
+
+    def __init__(self, config, folder, *options, program=("-m", "aixsim_cli"), limit_files=None):
+        self.folder = Path(folder)
+        command = [
+            sys.executable, *map(str, program), "pretrain", "--config", config,
+            "--job.dump_folder", folder, "--metrics.log_freq", 1, "--checkpoint.interval",
+            INTERVAL, *options,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=REPOSITORY,
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: self._prepare(limit_files),
+        )
+
+    @staticmethod
+    def _prepare(limit_files):
+        # what starts the tests in the background may have SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if limit_files is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_files, limit_files))
+
+    def until(self, condition, what):
+        """Wait for `condition()`, while the run lives."""
+        deadline = time.monotonic() + 200
+        while not condition():
+            assert self.process.poll() is None, f"ended before {what}: {self.end()}"
+            assert time.monotonic() < deadline, f"no {what} in 200 s"
+            time.sleep(0.001)
+
+    def until_step(self, step):
+        self.until(lambda: len(steps(self.folder)) >= step, f"step {step}")
+
+    def end(self, code=None):
+        """Wait for the end; what it said."""
+        out, err = self.process.communicate(timeout=250)
+        if code is not None:
+            assert self.process.returncode == code, f"{self.process.returncode}\n{out}\n{err}"
+            assert "Traceback" not in err or code == -signal.SIGKILL, err
+        return out + err
+
+    def kill(self):
+        self.process.kill()
+        return self.end()
+
+
+@pytest.fixture
+def start(config):
+    """Start a run: `start(folder, *options)`; what is left of it is killed after the test."""
+    runs = []
+
+    def begin(folder, *options, **how):
+        runs.append(Run(config, folder, *options, **how))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        with contextlib.suppress(OSError):
+            run.process.kill()
+        run.process.wait()
+
+
+def steps(folder):
+    """The steps in a run's metrics, as they were written."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    # a kill may cut the last line
+    lines = [line for line in path.read_text().split("\n")[:-1] if line]
+    return [json.loads(line)["step"] for line in lines]
+
+
+def curve(folder):
+    """step -> (loss, gradient norm, learning rate, kept mass); the later record of a step holds."""
+    found = {}
+    for line in (Path(folder) / "metrics.jsonl").read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            keys = ("loss", "grad_norm", "lr", "attention_kept_mass")
+            found[record["step"]] = tuple(record[key] for key in keys)
+    return found
+
+
+@pytest.fixture(scope="package")
+def whole(config, tmp_path_factory):
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    Run(config, folder).end(code=0)
+    assert sorted(curve(folder)) == list(range(1, STEPS + 1))
+    return folder

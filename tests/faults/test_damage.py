@@ -1,0 +1,201 @@
+"""A checkpoint that is not what was written is refused by name, wherever it is read."""
+
+import json
+import logging
+import os
+import pickle
+import random
+import shutil
+
+import pytest
+import torch
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.titan import folder as run_folder  # noqa: E402
+from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
+from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
+from aixsim_cli.backends.titan.storage import CheckpointReader  # noqa: E402
+from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
+from aixsim_cli.checkpoint.source import find_source  # noqa: E402
+from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
+from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.manifest import MANIFEST_FILE, verify, write_manifest  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Weights, and the checkpoint folder that holds them."""
+    model = meta_model(model_args("aixsim", "debug", vocab_size("builtin")))
+    weights = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    folder = tmp_path_factory.mktemp("checkpoint") / "step-1"
+    write_checkpoint(weights, folder)
+    return weights, folder
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return shutil.copytree(written[1], tmp_path / "checkpoint" / "step-1")
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+def test_whole_checkpoint_loads(written):
+    weights, folder = written
+    loaded = read_checkpoint(folder).state_dict
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_flipped_byte(copy, seed):
+    random.seed(seed)
+    files = sorted(path for path in copy.iterdir() if path.name != MANIFEST_FILE)
+    # the large file has nearly all the bytes; each file gets its turn
+    path = files[seed % len(files)]
+    flip(path, random.randrange(path.stat().st_size))
+    with pytest.raises(UserError, match=f"step-1/{path.name}: damaged"):
+        read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5, -1])
+def test_truncated(copy, keep):
+    path = copy / "__0_0.distcp"
+    size = path.stat().st_size
+    os.truncate(path, {0: 0, 1: 1, 0.5: size // 2, -1: size - 1}[keep])
+    with pytest.raises(UserError, match=r"__0_0.distcp: damaged: has"):
+        read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_missing_file(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: missing"):
+        read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "files": 3}'])
+def test_damaged_manifest(copy, text):
+    (copy / MANIFEST_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json"):
+        read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../../b"])
+def test_manifest_stays_in_its_folder(copy, name):
+    files = {name: {"bytes": 1, "sha256": "0"}}
+    (copy / MANIFEST_FILE).write_text(json.dumps({"format": 1, "files": files}))
+    with pytest.raises(UserError, match="names a file outside the folder"):
+        verify(copy)
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_metadata_runs_no_code(copy, tmp_path):
+    marker = tmp_path / "executed"
+    (copy / ".metadata").write_bytes(pickle.dumps(Malicious(marker)))
+    write_manifest(copy)
+    with pytest.raises(UserError, match=r"metadata: refused: names posix.system"):
+        read_checkpoint(copy)
+    assert not marker.exists()
+
+
+def test_metadata_names_no_other_file(copy):
+    metadata = CheckpointReader(copy).read_metadata()
+    for info in metadata.storage_data.values():
+        info.relative_path = "../step-1/__0_0.distcp"
+    (copy / ".metadata").write_bytes(pickle.dumps(metadata))
+    write_manifest(copy)
+    with pytest.raises(UserError, match="names a file outside the folder"):
+        read_checkpoint(copy)
+
+
+def test_hugging_face_folder_with_a_manifest(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    write_manifest(tmp_path)
+    find_source(str(tmp_path))
+    flip(tmp_path / "model.safetensors", 500)
+    with pytest.raises(UserError, match=r"model.safetensors: damaged"):
+        find_source(str(tmp_path))
+
+
+def folders(root, **kinds):
+    """Checkpoint folders: whole, torn (never completed) or flipped (damaged since)."""
+    for name, kind in kinds.items():
+        path = root / name.replace("_", "-")
+        path.mkdir(parents=True)
+        (path / "__0_0.distcp").write_bytes(bytes(100))
+        if kind != "torn":
+            write_manifest(path)
+        if kind == "flipped":
+            flip(path / "__0_0.distcp", 50)
+    return root
+
+
+def left(root):
+    return sorted((path.name for path in root.iterdir()), key=lambda name: int(name[5:]))
+
+
+def test_resume_takes_the_newest_whole_one(tmp_path, caplog):
+    root = folders(
+        tmp_path / "checkpoint", step_2="whole", step_4="whole", step_6="flipped", step_8="torn"
+    )
+    with caplog.at_level(logging.WARNING):
+        assert run_folder.agree_on_step(root) == 4
+    assert left(root) == ["step-2", "step-4"]
+    assert left(tmp_path / "checkpoint.set-aside") == ["step-6", "step-8"]
+    assert "step-6/__0_0.distcp: damaged" in caplog.text
+    assert "step-8: incomplete" in caplog.text
+
+
+def test_setting_aside_replaces_nothing(tmp_path):
+    for kind in ("torn", "torn"):
+        root = folders(tmp_path / "checkpoint", step_8=kind)
+        assert run_folder.agree_on_step(root) is None
+    aside = sorted(path.name for path in (tmp_path / "checkpoint.set-aside").iterdir())
+    assert aside == ["step-8", "step-8.1"]
+
+
+def test_all_damaged_is_not_started_anew(tmp_path):
+    root = folders(tmp_path / "checkpoint", step_2="flipped", step_4="flipped")
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        run_folder.agree_on_step(root)
+    assert left(root) == ["step-2", "step-4"]
+
+
+def test_the_step_asked_for_is_refused_and_another_offered(tmp_path):
+    root = folders(tmp_path / "checkpoint", step_2="whole", step_4="flipped")
+    with pytest.raises(UserError, match=r"step-4/.*the newest other checkpoint is step 2"):
+        run_folder.agree_on_step(root, 4)
+    with pytest.raises(UserError, match=r"got 3; .* has: 4, 2"):
+        run_folder.agree_on_step(root, 3)
+
+
+@pytest.mark.parametrize(
+    "kinds, remaining",
+    [
+        (["whole", "whole", "whole", "whole"], [6, 8]),
+        (["whole", "torn", "torn", "torn"], [2, 4, 6, 8]),
+        (["whole", "torn", "whole", "whole"], [4, 6, 8]),
+        (["whole", "whole", "flipped", "flipped"], [2, 4, 6, 8]),
+        (["flipped", "whole", "flipped", "torn"], [4, 6, 8]),
+    ],
+)
+def test_retention_keeps_the_last_whole_one(tmp_path, kinds, remaining):
+    names = dict(zip(("step_2", "step_4", "step_6", "step_8"), kinds, strict=True))
+    root = folders(tmp_path / "checkpoint", **names)
+    run_folder.remove_old(root, keep=2)
+    assert left(root) == [f"step-{step}" for step in remaining]
