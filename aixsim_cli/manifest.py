@@ -37,17 +37,20 @@ def digest_of(path: Path) -> Digest:
         return Digest(file.tell(), digest.hexdigest())
 
 
-def write_manifest(folder: str | Path, known: Mapping[str, Digest] | None = None) -> None:
+def write_manifest(
+    folder: str | Path, known: Mapping[str, Digest] | None = None, *, recurse: bool = True
+) -> None:
     """Declare a folder complete, as it is now.
 
     Args:
         folder: every file in it is listed.
+        recurse: False leaves out what is in folders within it.
         known: relative name -> digest of files that need no reading.
     """
     folder, known = Path(folder), known or {}
     names = sorted(
         path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
+        for path in (folder.rglob("*") if recurse else folder.iterdir())
         if path.is_file() and path.name != MANIFEST_FILE
     )
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}

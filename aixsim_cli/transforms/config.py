@@ -83,9 +83,8 @@ class Transform:
             if rule.is_default:
                 if not site.is_head and rule.kind in (None, site.kind):
                     return rule
-            else:
-                if self._matches(rule.pattern, site):
-                    return rule
+            elif self._matches(rule.pattern, site):
+                return rule
         return None
 
     def _matches(self, pattern: str, site: Site) -> bool:

@@ -29,6 +29,7 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.manifest import verify_if_listed, write_manifest
 from aixsim_cli.transforms.config import (
     TransformConfig,
     load_transform_file,
@@ -110,6 +111,8 @@ def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, f
         model: Any = trainer.accelerator.unwrap_model(trainer.model)
         hf_folder.finish_folder(model, folder, form)
         write_card(folder, model, arguments, metrics)
+        # checkpoints within it come and go
+        write_manifest(folder, recurse=False)
         if arguments.training.push_to_hub:
             _push(trainer, folder)
     return folder
@@ -174,6 +177,7 @@ def _model(
         if transform is not None:
             transform_hf_model(model, transform)
     else:
+        verify_if_listed(arguments.model_name_or_path)
         options: dict[str, Any] = {
             "dtype": arguments.dtype or "float32",
             "cache_dir": arguments.cache_dir,

@@ -34,10 +34,11 @@ def compute_whole(model: nn.Module, mesh: DeviceMesh) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             # every rank has the whole of it; torch wraps the buffers of what it shards
             module._buffers[name] = buffer.to_local() if isinstance(buffer, DTensor) else buffer
+        simulated: Any = module
         if isinstance(module, nn.Linear):
-            module.forward = partial(_linear, module, module.forward)
+            simulated.forward = partial(_linear, module, module.forward)
         else:
-            module.forward = partial(_attention, mesh, module.forward)
+            simulated.forward = partial(_attention, mesh, module.forward)
 
 
 def _linear(module: nn.Linear, forward: Callable[..., Tensor], input: DTensor) -> DTensor:
