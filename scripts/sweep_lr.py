@@ -13,9 +13,10 @@ from pathlib import Path
 
 import optuna
 from matplotlib.figure import Figure
+from optuna.distributions import FloatDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 
 class TrialFailed(Exception):
@@ -40,23 +41,13 @@ def main() -> None:
         sys.exit(f"{out}: was swept with other flags: {' '.join(previous)}; expected a new folder")
     study.set_user_attr("flags", flags)
     done = {trial.params["learning_rate"] for trial in study.trials if _ended(trial)}
-    waiting = study.get_trials(states=(TrialState.WAITING,))
-    queued = {trial.system_attrs["fixed_params"]["learning_rate"] for trial in waiting}
-    for rate in rates:
-        if rate not in done | queued:
-            study.enqueue_trial({"learning_rate": rate})
-    todo = len(set(rates) - done)
-    low, high = min(rates), max(rates)
-
-    def objective(trial: Trial) -> float:
-        rate = trial.suggest_float("learning_rate", low, high, log=True)
+    for rate in [rate for rate in rates if rate not in done]:
+        trial = study.ask({"learning_rate": FloatDistribution(rate, rate)})
         try:
-            return _train(rate, out / f"lr-{rate:g}", flags)
+            study.tell(trial, _train(rate, out / f"lr-{rate:g}", flags))
         except TrialFailed as error:
             trial.set_user_attr("error", str(error))
-            raise
-
-    study.optimize(objective, n_trials=todo, catch=(TrialFailed,))
+            study.tell(trial, state=TrialState.FAIL)
     rows = sorted((t for t in study.trials if _ended(t)), key=lambda t: t.params["learning_rate"])
     _write_table(rows, out)
     _plot(rows, out / "loss.png")
