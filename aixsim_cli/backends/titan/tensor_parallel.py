@@ -35,7 +35,7 @@ def compute_whole(model: nn.Module, mesh: DeviceMesh) -> None:
             # every rank has the whole of it; torch wraps the buffers of what it shards
             module._buffers[name] = buffer.to_local() if isinstance(buffer, DTensor) else buffer
         if isinstance(module, nn.Linear):
-            module.forward = partial(_linear, module, module.forward)
+            module.forward = partial(_linear, module, module.forward)  # pyright: ignore[reportAttributeAccessIssue]
         else:
             module.forward = partial(_attention, mesh, module.forward)
 
