@@ -6,6 +6,7 @@ others'.
 """
 
 import json
+import os
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import load_tokenizer, model_args  # noqa: E402
 from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1200)
 SEQ_LEN = 32
 # a quantised model's roundings spread: it is compared over fewer steps
 STEPS = {"digital": 20, "optical": 4}
@@ -30,6 +32,8 @@ LAYOUTS = {
     "tensor": (1, 1, 2, 4, 1),
     "accumulated": (1, 1, 1, 1, 4),
 }
+if "AIXSIM_TEST_LONG" not in os.environ:  # four processes, on two cores
+    del LAYOUTS["hybrid"]
 OTHERS = [name for name in LAYOUTS if name != "one"]
 TRANSFORM = "layer_name_to_config:\n  default: {q_noise: false}\n"
 

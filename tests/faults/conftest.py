@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
+SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
 STEPS, INTERVAL = 40, 5
 # scripts/test_faults.sh runs these too
 long = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
@@ -123,6 +124,11 @@ def curve(folder):
 def whole(config, tmp_path_factory):
     """The run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    Run(config, folder).end(code=0)
+    patch = pytest.MonkeyPatch()
+    for name in SECRETS:
+        patch.setenv(name, PLANTED)
+    said = Run(config, folder, "--metrics.enable_wandb", "true").end(code=0)
+    patch.undo()
+    assert PLANTED not in said
     assert sorted(curve(folder)) == list(range(1, STEPS + 1))
     return folder

@@ -1,5 +1,6 @@
 """A checkpoint that is not what was written is refused by name, wherever it is read."""
 
+import io
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from aixsim_cli.backends.titan import device
 
@@ -17,9 +19,14 @@ device.prepare()
 from aixsim_cli.backends.titan import folder as run_folder  # noqa: E402
 from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
-from aixsim_cli.backends.titan.storage import CheckpointReader  # noqa: E402
+from aixsim_cli.backends.titan.storage import (  # noqa: E402
+    CheckpointPlanner,
+    CheckpointReader,
+    CheckpointWriter,
+)
 from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
 from aixsim_cli.checkpoint.source import find_source  # noqa: E402
+from aixsim_cli.data.resume import _PlainUnpickler  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.manifest import MANIFEST_FILE, verify, write_manifest  # noqa: E402
@@ -109,6 +116,28 @@ def test_metadata_runs_no_code(copy, tmp_path):
     write_manifest(copy)
     with pytest.raises(UserError, match=r"metadata: refused: names posix.system"):
         read_checkpoint(copy)
+    assert not marker.exists()
+
+
+def test_entries_run_no_code(tmp_path):
+    """An entry that is no tensor is a pickle too."""
+    marker = tmp_path / "executed"
+    dcp.save(
+        {"train_state": Malicious(marker)},
+        storage_writer=CheckpointWriter(tmp_path / "step-1"),
+        no_dist=True,
+    )
+    state = {"train_state": 0}
+    reader = CheckpointReader(tmp_path / "step-1")
+    with pytest.raises(BaseException, match="train_state: refused: holds more than plain values"):
+        dcp.load(state, storage_reader=reader, planner=CheckpointPlanner(), no_dist=True)
+    assert not marker.exists() and state == {"train_state": 0}
+
+
+def test_position_in_the_data_runs_no_code(tmp_path):
+    marker = tmp_path / "executed"
+    with pytest.raises(UserError, match=r"dataloader: refused: its state names posix.system"):
+        _PlainUnpickler(io.BytesIO(pickle.dumps(Malicious(marker)))).load()
     assert not marker.exists()
 
 

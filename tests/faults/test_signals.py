@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import STEPS, curve, steps
+from tests.faults.conftest import PLANTED, STEPS, curve, steps
 
 
 def saved(folder):
@@ -39,3 +39,9 @@ def test_two_runs_into_one_folder(start, tmp_path):
     assert (tmp_path / ".run.lock").exists()
     said = start(tmp_path, "--training.steps", 2).end(code=0)
     assert f"ended early (process {run.process.pid} on" in said
+
+
+def test_tokens_are_written_nowhere(whole):
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if PLANTED.encode() in path.read_bytes()]

@@ -80,13 +80,13 @@ def test_same_batches_as_torchtitans_own_data_set(monkeypatch):
     from torchtitan.hf_datasets import DatasetConfig, text_datasets
 
     config = DatasetConfig(
-        path="none", loader=_map_style, sample_processor=lambda sample: sample["text"]
+        path="none", loader=_stream, sample_processor=lambda sample: sample["text"]
     )
     monkeypatch.setitem(text_datasets.DATASETS, "ours", config)
     tokenizer = HuggingFaceTokenizer(str(resolve_tokenizer("builtin")))
     for rank in range(2):
         theirs = text_datasets.HuggingFaceTextDataset("ours", None, tokenizer, 8, rank, 2, True)
-        ours = _dataset(_map_style(None), tokenizer, 8, dp_rank=rank, dp_world_size=2)
+        ours = _dataset(_stream(None), tokenizer, 8, dp_rank=rank, dp_world_size=2)
         assert _take(iter(ours), 60) == _take(iter(theirs), 60)
 
 

@@ -124,7 +124,7 @@ def test_unknown_override_suggests_the_nearest(aixsim, config, tmp_path):
     assert "--training.step: unknown key; did you mean 'training.steps'?" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["tensor", "context", "pipeline"])
+@pytest.mark.parametrize("kind", ["context", "pipeline"])
 def test_parallelism_that_would_be_wrong_is_refused(aixsim, config, tmp_path, kind):
     option = (f"--parallelism.{kind}_parallel_degree", 2)
     done = pretrain(aixsim, config, tmp_path, *option, code=2)
