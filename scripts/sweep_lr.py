@@ -42,7 +42,7 @@ def main() -> None:
     study.set_user_attr("flags", flags)
     done = {trial.params["learning_rate"] for trial in study.trials if _ended(trial)}
     for rate in [rate for rate in rates if rate not in done]:
-        trial = study.ask({"learning_rate": FloatDistribution(rate, rate)})
+        trial = study.ask({"learning_rate": FloatDistribution(rate, rate, log=True)})
         try:
             study.tell(trial, _train(rate, out / f"lr-{rate:g}", flags))
         except TrialFailed as error:
