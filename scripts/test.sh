@@ -10,7 +10,8 @@ started=$SECONDS
 ruff check .
 ruff format --check .
 pyright
-pytest "$@"
+# a file stays in one process: its fixtures train models
+pytest -n 2 --dist loadfile "$@"
 cat <<END
 
 Passed in $((SECONDS - started)) s: lint, format, types and tests. The environment is .venv.
