@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.backends.hf.folder import load_model as load_hf_model
 from aixsim_cli.backends.hf.folder import saved_transform
+from aixsim_cli.backends.titan.device import prepare
 from aixsim_cli.backends.titan.model import build_model
 from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
@@ -54,8 +55,8 @@ def load_model(
     *,
     transform_config: str | None = None,
     no_transform: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    dtype: str = "float32",
+    device: str | None = None,
     for_generation: bool = False,
 ) -> LanguageModel:
     """Load a model with the transform it was trained with, another one, or none.
@@ -65,22 +66,24 @@ def load_model(
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.
-        device: to run on.
+        device: to run on; None = the accelerator that is there, else the CPU.
         for_generation: as a transformers model whatever the source, for its `generate`.
 
     Raises:
         UserError: the source or the transform cannot be used.
     """
+    run_on = device or prepare()
+    kind = getattr(torch, dtype)
     disable_progress_bar()
     chosen = _chosen_transform(transform_config, no_transform)
     if find_source(source) is SourceKind.TITAN:
         loaded = _load_titan(Path(source), chosen, no_transform, for_generation)
     else:
-        loaded = _load_hf(source, chosen, no_transform, dtype)
-    loaded.module.to(device)
+        loaded = _load_hf(source, chosen, no_transform, kind)
+    loaded.module.to(run_on)
     for parameter in loaded.module.parameters():
         # not module.to(dtype): torchtitan's rotary table is complex
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(kind)
     return loaded
 
 

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor
 
-from aixsim_cli.backends.titan import device
 from aixsim_cli.data.loader import heldout_windows
 from aixsim_cli.data.sources import open_source
 from aixsim_cli.errors import UserError
@@ -126,13 +124,8 @@ def measure(
     Raises:
         UserError: the source, the transform or the text cannot be used.
     """
-    run_on = device.prepare()
     model = load_model(
-        source,
-        transform_config=transform_config,
-        no_transform=no_transform,
-        dtype=getattr(torch, dtype),
-        device=run_on,
+        source, transform_config=transform_config, no_transform=no_transform, dtype=dtype
     )
     calibrated = set_ranges(model, text, calibration)
     result = perplexity(
@@ -166,13 +159,11 @@ def load_for_generation(
     Raises:
         UserError: the source or the transform cannot be used.
     """
-    run_on = device.prepare()
     model = load_model(
         source,
         transform_config=transform_config,
         no_transform=no_transform,
-        dtype=getattr(torch, dtype),
-        device=run_on,
+        dtype=dtype,
         for_generation=True,
     )
     set_ranges(model, Text("builtin", None, 8, None, None), Calibration(8, None))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aixsim_kernels.bitflip.reference import BLOCK, DIGITS, FIELDS, numerator
 from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.common.triton_noise import row_keys
 
 # words a program works on; a divisor of BLOCK
 TILE = 1024
@@ -76,15 +77,6 @@ def _n_digits(n: int) -> int:
 
 
 @triton.jit
-def _mix(x):
-    x ^= x >> 16
-    x *= 0x7FEB352D
-    x ^= x >> 15
-    x *= 0x846CA68B
-    return x ^ (x >> 16)
-
-
-@triton.jit
 def _random_word(x):
     x ^= x >> 17
     x *= 0xED5AD4BB
@@ -122,14 +114,7 @@ def _flip(
     TILE_WORDS: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * TILE_WORDS
-    # the key of the block: `common.noise.row_keys`
-    key = tl.load(key_ptr)
-    row = first // BLOCK_WORDS
-    key32 = _mix((key & 0xFFFFFFFF).to(tl.uint32) ^ seed.to(tl.uint32))
-    key32 = _mix(((key >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ key32)
-    key32 = _mix((row & 0xFFFFFFFF).to(tl.uint32) ^ key32)
-    key32 = _mix(((row >> 32) & 0xFFFFFFFF).to(tl.uint32) ^ key32)
-
+    key32 = row_keys(first // BLOCK_WORDS, tl.load(key_ptr), seed)
     place = (first % BLOCK_WORDS).to(tl.uint32) + tl.arange(0, TILE_WORDS).to(tl.uint32)
     n_exp = n_exp.to(tl.int64)
     n_frac = n_frac.to(tl.int64)

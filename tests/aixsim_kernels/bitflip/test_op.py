@@ -1,6 +1,4 @@
-"""Bit-flips: exact against integers, rates bit by bit, gradients, and the Triton kernel's twin."""
-
-import importlib
+"""Bit-flips: exact against integers, rates bit by bit, gradients."""
 
 import numpy as np
 import pytest
@@ -193,41 +191,3 @@ def test_mistakes_are_named():
         bitflip(torch.zeros(2, dtype=torch.float64), KEY, stream=0)
     with pytest.raises(ValueError, match=r"1\.5"):
         bitflip(torch.zeros(2), KEY, stream=0, p_exp=1.5)
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    """The Triton kernel, run by Triton's interpreter."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from aixsim_kernels.bitflip import kernel
-
-        yield importlib.reload(kernel)
-    importlib.reload(kernel)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "p_exp", "p_frac", "zero_out"),
-    [
-        ((3, 5), 0.3, 2**-11, None),
-        ((33, 37), 0.03, 0.0, 1.003),
-        ((7,), 1.0, 0.25, 30.0),
-        ((2, 1021), 0.0, 1.0, 1.25),
-        ((0, 4), 0.5, 0.5, 1.0),
-    ],
-)
-def test_triton_kernel_is_the_reference(kernel, dtype, shape, p_exp, p_frac, zero_out):
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected, expected_kept = reference.forward(x, KEY, 1, p_exp, p_frac, zero_out)
-    y, kept = kernel.forward(x, KEY, 1, p_exp, p_frac, zero_out)
-    assert torch.equal(bits_of(y), bits_of(expected))
-    assert torch.equal(kept, expected_kept)
-
-
-def test_triton_kernel_in_the_second_block(kernel, monkeypatch):
-    x = torch.zeros(5000)
-    for module in (kernel, reference):
-        monkeypatch.setattr(module, "BLOCK", 4096)
-    expected, _ = reference.forward(x, KEY, 0, 0.25, 0.25, None)
-    assert torch.equal(bits_of(kernel.forward(x, KEY, 0, 0.25, 0.25, None)[0]), bits_of(expected))

@@ -1,0 +1,37 @@
+"""The bit-flips' Triton kernel computes, bit for bit, what the reference computes."""
+
+import pytest
+import torch
+from aixsim_kernels.bitflip import kernel, reference
+
+KEY = torch.tensor(-8765432109876543)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "p_exp", "p_frac", "zero_out"),
+    [
+        ((3, 5), 0.3, 2**-11, None),
+        ((33, 37), 0.03, 0.0, 1.003),
+        ((7,), 1.0, 0.25, 30.0),
+        ((2, 1021), 0.0, 1.0, 1.25),
+        ((0, 4), 0.5, 0.5, 1.0),
+    ],
+)
+def test_triton_kernel_is_the_reference(dtype, shape, p_exp, p_frac, zero_out):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected, expected_kept = reference.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    y, kept = kernel.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    assert torch.equal(y.view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(kept, expected_kept)
+
+
+def test_triton_kernel_in_the_second_block(monkeypatch):
+    x = torch.zeros(5000)
+    for module in (kernel, reference):
+        monkeypatch.setattr(module, "BLOCK", 4096)
+    expected, _ = reference.forward(x, KEY, 0, 0.25, 0.25, None)
+    assert torch.equal(
+        kernel.forward(x, KEY, 0, 0.25, 0.25, None)[0].view(torch.uint8), expected.view(torch.uint8)
+    )
