@@ -34,8 +34,6 @@ _TABLE: dict[tuple[int, int] | None, tuple[Tile, Tile, Tile]] = {
     (9, 0): (LARGE, SMALL, EXACT),
     None: _OLDER,
 }
-# elements a program of an element-wise kernel works on
-FLAT = 4096
 
 
 def tile_for(capability: tuple[int, int] | None, rows: int, columns: int, exact: bool) -> Tile:

@@ -1,0 +1,301 @@
+"""The equations of `quantize.py` inside Triton kernels, and the passes that every operation makes.
+
+A value is `offset + step * c` with an integer c, counted from the level nearest to zero: c is
+exact in 16 bits, so that products run on tensor cores and accumulate in float32. Values lifted by
+the lookup-table floor lie between levels, and are the only ones that 16 bits round (to 2^-9 of a
+level). With float32 inputs, or more than 256 levels, c is a float32 and nothing is rounded.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from aixsim_kernels.common.triton_noise import uniform_pairs
+
+# elements a program of an element-wise kernel works on
+FLAT = 4096
+# programs that share the reduction of a tensor
+_REDUCERS = 256
+
+
+def operand_type(dtypes: set[torch.dtype], levels: int) -> torch.dtype:
+    """Type of c for inputs of these types."""
+    return torch.float32 if torch.float32 in dtypes or levels > 256 else torch.float16
+
+
+def extremes(x: Tensor) -> Tensor:
+    """Partial extremes of a contiguous tensor: float32 (n, 2), (-inf, inf) where there is a NaN."""
+    blocks = triton.cdiv(x.numel(), FLAT)
+    partial = x.new_empty(max(1, min(blocks, _REDUCERS)), 2, dtype=torch.float32)
+    launch: Any = _extremes_kernel[(len(partial),)]
+    launch(x, partial, x.numel(), BLOCK=FLAT)
+    return partial
+
+
+def settle(partial: Tensor, ranges: Tensor, observed: Tensor, used: Tensor, index: int) -> None:
+    """Reduce partial extremes to `observed[index]`, and find the range to use."""
+    launch: Any = _settle_kernel[(1,)]
+    launch(partial, ranges, observed, used, index, len(partial), BLOCK=1024)
+
+
+def operand(
+    x: Tensor, used: Tensor, index: int, levels: int, lut_min: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """c of a modulator's values, floor included, and its sums over the last dimension.
+
+    Args:
+        x: (..., K), contiguous.
+        used: float32 (n, 2).
+        index: which of these ranges is the modulator's.
+        levels: number of levels.
+        lut_min: floor as a share of the range, 0 for none.
+        dtype: of c.
+
+    Returns:
+        c (..., K) and float32 (...).
+    """
+    c = torch.empty(x.shape, dtype=dtype, device=x.device)
+    sums = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    if sums.numel():
+        launch: Any = _operand_kernel[(triton.cdiv(sums.numel(), 16),)]
+        launch(
+            x,
+            c,
+            sums,
+            used,
+            index,
+            sums.numel(),
+            x.shape[-1],
+            lut_min,
+            LEVELS=levels,
+            FLOOR=lut_min > 0,
+            ROWS=16,
+            BLOCK=256,
+        )
+    return c, sums
+
+
+def finish_grad(
+    product: Tensor,
+    total: Tensor,
+    kept: Tensor,
+    used: Tensor,
+    own: int,
+    levels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of an operand from the product of the output's gradient with the other's c.
+
+    Args:
+        product: (M, K), contiguous.
+        total: float32 (M,), sums of what c was multiplied by.
+        kept: where the gradient passes: the operand itself (M, K), contiguous, to be compared with
+            its range, or the packed bits of `pack_inside`, uint8 (ceil(M * K / 8),).
+        used: float32 (n, 2); rows 0 and 1 are the operands'.
+        own: row of this operand; the other's step and offset are applied.
+        levels: number of levels.
+        dtype: of the result.
+
+    Returns:
+        (M, K) in `dtype`.
+    """
+    out = torch.empty(product.shape, dtype=dtype, device=product.device)
+    if out.numel():
+        launch: Any = _grad_kernel[(triton.cdiv(out.numel(), FLAT),)]
+        launch(
+            product,
+            total,
+            kept,
+            used,
+            out,
+            own,
+            out.numel(),
+            out.shape[1],
+            LEVELS=levels,
+            PACKED=kept.dtype == torch.uint8,
+            BLOCK=FLAT,
+        )
+    return out
+
+
+@triton.jit
+def nearest(x):
+    """To the nearest integer, ties to even, for |x| < 2^22."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def steps(lo, hi, LEVELS: tl.constexpr):
+    """step and 1 / step: of a range without width 0 and 1. Rounded as torch rounds them."""
+    one = lo * 0.0 + 1.0
+    per_level = tl.div_rn(one, hi - lo) * (LEVELS - 1)
+    flat = tl.abs(per_level) == float("inf")
+    step = tl.div_rn(hi - lo, one * (LEVELS - 1))
+    return tl.where(flat, 0.0, step), tl.where(flat, 1.0, per_level)
+
+
+@triton.jit
+def grid(used_ptr, index, LEVELS: tl.constexpr):
+    """lo, step, 1 / step, centre of a range."""
+    lo = tl.load(used_ptr + 2 * index)
+    hi = tl.load(used_ptr + 2 * index + 1)
+    step, per_level = steps(lo, hi, LEVELS)
+    centre = nearest(tl.minimum(tl.maximum(-lo * per_level, 0.0), LEVELS - 1.0))
+    return lo, step, per_level, centre
+
+
+@triton.jit
+def position(x, lo, per_level, LEVELS: tl.constexpr):
+    """The code of values, as a float."""
+    return nearest(tl.minimum(tl.maximum((x - lo) * per_level, 0.0), LEVELS - 1.0))
+
+
+@triton.jit
+def inside(x, lo, hi):
+    """Where the modulator did not clip: `quantize.inside`."""
+    return (x - lo >= 0) & (hi - x >= 0)
+
+
+@triton.jit
+def _extremes_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    stride = tl.num_programs(0).to(tl.int64) * BLOCK
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    for start in range(first, n, stride):
+        offsets = start + tl.arange(0, BLOCK)
+        mask = offsets < n
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        # a NaN is no extreme, but must not be forgotten
+        low = tl.where(mask, tl.minimum(low, tl.where(x == x, x, float("-inf"))), low)
+        high = tl.where(mask, tl.maximum(high, tl.where(x == x, x, float("inf"))), high)
+    tl.store(partial_ptr + 2 * tl.program_id(0), tl.min(low, 0))
+    tl.store(partial_ptr + 2 * tl.program_id(0) + 1, tl.max(high, 0))
+
+
+@triton.jit
+def _settle_kernel(partial_ptr, ranges_ptr, observed_ptr, used_ptr, index, n, BLOCK: tl.constexpr):
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for start in range(0, n, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        mask = offsets < n
+        low = tl.minimum(low, tl.load(partial_ptr + 2 * offsets, mask, other=float("inf")))
+        high = tl.maximum(high, tl.load(partial_ptr + 2 * offsets + 1, mask, other=float("-inf")))
+    lo: Any = tl.min(low, 0)
+    hi: Any = tl.max(high, 0)
+    is_finite = (lo > float("-inf")) & (hi < float("inf"))
+    lo = tl.where(is_finite, lo, float("inf"))
+    hi = tl.where(is_finite, hi, float("-inf"))
+    tl.store(observed_ptr + 2 * index, lo)
+    tl.store(observed_ptr + 2 * index + 1, hi)
+    set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)
+    unset = set_lo > set_hi
+    tl.store(used_ptr + 2 * index, tl.where(unset, lo, set_lo))
+    tl.store(used_ptr + 2 * index + 1, tl.where(unset, hi, set_hi))
+
+
+@triton.jit
+def _operand_kernel(
+    x_ptr,
+    operand_ptr,
+    sum_ptr,
+    used_ptr,
+    index,
+    n_rows,
+    depth,
+    lut_min,
+    LEVELS: tl.constexpr,
+    FLOOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    lo, step, per_level, centre = grid(used_ptr, index, LEVELS)
+    hi = tl.load(used_ptr + 2 * index + 1)
+    tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
+    offset = lo + centre * step
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, depth, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
+        offsets = rows[:, None] * depth + columns[None, :]
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        code = tl.where(x == x, position(x, lo, per_level, LEVELS), x)
+        c = code - centre
+        if FLOOR:
+            value = lo + code * step
+            # only what the floor moves leaves the grid
+            lifted = (tl.maximum(value, lut_min * hi) - offset) * per_level
+            lowered = (tl.minimum(value, -lut_min * tl.abs(lo)) - offset) * per_level
+            c = tl.where((value > tiny) & (value < lut_min * hi), lifted, c)
+            c = tl.where((value < -tiny) & (value > -lut_min * tl.abs(lo)), lowered, c)
+        operand = c.to(operand_ptr.dtype.element_ty)
+        tl.store(operand_ptr + offsets, operand, mask=mask)
+        total += tl.sum(tl.where(mask, operand.to(tl.float32), 0.0), 1)
+    tl.store(sum_ptr + rows, total, mask=rows < n_rows)
+
+
+@triton.jit
+def readout(acc, lo, step, per_level, keys, first, LEVELS: tl.constexpr, NOISE: tl.constexpr):
+    """What the detector reads: `detect_`.
+
+    Args:
+        acc: float32 (rows, columns).
+        lo: of the detector's range.
+        step: of a level.
+        per_level: its inverse.
+        keys: uint32 (rows,), from `row_keys`.
+        first: index of the first column, even.
+    """
+    read = (acc - lo) * per_level
+    if NOISE:
+        PAIRS: tl.constexpr = acc.shape[1] // 2
+        read += uniform_pairs(keys, first // 2 + tl.arange(0, PAIRS))
+    # clamped first, which rounding to whole levels allows: it is exact below 2^22 alone
+    clamped = tl.minimum(tl.maximum(read, 0.0), LEVELS - 1.0)
+    return lo + step * nearest(tl.where(read == read, clamped, read))
+
+
+@triton.jit
+def tile_extremes(acc, mask):
+    """Extremes of a tile where the mask lets through; (-inf, inf) where there is a NaN."""
+    good = acc == acc
+    low = tl.where(mask, tl.where(good, acc, float("-inf")), float("inf"))
+    high = tl.where(mask, tl.where(good, acc, float("inf")), float("-inf"))
+    return tl.min(tl.min(low, 1), 0), tl.max(tl.max(high, 1), 0)
+
+
+@triton.jit
+def _grad_kernel(
+    product_ptr,
+    total_ptr,
+    kept_ptr,
+    used_ptr,
+    out_ptr,
+    own,
+    n,
+    columns,
+    LEVELS: tl.constexpr,
+    PACKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    lo, step, _, centre = grid(used_ptr, 1 - own, LEVELS)
+    offset = lo + centre * step
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    grad = tl.load(product_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad = step * grad + offset * tl.load(total_ptr + offsets // columns, mask=mask, other=0.0)
+    if PACKED:
+        bits = tl.load(kept_ptr + offsets // 8, mask=mask, other=0).to(tl.int32)
+        passes = ((bits >> (offsets % 8).to(tl.int32)) & 1) != 0
+    else:
+        own_lo, own_hi = tl.load(used_ptr + 2 * own), tl.load(used_ptr + 2 * own + 1)
+        value = tl.load(kept_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        passes = inside(value, own_lo, own_hi)
+    # a product with 0, not a choice: NaN stays NaN
+    grad *= passes.to(tl.float32)
+    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)
