@@ -1,5 +1,11 @@
-"""The optical equations once more, in numpy's float64 and integers, to hold kernels to."""
+"""The optical equations once more, in numpy's float64 and integers, to hold kernels to.
 
+And Triton kernels compiled for an H100, which needs none.
+"""
+
+import re
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,3 +70,44 @@ def oracle():
     return SimpleNamespace(
         mix=mix, noise=noise, position=position, value=value, modulate=modulate, detect=detect
     )
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Compile a Triton kernel for an H100: (PTX, SASS instructions).
+
+    The built function takes the kernel; types of what is not a float32 pointer or an int64 seed;
+    constants; names of arguments that 16 divides; and a tile with `warps` and `stages`.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    if not tool.is_file():
+        pytest.skip("this triton comes without nvdisasm")
+
+    def build(kernel, types, constants, aligned, tile):
+        names = kernel.arg_names
+        kinds = {name: "*fp32" if name.endswith("_ptr") else "i64" for name in names}
+        kinds |= {"key_ptr": "*i64"} | types | dict.fromkeys(constants, "constexpr")
+        attributes = {
+            (index,): [["tt.divisibility", 16]]
+            for index, name in enumerate(names)
+            if name in aligned
+        }
+        made = triton.compile(
+            ASTSource(kernel, kinds, constexprs=constants, attrs=attributes),
+            target=GPUTarget("cuda", 90, 32),
+            options={
+                "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False,
+            },
+        )  # fmt: skip
+        path = tmp_path / "kernel.cubin"
+        path.write_bytes(made.asm["cubin"])
+        text = subprocess.run([tool, path], capture_output=True, text=True, check=True).stdout
+        # "    /*0a10*/    @P0 HGMMA.64x256x16.F32 … ;": address, predicate, instruction
+        line = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S.*)")
+        return made.asm["ptx"], line.findall(text)
+
+    return build

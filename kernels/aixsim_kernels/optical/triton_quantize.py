@@ -172,8 +172,7 @@ def _extremes_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
         # a NaN is no extreme, but must not be forgotten
         low = tl.where(mask, tl.minimum(low, tl.where(x == x, x, float("-inf"))), low)
         high = tl.where(mask, tl.maximum(high, tl.where(x == x, x, float("inf"))), high)
-    tl.store(partial_ptr + 2 * tl.program_id(0), tl.min(low, 0))
-    tl.store(partial_ptr + 2 * tl.program_id(0) + 1, tl.max(high, 0))
+    store_extremes(partial_ptr, low, high)
 
 
 @triton.jit
@@ -261,12 +260,19 @@ def readout(acc, lo, step, per_level, keys, first, LEVELS: tl.constexpr, NOISE: 
 
 
 @triton.jit
-def tile_extremes(acc, mask):
-    """Extremes of a tile where the mask lets through; (-inf, inf) where there is a NaN."""
+def row_extremes(acc, mask):
+    """Extremes of each row where the mask lets through; (-inf, inf) where there is a NaN."""
     good = acc == acc
     low = tl.where(mask, tl.where(good, acc, float("-inf")), float("inf"))
     high = tl.where(mask, tl.where(good, acc, float("inf")), float("-inf"))
-    return tl.min(tl.min(low, 1), 0), tl.max(tl.max(high, 1), 0)
+    return tl.min(low, 1), tl.max(high, 1)
+
+
+@triton.jit
+def store_extremes(partial_ptr, low, high):
+    """Store a program's extremes, from those of its rows."""
+    tl.store(partial_ptr + 2 * tl.program_id(0), tl.min(low, 0))
+    tl.store(partial_ptr + 2 * tl.program_id(0) + 1, tl.max(high, 0))
 
 
 @triton.jit

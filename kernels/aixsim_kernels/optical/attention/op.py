@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.attention import reference
+from aixsim_kernels.optical.attention.launch import MAX_HEAD_DIM
 from aixsim_kernels.optical.attention.reference import Settings
 
 
@@ -70,7 +71,7 @@ def optical_attention(
         raise ValueError(f"{q.shape[1]} query heads: no multiple of {k.shape[1]} key-value heads")
     device = q.device.type
     autocast = torch.is_autocast_enabled(device)
-    out, observed, kept_mass, _ = _forward(
+    out, observed, kept_mass, *_ = _forward(
         q,
         k,
         v,
@@ -107,21 +108,38 @@ def _forward(
     rowmax: bool,
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
     # autocast would run the matmuls inside in 16 bits
     with torch.autocast(q.device.type, enabled=False):
-        return reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+        if _on_triton(q, v, quantiles):
+            from aixsim_kernels.optical.attention import kernel
+
+            return kernel.forward(q, k, v, mask, ranges, key, settings, out_dtype)
+        results = reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+    # its backward makes these again, with the block of scores it needs anyway
+    return *results, q.new_empty(0, dtype=torch.float32), q.new_empty(0, dtype=out_dtype)
 
 
 @_forward.register_fake
 def _(q, k, v, mask, ranges, key, *settings_and_dtype):
+    *_, quantiles, out_dtype = settings_and_dtype
+    out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
+    rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
+    on_triton = _on_triton(q, v, quantiles)
     return (
-        q.new_empty(*q.shape[:3], v.shape[3], dtype=settings_and_dtype[-1]),
+        out,
         torch.empty_like(ranges),
         q.new_empty((), dtype=torch.float32),
         torch.empty_like(ranges),
+        rows if on_triton else rows.new_empty(0),
+        torch.empty_like(out) if on_triton else out.new_empty(0),
     )
+
+
+def _on_triton(q: Tensor, v: Tensor, quantiles: Sequence[float] | None) -> bool:
+    fits = max(q.shape[3], v.shape[3]) <= MAX_HEAD_DIM
+    return q.device.type == "cuda" and quantiles is None and fits
 
 
 @torch.library.custom_op("aixsim::optical_attention_backward", mutates_args=())
@@ -133,6 +151,8 @@ def _backward(
     mask: Tensor | None,
     used: Tensor,
     key: Tensor,
+    rows: Tensor,
+    smooth: Tensor,
     stream: int,
     levels: int,
     lut_min: float,
@@ -143,25 +163,28 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
     with torch.autocast(q.device.type, enabled=False):
+        if smooth.numel():
+            from aixsim_kernels.optical.attention import kernel
+
+            return kernel.backward(grad, q, k, v, mask, used, key, rows, smooth, settings)
         return reference.backward(grad, q, k, v, mask, used, key, settings)
 
 
 @_backward.register_fake
-def _(grad, q, k, v, mask, used, key, *settings):
+def _(grad, q, k, v, *_):
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, mask, _, key, *settings, _, _ = inputs
-    _, observed, kept_mass, used = output
-    ctx.mark_non_differentiable(observed, kept_mass, used)
-    ctx.save_for_backward(q, k, v, mask, used, key)
+    _, observed, kept_mass, used, rows, smooth = output
+    ctx.mark_non_differentiable(observed, kept_mass, used, rows, smooth)
+    ctx.save_for_backward(q, k, v, mask, used, key, rows, smooth)
     ctx.settings = settings
 
 
 def _autograd(ctx, grad, *_):
-    q, k, v, mask, used, key = ctx.saved_tensors
-    grads = _backward(grad, q, k, v, mask, used, key, *ctx.settings)
+    grads = _backward(grad, *ctx.saved_tensors, *ctx.settings)
     return *grads, *[None] * 12
 
 

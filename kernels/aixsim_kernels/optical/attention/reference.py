@@ -184,10 +184,11 @@ def _modulate(weights: Tensor, total: Tensor, settings: Settings) -> tuple[Tenso
 
     Returns:
         The modulated values (..., keys) and what the product has to be multiplied by (..., 1): the
-        row's largest probability if the modulator is driven at full range, else 1.
+        row's largest probability if the modulator is driven at full range, else 1. Both are 0 in
+        a row with nothing to attend to.
     """
     peak = (total > 0) / total.clamp(min=1)
     shown = weights if settings.rowmax else weights * peak
     code = (shown * (settings.levels - 1)).round_()
     code.mul_(1 / (settings.levels - 1))
-    return code, peak if settings.rowmax else torch.ones_like(peak)
+    return code, peak if settings.rowmax else (total > 0).float()

@@ -33,9 +33,10 @@ from aixsim_kernels.optical.triton_quantize import (
     operand_type,
     position,
     readout,
+    row_extremes,
     settle,
     steps,
-    tile_extremes,
+    store_extremes,
 )
 
 
@@ -273,9 +274,8 @@ def _product(
     acc = x_step * w_step * acc + by_row[:, None] + (x_offset * w_step * w_sum)[None, :]
 
     if not SECOND:
-        low, high = tile_extremes(acc, mask)
-        tl.store(partial_ptr + 2 * tl.program_id(0), low)
-        tl.store(partial_ptr + 2 * tl.program_id(0) + 1, high)
+        low, high = row_extremes(acc, mask)
+        store_extremes(partial_ptr, low, high)
         lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
     else:
         lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)

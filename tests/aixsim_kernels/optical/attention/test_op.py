@@ -406,7 +406,8 @@ def test_opcheck(dtype, case):
     args = (q, k, v, mask, RANGES, KEY, *settings, None, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_attention, args)
     with torch.no_grad():
-        args = (q * 1, q, k, v, mask, RANGES, KEY, *settings)
+        left = torch.empty(0), torch.empty(0, dtype=dtype)
+        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *settings)
         torch.library.opcheck(torch.ops.aixsim.optical_attention_backward, args)
 
 

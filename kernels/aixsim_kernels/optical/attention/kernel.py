@@ -1,0 +1,177 @@
+"""Optical attention on a GPU: what `reference.py` computes, without ever holding the scores.
+
+Operands are the integers c of `triton_quantize.py`; see there. The forward goes over the keys
+twice: first for each row's largest detected score and the sum of its exponentials, then for the
+quantised probabilities and their product with the values. The backward goes over them once for the
+queries and once for the keys; the noise, a function of row and column, is drawn again.
+
+The softmax's gradient takes the probabilities before they were quantised, and so does
+
+    delta = sum_j p_j (g . v_j) = g . smooth,        smooth = sum_j p_j v_j
+
+which the forward leaves behind beside the rows' largest scores and sums. Ranges never set are
+found on the device as in `linear/kernel.py`: each pass is launched a second time, for nothing but
+in the first step.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.optical.attention.launch import Tile, padded, tiles_for
+from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.attention.triton_backward import key_grad_pass, query_grad_pass
+from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
+from aixsim_kernels.optical.triton_quantize import extremes, operand, operand_type, settle
+
+# what a mask can be
+_NONE, _BOOL, _ADDITIVE = 0, 1, 2
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    ranges: Tensor,
+    key: Tensor,
+    settings: Settings,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.forward`, with ranges by the extremes.
+
+    Returns:
+        What that returns; rows' largest scores and sums, float32 (2, B, H, M); product of the
+        probabilities, before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
+    """
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    observed, used = torch.empty_like(ranges), torch.empty_like(ranges)
+    for index, t in ((0, q), (1, k), (3, v)):
+        settle(extremes(t), ranges, observed, used, index)
+    kind = operand_type({q.dtype, k.dtype, v.dtype}, settings.levels)
+    q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
+
+    out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
+    smooth = torch.empty_like(out)
+    rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
+    kept = torch.empty_like(rows[0])
+    tiles = tiles_for(q.device, padded(max(q.shape[3], v.shape[3])), kind == torch.float32)
+    tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1])
+    where = (ranges, used, key, seed_word(settings.stream, 0))
+    output_seed = seed_word(settings.stream, 1)
+    passes: list[tuple[int, Tile, Any, tuple, tuple]] = [
+        (2, tiles.rows, row_pass, tensors, where),
+        (4, tiles.values, value_pass, (*tensors, out, smooth, kept), (*where, output_seed)),
+    ]
+    for index, tile, kernel, first, last in passes:
+        programs = _programs(q, tile.m)
+        partial = ranges.new_empty(max(programs, 1), 2)
+        if not programs:
+            partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
+        common = _arguments(q, k, v, mask, settings, tile)
+        for second in (False, True):
+            if programs:
+                kernel[(programs,)](*first, partial, *last, SECOND=second, **common)
+            if not second:
+                settle(partial, ranges, observed, used, index)
+    mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
+    return out, observed, mass, used, rows, smooth
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    used: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    smooth: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.backward`; rows and smooth as the forward left them."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    kind = operand_type({q.dtype, k.dtype, v.dtype}, settings.levels)
+    q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
+    # the type of the products: the gradient's range, and tensor cores where the forward had them
+    grad = grad.to(torch.float32 if kind == torch.float32 else grad.dtype).contiguous()
+    exact = grad.dtype == torch.float32
+    delta = torch.empty_like(rows[0])
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    tiles = tiles_for(q.device, padded(max(q.shape[3], v.shape[3])), exact)
+    tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1], grad, delta)
+    where = (used, key, seed_word(settings.stream, 0))
+    passes: list[tuple[int, Tile, Any, tuple]] = [
+        # the first leaves delta for the second
+        (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, (smooth, q, dq)),
+        (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, (k, v, dk, dv)),
+    ]
+    for programs, tile, kernel, own in passes:
+        if programs:
+            kernel[(programs,)](*tensors, *own, *where, **_arguments(q, k, v, mask, settings, tile))
+    return dq, dk, dv
+
+
+def _programs(x: Tensor, height: int) -> int:
+    """How many programs go over the rows of (B, H, n, D)."""
+    return triton.cdiv(x.shape[2], height) * x.shape[0] * x.shape[1]
+
+
+def _operands(
+    q: Tensor, k: Tensor, v: Tensor, used: Tensor, settings: Settings, kind: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """c of the three operands, and the sums of the first two over the head dimension."""
+    levels, floor = settings.levels, settings.lut_min
+    v_c, _ = operand(v, used, 3, levels, floor, kind)
+    return (
+        *operand(q, used, 0, levels, 0.0, kind),
+        *operand(k, used, 1, levels, floor, kind),
+        v_c,
+    )
+
+
+def _mask_pointer(mask: Tensor | None) -> tuple[Tensor | None]:
+    return (mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask,)
+
+
+def _arguments(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, tile: Tile
+) -> dict[str, Any]:
+    """Shapes, strides and constants that all kernels take."""
+    batches, heads, queries, head_dim = q.shape
+    strides, kind, shut = (0, 0, 0, 0), _NONE, 0.0
+    if mask is not None:
+        strides = mask.expand(batches, heads, queries, k.shape[2]).stride()
+        kind = _BOOL if mask.dtype == torch.bool else _ADDITIVE
+        shut = 0.0 if kind == _BOOL else torch.finfo(mask.dtype).min / 2
+    return {
+        # the read-out is rounded where the reference rounds it
+        "enable_fp_fusion": False,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "stride_b": strides[0],
+        "stride_h": strides[1],
+        "stride_m": strides[2],
+        "stride_l": strides[3],
+        "shut": shut,
+        "scale": settings.scale,
+        "heads": heads,
+        "M": queries,
+        "L": k.shape[2],
+        "D": head_dim,
+        "DV": v.shape[3],
+        "REPEATS": heads // k.shape[1],
+        "LEVELS": settings.levels,
+        "NOISE": settings.noise,
+        "CAUSAL": settings.is_causal,
+        "ROWMAX": settings.rowmax,
+        "MASK": kind,
+        "BLOCK_M": tile.m,
+        "BLOCK_N": tile.n,
+        "BLOCK_D": padded(head_dim),
+        "BLOCK_V": padded(v.shape[3]),
+    }

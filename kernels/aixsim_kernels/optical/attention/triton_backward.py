@@ -1,0 +1,190 @@
+"""The two passes of the backward over the scores; `kernel.py` explains them."""
+
+import triton
+import triton.language as tl
+
+from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.optical.attention.triton_scores import (
+    exponentials,
+    largest_share,
+    load_tile,
+    raw_scores,
+    step_and_offset,
+    store_inside,
+    visible,
+)
+from aixsim_kernels.optical.triton_quantize import nearest
+
+
+@triton.jit(do_not_specialize=["seed"])
+def query_grad_pass(
+    q_ptr,
+    q_sum_ptr,
+    k_ptr,
+    k_sum_ptr,
+    v_ptr,
+    mask_ptr,
+    peak_ptr,
+    total_ptr,
+    grad_ptr,
+    delta_ptr,
+    smooth_ptr,
+    x_ptr,
+    out_ptr,
+    used_ptr,
+    key_ptr,
+    seed,
+    stride_b,
+    stride_h,
+    stride_m,
+    stride_l,
+    shut,
+    scale,
+    heads,
+    M,
+    L,
+    D,
+    DV,
+    REPEATS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWMAX: tl.constexpr,
+    MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    tiles = tl.cdiv(M, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
+    if MASK != 0:
+        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
+    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    end = L
+    if CAUSAL:
+        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
+    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+    g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
+    smooth = load_tile(smooth_ptr, head * M, rows, M, DV, BLOCK_V)
+    delta = tl.sum(g.to(tl.float32) * smooth.to(tl.float32), 1)
+    tl.store(delta_ptr + head * M + rows, delta, mask=rows < M)
+    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    sum_ds = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, end, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
+        ds = weights * share[:, None] * (dp + g_sum[:, None])
+        sum_ds += tl.sum(ds, 1)
+        acc = tl.dot(ds.to(g.dtype), k.to(g.dtype), acc, input_precision="ieee")
+    k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
+    acc = scale * (k_step * acc + k_offset * sum_ds[:, None])
+    store_inside(acc, x_ptr, out_ptr, used_ptr, head * M, rows, M, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["seed"])
+def key_grad_pass(
+    q_ptr,
+    q_sum_ptr,
+    k_ptr,
+    k_sum_ptr,
+    v_ptr,
+    mask_ptr,
+    peak_ptr,
+    total_ptr,
+    grad_ptr,
+    delta_ptr,
+    k_value_ptr,
+    v_value_ptr,
+    k_out_ptr,
+    v_out_ptr,
+    used_ptr,
+    key_ptr,
+    seed,
+    stride_b,
+    stride_h,
+    stride_m,
+    stride_l,
+    shut,
+    scale,
+    heads,
+    M,
+    L,
+    D,
+    DV,
+    REPEATS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWMAX: tl.constexpr,
+    MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    tiles = tl.cdiv(L, BLOCK_N)
+    kv_head = (tl.program_id(0) // tiles).to(tl.int64)
+    start = (tl.program_id(0) % tiles) * BLOCK_N
+    columns = start + tl.arange(0, BLOCK_N)
+    k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
+    v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
+    k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    grad_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    grad_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    sum_ds = tl.zeros((BLOCK_N,), tl.float32)
+    first = 0
+    if CAUSAL:
+        first = tl.maximum(start - (L - M), 0) // BLOCK_M * BLOCK_M
+    kv_heads = heads // REPEATS
+    for repeat in range(REPEATS):
+        head = (kv_head // kv_heads) * heads + (kv_head % kv_heads) * REPEATS + repeat
+        head_mask_ptr = mask_ptr
+        if MASK != 0:
+            head_mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
+        for row in range(first, M, BLOCK_M):
+            rows = row + tl.arange(0, BLOCK_M)
+            q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
+            g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
+            q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
+            peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+            share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
+            delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)
+            keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+            sees, added = visible(
+                head_mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+            )
+            raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+            weights = exponentials(
+                raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE
+            )
+            p = weights * share[:, None]
+            code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
+            shown = g
+            if ROWMAX:
+                shown = (g.to(tl.float32) * share[:, None]).to(g.dtype)
+            grad_v = tl.dot(tl.trans(code.to(g.dtype)), shown, grad_v, input_precision="ieee")
+            dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
+            g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
+            ds = p * (dp + g_sum[:, None])
+            sum_ds += tl.sum(ds, 0)
+            grad_k = tl.dot(tl.trans(ds.to(g.dtype)), q.to(g.dtype), grad_k, input_precision="ieee")
+    q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
+    grad_k = scale * (q_step * grad_k + q_offset * sum_ds[:, None])
+    store_inside(grad_k, k_value_ptr, k_out_ptr, used_ptr + 2, kv_head * L, columns, L, D, BLOCK_D)
+    grad_v *= 1.0 / (LEVELS - 1)
+    store_inside(grad_v, v_value_ptr, v_out_ptr, used_ptr + 6, kv_head * L, columns, L, DV, BLOCK_V)

@@ -1,0 +1,203 @@
+"""The two passes of the forward over the scores; `kernel.py` explains them."""
+
+import triton
+import triton.language as tl
+
+from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.optical.attention.triton_scores import (
+    exponentials,
+    largest_share,
+    load_tile,
+    raw_scores,
+    step_and_offset,
+    visible,
+)
+from aixsim_kernels.optical.triton_quantize import (
+    nearest,
+    readout,
+    row_extremes,
+    steps,
+    store_extremes,
+)
+
+
+# the seeds are other numbers for every layer, which must not compile the kernel anew
+@triton.jit(do_not_specialize=["seed"])
+def row_pass(
+    q_ptr,
+    q_sum_ptr,
+    k_ptr,
+    k_sum_ptr,
+    v_ptr,
+    mask_ptr,
+    peak_ptr,
+    total_ptr,
+    partial_ptr,
+    ranges_ptr,
+    used_ptr,
+    key_ptr,
+    seed,
+    stride_b,
+    stride_h,
+    stride_m,
+    stride_l,
+    shut,
+    scale,
+    heads,
+    M,
+    L,
+    D,
+    DV,
+    REPEATS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWMAX: tl.constexpr,
+    MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SECOND: tl.constexpr,
+):
+    tiles = tl.cdiv(M, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
+    if MASK != 0:
+        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
+    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    end, ends = L, M
+    if CAUSAL:
+        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
+    if SECOND:
+        # nothing is left to do: no step of the loop, no store
+        unset = lo > hi
+        end, ends = tl.where(unset, end, 0), tl.where(unset, M, 0)
+        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
+    step, per_level = steps(lo, hi, LEVELS)
+    q = load_tile(q_ptr, head * M, rows, ends, D, BLOCK_D)
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < ends, other=0.0)
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    low = tl.full((BLOCK_M,), float("inf"), tl.float32)
+    high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    for start in range(0, end, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        tile_low, tile_high = row_extremes(raw, sees)
+        low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
+        score = readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE) * scale + added
+        score = tl.where(sees, score, float("-inf"))
+        # a NaN is no maximum, and comes into the sum below
+        higher = tl.maximum(peak, tl.max(score, 1))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(score - shift[:, None]), 1)
+        peak = higher
+    mask = rows < ends
+    tl.store(peak_ptr + head * M + rows, tl.where(peak == float("-inf"), 0.0, peak), mask=mask)
+    tl.store(total_ptr + head * M + rows, total, mask=mask)
+    if not SECOND:
+        store_extremes(partial_ptr, low, high)
+
+
+@triton.jit(do_not_specialize=["seed", "output_seed"])
+def value_pass(
+    q_ptr,
+    q_sum_ptr,
+    k_ptr,
+    k_sum_ptr,
+    v_ptr,
+    mask_ptr,
+    peak_ptr,
+    total_ptr,
+    out_ptr,
+    smooth_ptr,
+    kept_ptr,
+    partial_ptr,
+    ranges_ptr,
+    used_ptr,
+    key_ptr,
+    seed,
+    output_seed,
+    stride_b,
+    stride_h,
+    stride_m,
+    stride_l,
+    shut,
+    scale,
+    heads,
+    M,
+    L,
+    D,
+    DV,
+    REPEATS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWMAX: tl.constexpr,
+    MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SECOND: tl.constexpr,
+):
+    tiles = tl.cdiv(M, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
+    if MASK != 0:
+        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
+    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    end, ends = L, M
+    if CAUSAL:
+        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)
+    if SECOND:
+        unset = lo > hi
+        end, ends = tl.where(unset, end, 0), tl.where(unset, M, 0)
+        lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)
+    step, per_level = steps(lo, hi, LEVELS)
+    q = load_tile(q_ptr, head * M, rows, ends, D, BLOCK_D)
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < ends, other=0.0)
+    peak = tl.load(peak_ptr + head * M + rows, mask=rows < ends, other=0.0)
+    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < ends, other=0.0))
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+    acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    count = tl.zeros((BLOCK_M,), tl.float32)
+    sum_p = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, end, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        p = weights * share[:, None]
+        code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
+        count += tl.sum(code, 1)
+        sum_p += tl.sum(p, 1)
+        acc = tl.dot(code.to(v.dtype), v, acc, input_precision="ieee")
+        smooth = tl.dot(p.to(v.dtype), v, smooth, input_precision="ieee")
+    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    acc = (v_step * acc + v_offset * count[:, None]) * (1.0 / (LEVELS - 1))
+    smooth = v_step * smooth + v_offset * sum_p[:, None]
+    values = tl.arange(0, BLOCK_V)
+    mask = (rows[:, None] < ends) & (values[None, :] < DV)
+    if not SECOND:
+        low, high = row_extremes(acc, mask)
+        store_extremes(partial_ptr, low, high)
+    factor = share if ROWMAX else (share > 0).to(tl.float32)
+    keys = row_keys(head * M + rows, tl.load(key_ptr), output_seed)
+    out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]
+    offsets = (head * M + rows[:, None]) * DV + values[None, :]
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(smooth_ptr + offsets, smooth.to(smooth_ptr.dtype.element_ty), mask=mask)
+    kept = count * factor * (1.0 / (LEVELS - 1))
+    tl.store(kept_ptr + head * M + rows, kept, mask=rows < ends)

@@ -1,0 +1,173 @@
+"""The optical attention's Triton kernels compute what the reference computes."""
+
+import pytest
+import torch
+from aixsim_kernels import empty_ranges
+from aixsim_kernels.optical.attention import kernel, reference
+from aixsim_kernels.optical.attention.reference import Settings
+
+KEY = torch.tensor(-987654321987654)
+SET = torch.tensor([[-3.0, 2.5], [-2.7, 3.1], [-9.0, 11.0], [-2.6, 2.9], [-1.1, 1.2]])
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def operands(batches, heads, groups, queries, keys, head_dim, value_dim, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(queries + keys)
+    shapes = (
+        (batches, heads, queries, head_dim),
+        (batches, groups, keys, head_dim),
+        (batches, groups, keys, value_dim),
+    )
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def settings(head_dim, **changes):
+    how = {"stream": 0x123456789ABC, "levels": 256, "lut_min": 0.02, "noise": True}
+    how |= {"scale": head_dim**-0.5, "is_causal": True, "rowmax": False}
+    return Settings(**(how | changes))
+
+
+def a_mask(kind, batches, heads, queries, keys):
+    """None, padding (B, 1, 1, L), or an arbitrary (1, H, M, L), bool or additive."""
+    if kind is None:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    if kind == "padding":
+        mask = torch.arange(keys) < keys - torch.arange(batches)[:, None] - 1
+        return mask[:, None, None]
+    mask = torch.rand(1, heads, queries, keys, generator=generator) < 0.7
+    # a row that attends to nothing
+    mask[..., 2, :] = False
+    if kind == "bool":
+        return mask
+    added = torch.randn(1, heads, queries, keys, generator=generator)
+    return added.masked_fill(~mask, -float("inf"))
+
+
+CASES = [
+    ((2, 4, 2, 37, 37, 24, 24), None, {}),
+    ((2, 4, 2, 37, 37, 24, 24), None, {"rowmax": True}),
+    ((1, 3, 1, 1, 40, 16, 16), None, {}),
+    ((1, 2, 2, 40, 19, 16, 16), None, {"rowmax": True}),
+    ((2, 2, 1, 33, 50, 20, 12), "padding", {"is_causal": False}),
+    ((2, 2, 1, 33, 33, 20, 12), "padding", {"rowmax": True}),
+    ((1, 4, 2, 20, 35, 16, 40), "bool", {"is_causal": False}),
+    ((2, 4, 2, 21, 35, 16, 16), "additive", {"rowmax": True}),
+    ((1, 2, 1, 18, 18, 16, 16), None, {"noise": False, "levels": 16, "lut_min": 0.0}),
+    ((1, 2, 1, 18, 18, 16, 16), None, {"levels": 65536}),
+]
+
+
+def compare(inputs, mask, ranges, how):
+    """Differences of the outputs in levels of the detector; everything else is checked here."""
+    found = kernel.forward(*inputs, mask, ranges, KEY, how, torch.float32)
+    out, observed, kept, used = reference.forward(
+        *inputs, mask, ranges, KEY, how, None, torch.float32
+    )
+    for mine, theirs in ((found[1], observed), (found[3], used)):
+        for i in (0, 1, 3):
+            assert torch.equal(mine[i], theirs[i])
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    step = (used[4, 1] - used[4, 0]) / (how.levels - 1)
+    return (found[0] - out).abs() / step, (found[2] - kept).abs()
+
+
+@pytest.mark.parametrize("unset", [False, True])
+@pytest.mark.parametrize(("shape", "mask", "changes"), CASES)
+def test_float32_codes_are_equal(shape, mask, changes, unset):
+    how = settings(shape[5], **changes)
+    inputs = operands(*shape)
+    batches, heads, _, queries, keys, *_ = shape
+    mask = a_mask(mask, batches, heads, queries, keys)
+    ranges = empty_ranges(5) if unset else SET
+    difference, kept = compare(inputs, mask, ranges, how)
+    # the last bit of a float32 decides ties between codes: with 65536 levels now and then, and in
+    # a range that the batch itself set, whose ends are codes of an operand
+    ties = 0.05 if how.levels > 256 else 0.005 if unset else 0
+    assert (difference > 0.01).float().mean() <= ties
+    assert difference.max() < 1.5
+    assert kept <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_codes_are_at_most_one_apart_and_rarely(dtype):
+    inputs = operands(1, 4, 2, 64, 64, 32, 32, DTYPES[dtype])
+    difference, kept = compare(inputs, None, SET, settings(32))
+    assert difference.max() < 1.5
+    # of 8,192 elements
+    assert (difference > 0.5).float().mean() <= 1e-3
+    assert kept <= 1e-4
+
+
+def gradients(inputs, mask, how, dtype):
+    """The kernel's gradients, and the reference's."""
+    out, _, _, used, rows, smooth = kernel.forward(*inputs, mask, SET, KEY, how, dtype)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    saved = (*inputs, mask, used, KEY)
+    return (
+        kernel.backward(grad, *saved, rows, smooth, how),
+        reference.backward(grad, *saved, how),
+    )
+
+
+@pytest.mark.parametrize(("shape", "mask", "changes"), CASES)
+def test_gradients(shape, mask, changes):
+    batches, heads, _, queries, keys, *_ = shape
+    mask = a_mask(mask, batches, heads, queries, keys)
+    inputs = operands(*shape)
+    how = settings(shape[5], **changes)
+    for mine, theirs in zip(*gradients(inputs, mask, how, torch.float32), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rowmax", [False, True])
+def test_gradients_of_16_bits(dtype, rowmax):
+    inputs = operands(1, 4, 2, 40, 40, 32, 32, DTYPES[dtype])
+    how = settings(32, rowmax=rowmax)
+    for mine, theirs in zip(*gradients(inputs, None, how, DTYPES[dtype]), strict=True):
+        assert mine.dtype == theirs.dtype == DTYPES[dtype]
+        difference = (mine.float() - theirs.float()).norm() / theirs.float().norm()
+        assert difference < (1e-2 if dtype == "bfloat16" else 2e-3)
+
+
+def test_head_dim_of_256():
+    inputs = operands(1, 1, 1, 17, 17, 256, 256)
+    how = settings(256)
+    difference, _ = compare(inputs, None, SET, how)
+    assert difference.max() < 0.01
+    for mine, theirs in zip(*gradients(inputs, None, how, torch.float32), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_non_contiguous_operands():
+    inputs = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in operands(2, 2, 2, 9, 9, 8, 8)]
+    assert not inputs[0].is_contiguous()
+    difference, _ = compare(inputs, None, SET, settings(8))
+    assert difference.max() < 0.01
+
+
+@pytest.mark.parametrize("which", ["batches", "queries", "keys"])
+def test_nothing_at_all(which):
+    sizes = {"batches": 1, "queries": 4, "keys": 5} | {which: 0}
+    inputs = operands(sizes["batches"], 2, 1, sizes["queries"], sizes["keys"], 16, 16)
+    how = settings(16, is_causal=False)
+    out, observed, kept, used, rows, smooth = kernel.forward(
+        *inputs, None, SET, KEY, how, torch.float32
+    )
+    assert out.shape == inputs[0].shape and not out.any()
+    assert kept == 0
+    assert torch.equal(observed[2], empty_ranges(1)[0])
+    grads = kernel.backward(out, *inputs, None, used, KEY, rows, smooth, how)
+    assert all(not g.any() for g in grads)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite(bad):
+    q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
+    q[0, 0, 3, 5] = bad
+    out, observed, *_ = kernel.forward(q, k, v, None, SET, KEY, settings(16), torch.float32)
+    # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
+    assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) == 3) == (bad != bad)
+    assert torch.equal(observed[0], empty_ranges(1)[0])
+    assert observed[2].isfinite().all() == (bad == float("inf"))
