@@ -182,17 +182,19 @@ def floor_(value: Tensor, bounds: Tensor, lut_min: float) -> Tensor:
     """
     lo, hi = bounds.unbind()
     tiny = 2.0**-22 * bounds.abs().amax()
-    lifted = torch.maximum(value, lut_min * hi)
-    lowered = torch.minimum(value, -lut_min * lo.abs())
-    lowered = torch.where(value < -tiny, lowered, value)
-    return value.copy_(torch.where(value > tiny, lifted, lowered))
+    # masks of 0 and 1 as floats: torch is several times slower on bools
+    lifted = torch.maximum(value, lut_min * hi).mul_(value.clone().gt_(tiny))
+    lowered = torch.minimum(value, -lut_min * lo.abs()).mul_(value.clone().lt_(-tiny))
+    return torch.add(lifted, lowered, out=value)
 
 
 def inside(x: Tensor, bounds: Tensor) -> Tensor:
-    """Where the modulator did not clip, lo <= x <= hi: (...) -> bool (...). False for NaN."""
+    """Where the modulator did not clip, lo <= x <= hi: (...) -> float32 (...), 1 or 0; 0 for NaN."""
     lo, hi = bounds.unbind()
     x = x.float()
-    return torch.minimum(x - lo, hi - x) >= 0
+    above = x - lo
+    # compared in place, as floats: torch is several times slower on bools
+    return torch.minimum(above, hi - x, out=above).ge_(0)
 
 
 def mask_clipped_(grad: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
@@ -206,7 +208,10 @@ def pack_inside(x: Tensor, bounds: Tensor) -> Tensor:
     """`inside`, 8 elements a byte, the first in the lowest bit: (...) -> uint8 (ceil(n / 8),)."""
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     for block, values in zip(bits.split(BLOCK // 8), x.reshape(-1).split(BLOCK), strict=True):
-        kept = torch.nn.functional.pad(inside(values, bounds), (0, -len(values) % 8))
+        # by way of int32: torch has no fast conversion from float to 8 bits
+        kept = inside(values, bounds).to(torch.int32).to(torch.uint8)
+        if len(values) % 8:
+            kept = torch.nn.functional.pad(kept, (0, -len(values) % 8))
         # eight bytes of 0 or 1 as one integer: the product gathers their bits in the top byte
         block.copy_((kept.view(torch.int64) * 0x0102040810204080) >> 56)
     return bits
@@ -221,13 +226,13 @@ def mask_packed_(grad: Tensor, bits: Tensor) -> Tensor:
     """
     table = _BYTES.to(bits.device)
     for block, packed in zip(grad.view(-1).split(BLOCK), bits.split(BLOCK // 8), strict=True):
-        kept = table.index_select(0, packed.to(torch.int32)).view(torch.bool)
+        kept = table.index_select(0, packed.to(torch.int32)).view(-1)
         block.mul_(kept[: len(block)])
     return grad
 
 
-# byte -> its eight bits as the bytes of one integer
-_BYTES = torch.tensor([sum((byte >> i & 1) << 8 * i for i in range(8)) for byte in range(256)])
+# byte -> its eight bits, the lowest first
+_BYTES = torch.tensor([[float(byte >> i & 1) for i in range(8)] for byte in range(256)])
 
 
 def detect_(acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None) -> Tensor:
