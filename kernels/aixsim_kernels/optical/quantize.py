@@ -20,7 +20,7 @@ from aixsim_kernels.common.noise import random_int16
 # how many elements a quantile is estimated from
 QUANTILE_SAMPLE = 1 << 16
 # elements worked on at a time: a block and its temporaries stay inside the second-level cache
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 
 
 def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
@@ -189,7 +189,7 @@ def floor_(value: Tensor, bounds: Tensor, lut_min: float) -> Tensor:
 
 
 def inside(x: Tensor, bounds: Tensor) -> Tensor:
-    """Where the modulator did not clip, lo <= x <= hi: (...) -> float32 (...), 1 or 0; 0 for NaN."""
+    """1 where the modulator did not clip, lo <= x <= hi, else 0, for NaN too: float32 (...)."""
     lo, hi = bounds.unbind()
     x = x.float()
     above = x - lo

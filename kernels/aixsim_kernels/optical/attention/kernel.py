@@ -21,10 +21,10 @@ import triton
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.optical.attention.launch import Tile, padded, tiles_for
 from aixsim_kernels.optical.attention.reference import Settings
 from aixsim_kernels.optical.attention.triton_backward import key_grad_pass, query_grad_pass
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
+from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_quantize import extremes, operand, operand_type, settle
 
 # what a mask can be
@@ -58,11 +58,11 @@ def forward(
     smooth = torch.empty_like(out)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
     kept = torch.empty_like(rows[0])
-    tiles = tiles_for(q.device, padded(max(q.shape[3], v.shape[3])), kind == torch.float32)
+    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
     tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1])
     where = (ranges, used, key, seed_word(settings.stream, 0))
     output_seed = seed_word(settings.stream, 1)
-    passes: list[tuple[int, Tile, Any, tuple, tuple]] = [
+    passes: list[tuple[int, AttentionTile, Any, tuple, tuple]] = [
         (2, tiles.rows, row_pass, tensors, where),
         (4, tiles.values, value_pass, (*tensors, out, smooth, kept), (*where, output_seed)),
     ]
@@ -102,10 +102,10 @@ def backward(
     exact = grad.dtype == torch.float32
     delta = torch.empty_like(rows[0])
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    tiles = tiles_for(q.device, padded(max(q.shape[3], v.shape[3])), exact)
+    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), exact)
     tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1], grad, delta)
     where = (used, key, seed_word(settings.stream, 0))
-    passes: list[tuple[int, Tile, Any, tuple]] = [
+    passes: list[tuple[int, AttentionTile, Any, tuple]] = [
         # the first leaves delta for the second
         (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, (smooth, q, dq)),
         (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, (k, v, dk, dv)),
@@ -139,7 +139,7 @@ def _mask_pointer(mask: Tensor | None) -> tuple[Tensor | None]:
 
 
 def _arguments(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, tile: Tile
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, tile: AttentionTile
 ) -> dict[str, Any]:
     """Shapes, strides and constants that all kernels take."""
     batches, heads, queries, head_dim = q.shape

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.attention import reference
-from aixsim_kernels.optical.attention.launch import MAX_HEAD_DIM
 from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.launch import MAX_HEAD_DIM
 
 
 def optical_attention(

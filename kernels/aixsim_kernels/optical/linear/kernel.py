@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
-from aixsim_kernels.optical.linear.launch import Tile, tile_for
+from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.reference import code_dtype
 from aixsim_kernels.optical.triton_quantize import (
     FLAT,
@@ -62,8 +62,7 @@ def forward(
     kind = operand_type({x.dtype}, levels)
     w_operand, w_sum = operand(weight, used, 1, levels, lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
-    capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
-    tile = tile_for(capability, rows, columns, kind == torch.float32)
+    tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     partial = x.new_empty(max(programs, 1), 2, dtype=torch.float32)
     if not programs:
@@ -123,7 +122,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def _parameters(tile: Tile) -> dict[str, Any]:
+def _parameters(tile: LinearTile) -> dict[str, Any]:
     return {
         # the read-out is rounded where the reference rounds it
         "enable_fp_fusion": False,

@@ -1,12 +1,13 @@
 """Optical linear layer in plain PyTorch: the CPU path, and what the GPU kernel is held to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.quantize import (
+    BLOCK,
     calibrate,
     decode,
     detect_,
@@ -45,14 +46,16 @@ def forward(
     seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
     x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
     x_code = x.new_empty(x.shape, dtype=code_dtype(levels))
-    x_hat = modulate(x, x_bounds, levels, codes=x_code)
-    acc = x_hat @ modulate(weight, w_bounds, levels, lut_min).T
+    w_hat = modulate(weight, w_bounds, levels, lut_min)
+    acc = w_hat.new_empty(len(x), len(weight))
+    for rows in _row_blocks(x):
+        torch.mm(modulate(x[rows], x_bounds, levels, codes=x_code[rows]), w_hat.T, out=acc[rows])
     seen_y = observe(acc, quantiles)
     y_bounds = calibrate(ranges[2], seen_y)
     keys = None
     if noise:
-        rows = torch.arange(len(acc), device=acc.device)
-        keys = row_keys(rows, key, seed_word(stream, 0))
+        index = torch.arange(len(acc), device=acc.device)
+        keys = row_keys(index, key, seed_word(stream, 0))
     y = detect_(acc, y_bounds, levels, keys)
     if bias is not None:
         y.add_(bias)
@@ -90,6 +93,15 @@ def backward(
     x_bounds, w_bounds, _ = used.unbind()
     grad_x = grad @ modulate(weight, w_bounds, levels, lut_min)
     mask_packed_(grad_x, x_inside)
-    grad_w = grad.T @ decode(x_code, x_bounds, levels)
+    grad_w = grad.new_zeros(weight.shape)
+    for rows in _row_blocks(x_code):
+        grad_w.addmm_(grad[rows].T, decode(x_code[rows], x_bounds, levels))
     mask_clipped_(grad_w, weight, w_bounds)
     return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)
+
+
+def _row_blocks(x: Tensor) -> Iterator[slice]:
+    """Blocks of the rows of (M, K): what the modulators show of x is never held as a whole."""
+    height = max(128, BLOCK // max(x.shape[1], 1))
+    for first in range(0, len(x), height):
+        yield slice(first, first + height)

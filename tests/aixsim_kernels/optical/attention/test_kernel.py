@@ -3,9 +3,8 @@
 import re
 
 import pytest
-import torch
 from aixsim_kernels.optical.attention import triton_backward, triton_forward
-from aixsim_kernels.optical.attention.launch import MAX_HEAD_DIM, Tile, padded, tiles_for
+from aixsim_kernels.optical.launch import AttentionTile, table
 
 PASSES = {
     "rows": triton_forward.row_pass,
@@ -16,13 +15,13 @@ PASSES = {
 
 
 @pytest.fixture
-def built(compiled, monkeypatch):
+def built(compiled):
     """(pass, head dimension, exact) -> the tile, and the pass compiled for an H100."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
 
     def build(name, head_dim, exact=False):
         kernel = PASSES[name]
-        tile = getattr(tiles_for(torch.device("cuda"), head_dim, exact), name)
+        shapes = "exact" if exact else str(head_dim)
+        tile = AttentionTile(*table()["9.0"]["attention"][shapes][name])
         constants = {
             "REPEATS": 3, "LEVELS": 256, "NOISE": True, "CAUSAL": True, "ROWMAX": False, "MASK": 0,
             "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_D": head_dim, "BLOCK_V": head_dim,
@@ -67,12 +66,3 @@ def test_compiled_for_sm_90(built, name, head_dim):
 def test_float32_operands_are_not_rounded_to_tf32(built):
     _, ptx, _ = built("values", 64, exact=True)
     assert "tf32" not in ptx and "mma" not in ptx
-
-
-def test_tiles_by_head_dimension():
-    assert padded(1) == 16 and padded(64) == 64 and padded(65) == 128
-    on_cpu = torch.device("cpu")
-    assert tiles_for(on_cpu, 256, exact=False).rows == Tile(32, 32, 4, 1)
-    assert tiles_for(on_cpu, 64, exact=True).rows == Tile(32, 32, 8, 1)
-    with pytest.raises(ValueError, match=str(MAX_HEAD_DIM)):
-        tiles_for(on_cpu, 512, exact=False)

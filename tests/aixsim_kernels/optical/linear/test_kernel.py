@@ -3,8 +3,10 @@
 import re
 
 import pytest
+from aixsim_kernels.optical.launch import LinearTile, table
 from aixsim_kernels.optical.linear import kernel
-from aixsim_kernels.optical.linear.launch import EXACT, LARGE, SMALL, tile_for
+
+TILES = {name: LinearTile(*tile) for name, tile in table()["9.0"]["linear"].items()}
 
 
 @pytest.fixture
@@ -23,8 +25,9 @@ def product(compiled):
     return build
 
 
-@pytest.mark.parametrize(("tile", "instruction"), [(LARGE, "m64n128k16"), (SMALL, "m16n8k16")])
+@pytest.mark.parametrize(("tile", "instruction"), [("large", "m64n128k16"), ("small", "m16n8k16")])
 def test_compiled_for_sm_90(product, tile, instruction):
+    tile = TILES[tile]
     ptx, instructions = product(tile, "*fp16")
     kind = "wgmma.mma_async" if tile.m >= 64 else "mma.sync"
     products = set(re.findall(rf"{kind}\S*", ptx))
@@ -40,14 +43,6 @@ def test_compiled_for_sm_90(product, tile, instruction):
 
 
 def test_float32_operands_are_not_rounded_to_tf32(product):
-    ptx, instructions = product(EXACT, "*fp32")
+    ptx, instructions = product(TILES["exact"], "*fp32")
     assert "tf32" not in ptx and "mma" not in ptx
     assert any(line.startswith("FFMA") for line in instructions)
-
-
-def test_tiles_by_shape():
-    assert tile_for((9, 0), 98304, 1536, exact=False) == LARGE
-    assert tile_for((9, 0), 1, 4096, exact=False) == SMALL
-    assert tile_for((9, 0), 98304, 1536, exact=True) == EXACT
-    # an unknown device gets what fits everywhere
-    assert tile_for((8, 6), 98304, 1536, exact=False).stages == 3
