@@ -1,9 +1,9 @@
 """Time the simulated kernels against their digital twins, forward plus backward.
 
-Each row is the median over interleaved pairs (digital, optical, digital, ...), so that a busy
-machine shifts both alike; the quartiles of the ratio say how far to trust it.
+Digital, optical and, with `--peers`, other simulators' layers take turns, so that a busy machine
+shifts all alike. A cell is the median of the ratio to the digital time, and its quartiles.
 
-    python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --json bench.json
+    python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --peers --json bench.json
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 
+import bench_peers
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import optical_attention, optical_linear
@@ -26,28 +27,19 @@ FLAVORS = {
 }
 HEAD_DIM = 64
 OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
+Step = Callable[[], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
-class Timing:
-    """Medians, and the quartiles of the ratio."""
-
-    digital_ms: float
-    optical_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-
-
-@dataclass
 class Row:
-    """One line of the table."""
+    """One line of the table: medians, and the quartiles of the ratios to "digital"."""
 
     flavor: str
     op: str
     shape: str
-    timing: Timing
+    milliseconds: dict[str, float]
+    ratios: dict[str, list[float]]
 
 
 def synchronize(device: str) -> None:
@@ -64,20 +56,31 @@ def milliseconds(step: Callable[[], None], device: str) -> float:
 
 
 def compare(
-    digital: Callable[[], None], optical: Callable[[], None], device: str, pairs: int
-) -> Timing:
-    """Median times and quartiles of the ratio over interleaved pairs."""
-    for _ in range(2):
-        digital()
-        optical()
-    times = [(milliseconds(digital, device), milliseconds(optical, device)) for _ in range(pairs)]
-    low, ratio, high = quantiles([b / a for a, b in times], n=4)
-    return Timing(median(a for a, _ in times), median(b for _, b in times), ratio, low, high)
+    flavor: str, op: str, shape: str, steps: dict[str, Step | None], args: argparse.Namespace
+) -> Row:
+    """Time the steps in turn, round after round."""
+    present = {name: step for name, step in steps.items() if step is not None}
+    times: dict[str, list[float]] = {name: [] for name in present}
+    for i in range(args.pairs + 2):
+        for name, step in present.items():
+            took = milliseconds(step, args.device)
+            if i >= 2:
+                times[name].append(took)
+    ratios = {
+        name: quantiles([b / a for a, b in zip(times["digital"], mine, strict=True)], n=4)
+        for name, mine in times.items()
+        if name != "digital"
+    }
+    return Row(flavor, op, shape, {name: median(t) for name, t in times.items()}, ratios)
 
 
 def training_step(
-    forward: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor
-) -> Callable[[], None]:
+    forward: Callable[..., Tensor] | None, inputs: list[Tensor], grad: Tensor
+) -> Step | None:
+    """Forward and backward; None where there is no forward."""
+    if forward is None:
+        return None
+
     def step() -> None:
         torch.autograd.grad(forward(*inputs), inputs, grad)
 
@@ -105,13 +108,12 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
             return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
 
         grad = torch.randn(args.tokens, n, **like)
-        result = compare(
-            training_step(F.linear, [x, w], grad),
-            training_step(optical, [x, w], grad),
-            args.device,
-            args.pairs,
-        )
-        yield Row(flavor, name, f"{args.tokens}x{k}x{n}", result)
+        forwards = {"digital": F.linear, "aixsim": optical}
+        if args.peers:
+            forwards["mase-triton"] = bench_peers.mase_linear(w)
+            forwards["aihwkit-lightning"] = bench_peers.lightning_linear(w)
+        steps = {name: training_step(f, [x, w], grad) for name, f in forwards.items()}
+        yield compare(flavor, name, f"{args.tokens}x{k}x{n}", steps, args)
 
 
 def attention_row(args: argparse.Namespace, flavor: str) -> Row:
@@ -136,13 +138,12 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
         )[0]  # fmt: skip
 
     grad = torch.randn_like(inputs[0])
-    result = compare(
-        training_step(digital, inputs, grad),
-        training_step(optical, inputs, grad),
-        args.device,
-        args.pairs,
-    )
-    return Row(flavor, "attention", f"B{batch} H{heads}/{kv_heads} L{args.length}", result)
+    forwards = {"digital": digital, "aixsim": optical}
+    if args.peers:
+        forwards["mase-triton"] = bench_peers.mase_attention(inputs[0], HEAD_DIM**-0.5)
+    steps = {name: training_step(f, inputs, grad) for name, f in forwards.items()}
+    shape = f"B{batch} H{heads}/{kv_heads} L{args.length}"
+    return compare(flavor, "attention", shape, steps, args)
 
 
 def main() -> None:
@@ -154,23 +155,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--peers", action="store_true", help="also time other simulators' layers")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    print("| flavor | op | shape | digital ms | optical ms | ratio | quartiles |")
-    print("|---|---|---|---|---|---|---|")
+    names = ["aixsim", *(["mase-triton", "aihwkit-lightning"] if args.peers else [])]
+    print("| flavor | op | shape | digital ms |", *(f" {name} |" for name in names), sep="")
+    print("|---" * (4 + len(names)) + "|")
     rows = []
     for flavor in args.flavors:
         for row in [*linear_rows(args, flavor), attention_row(args, flavor)]:
             rows.append(row)
-            t = row.timing
-            print(
-                f"| {row.flavor} | {row.op} | {row.shape} | {t.digital_ms:.1f} "
-                f"| {t.optical_ms:.1f} | {t.ratio:.2f} | {t.ratio_low:.2f}–{t.ratio_high:.2f} |",
-                flush=True,
-            )
+            cells = [
+                "{1:.2f} ({0:.2f}–{2:.2f})".format(*row.ratios[name]) if name in row.ratios else "–"
+                for name in names
+            ]
+            digital = row.milliseconds["digital"]
+            print(f"| {row.flavor} | {row.op} | {row.shape} | {digital:.1f} |", end="")
+            print(*(f" {cell} |" for cell in cells), sep="", flush=True)
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"settings": vars(args), "rows": [asdict(row) for row in rows]}, file)
