@@ -108,6 +108,7 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
             return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
 
         grad = torch.randn(args.tokens, n, **like)
+        forwards: dict[str, bench_peers.Forward | None]
         forwards = {"digital": F.linear, "aixsim": optical}
         if args.peers:
             forwards["mase-triton"] = bench_peers.mase_linear(w)
@@ -138,7 +139,7 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
         )[0]  # fmt: skip
 
     grad = torch.randn_like(inputs[0])
-    forwards = {"digital": digital, "aixsim": optical}
+    forwards: dict[str, bench_peers.Forward | None] = {"digital": digital, "aixsim": optical}
     if args.peers:
         forwards["mase-triton"] = bench_peers.mase_attention(inputs[0], HEAD_DIM**-0.5)
     steps = {name: training_step(f, inputs, grad) for name, f in forwards.items()}
