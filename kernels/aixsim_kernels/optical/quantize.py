@@ -19,8 +19,13 @@ from aixsim_kernels.common.noise import random_int16
 
 # how many elements a quantile is estimated from
 QUANTILE_SAMPLE = 1 << 16
-# elements worked on at a time: a block and its temporaries stay inside the second-level cache
-BLOCK = 1 << 17
+# elements a thread works on at a time: few enough to stay in a cache with their temporaries
+BLOCK = 1 << 18
+
+
+def block_size() -> int:
+    """Elements that the reference works on at a time, on a CPU by all threads together."""
+    return BLOCK * torch.get_num_threads()
 
 
 def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
@@ -150,8 +155,9 @@ def modulate(
     """
     lo, step, per_level = grid(bounds, levels)
     value = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    blocks = value.view(-1).split(BLOCK)
-    code_blocks = [None] * len(blocks) if codes is None else codes.view(-1).split(BLOCK)
+    size = block_size()
+    blocks = value.view(-1).split(size)
+    code_blocks = [None] * len(blocks) if codes is None else codes.view(-1).split(size)
     for block, code in zip(blocks, code_blocks, strict=True):
         block.sub_(lo).mul_(per_level).clamp_(0, levels - 1).round_()
         if code is not None:
@@ -199,7 +205,8 @@ def inside(x: Tensor, bounds: Tensor) -> Tensor:
 
 def mask_clipped_(grad: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
     """Zeroes the gradient of clipped elements in place: float32 (...) contiguous, x (...)."""
-    for block, values in zip(grad.view(-1).split(BLOCK), x.reshape(-1).split(BLOCK), strict=True):
+    size = block_size()
+    for block, values in zip(grad.view(-1).split(size), x.reshape(-1).split(size), strict=True):
         block.mul_(inside(values, bounds))
     return grad
 
@@ -207,7 +214,8 @@ def mask_clipped_(grad: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
 def pack_inside(x: Tensor, bounds: Tensor) -> Tensor:
     """`inside`, 8 elements a byte, the first in the lowest bit: (...) -> uint8 (ceil(n / 8),)."""
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-    for block, values in zip(bits.split(BLOCK // 8), x.reshape(-1).split(BLOCK), strict=True):
+    size = block_size()
+    for block, values in zip(bits.split(size // 8), x.reshape(-1).split(size), strict=True):
         # by way of int32: torch has no fast conversion from float to 8 bits
         kept = inside(values, bounds).to(torch.int32).to(torch.uint8)
         if len(values) % 8:
@@ -225,7 +233,8 @@ def mask_packed_(grad: Tensor, bits: Tensor) -> Tensor:
         bits: uint8 (ceil(n / 8),), from `pack_inside`.
     """
     table = _BYTES.to(bits.device)
-    for block, packed in zip(grad.view(-1).split(BLOCK), bits.split(BLOCK // 8), strict=True):
+    size = block_size()
+    for block, packed in zip(grad.view(-1).split(size), bits.split(size // 8), strict=True):
         kept = table.index_select(0, packed.to(torch.int32)).view(-1)
         block.mul_(kept[: len(block)])
     return grad
@@ -251,7 +260,7 @@ def detect_(acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None) -> Te
     columns = acc.shape[-1]
     rows = acc.view(-1, columns)
     keys = None if keys is None else keys.reshape(-1)
-    height = max(1, BLOCK // max(columns, 1))
+    height = max(1, block_size() // max(columns, 1))
     for first in range(0, len(rows), height):
         block = rows[first : first + height].sub_(lo).mul_(per_level)
         if keys is not None:

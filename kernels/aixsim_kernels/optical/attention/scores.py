@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.quantize import (
+    block_size,
     detect_,
     empty_ranges,
     merge_observed,
@@ -21,9 +22,6 @@ from aixsim_kernels.optical.quantize import (
     quantile_range,
     spread,
 )
-
-# scores held at a time; the block and its noise then stay inside the second-level cache
-_BLOCK = 1 << 17
 
 
 class Block(NamedTuple):
@@ -64,8 +62,9 @@ class Scores:
     def blocks(self) -> Iterator[Block]:
         """Blocks that cover everything the causal mask lets through."""
         batches, heads, repeats, queries, keys = self.shape
-        height = min(queries, max(16, _BLOCK // max(repeats * keys, 1)))
-        together = max(1, _BLOCK // max(height * repeats * keys, 1))
+        size = block_size()
+        height = min(queries, max(16, size // max(repeats * keys, 1)))
+        together = max(1, size // max(height * repeats * keys, 1))
         # several key-value heads at a time, and several batches once all heads fit
         head_step, batch_step = min(heads, together), max(1, together // max(heads, 1))
         starts = [range(0, batches, batch_step), range(0, heads, head_step)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.quantize import (
-    BLOCK,
+    block_size,
     calibrate,
     decode,
     detect_,
@@ -102,6 +102,6 @@ def backward(
 
 def _row_blocks(x: Tensor) -> Iterator[slice]:
     """Blocks of the rows of (M, K): what the modulators show of x is never held as a whole."""
-    height = max(128, BLOCK // max(x.shape[1], 1))
+    height = max(128, block_size() // max(x.shape[1], 1))
     for first in range(0, len(x), height):
         yield slice(first, first + height)
