@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Every check that needs an accelerator, in one table: the kernels' tests, and the throughput of
-# optical against digital pretraining in the same run. Without an accelerator it runs on the CPU,
-# which checks the script and nothing else.
+# Every check that needs an accelerator: the kernels' tests, which there compare Triton with the
+# reference; times of the kernels against torch and, where installed, other simulators; memory; the
+# parts of a step; and the throughput of optical against digital pretraining, one table at the end.
+# Without an accelerator it runs on the CPU, which checks the script and nothing else.
 #   scripts/gpu_check.sh [OUT] [FLAVOR …]         default: outputs/gpu_check 60M
 # Needs an environment with aixsim installed (or PYTHONPATH=.:kernels); no network.
 set -euo pipefail
@@ -15,6 +16,14 @@ aixsim() { python3 -m aixsim_cli "$@"; }
 mkdir -p "$out"
 kernels=passed
 python3 -m pytest -q tests/aixsim_kernels >"$out/kernels.log" 2>&1 || kernels=FAILED
+device=$(python3 -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+if [ "$device" = cuda ]; then
+  python3 scripts/bench_kernels.py --device cuda --dtype bfloat16 --tokens 98304 --length 2048 --peers
+  python3 scripts/bench_memory.py --device cuda --dtype bfloat16 --batch 8
+  for flavor in "${flavors[@]}"; do
+    python3 scripts/profile_step.py --flavor "$flavor" --batch 8 --length 2048
+  done
+fi
 
 for flavor in "${flavors[@]}"; do
   for name in digital optical; do

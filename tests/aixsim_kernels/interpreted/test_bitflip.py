@@ -19,19 +19,20 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
         ((0, 4), 0.5, 0.5, 1.0),
     ],
 )
-def test_triton_kernel_is_the_reference(dtype, shape, p_exp, p_frac, zero_out):
+def test_triton_kernel_is_the_reference(run, dtype, shape, p_exp, p_frac, zero_out):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected, expected_kept = reference.forward(x, KEY, 1, p_exp, p_frac, zero_out)
-    y, kept = kernel.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    y, kept = run(kernel.forward, x, KEY, 1, p_exp, p_frac, zero_out)
     assert torch.equal(y.view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(kept, expected_kept)
 
 
-def test_triton_kernel_in_the_second_block(monkeypatch):
+def test_triton_kernel_in_the_second_block(run, monkeypatch):
     x = torch.zeros(5000)
     for module in (kernel, reference):
         monkeypatch.setattr(module, "BLOCK", 4096)
     expected, _ = reference.forward(x, KEY, 0, 0.25, 0.25, None)
     assert torch.equal(
-        kernel.forward(x, KEY, 0, 0.25, 0.25, None)[0].view(torch.uint8), expected.view(torch.uint8)
+        run(kernel.forward, x, KEY, 0, 0.25, 0.25, None)[0].view(torch.uint8),
+        expected.view(torch.uint8),
     )

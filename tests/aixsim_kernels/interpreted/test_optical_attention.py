@@ -58,9 +58,9 @@ CASES = [
 ]
 
 
-def compare(inputs, mask, ranges, how):
+def compare(run, inputs, mask, ranges, how):
     """Differences of the outputs in levels of the detector; everything else is checked here."""
-    found = kernel.forward(*inputs, mask, ranges, KEY, how, torch.float32)
+    found = run(kernel.forward, *inputs, mask, ranges, KEY, how, torch.float32)
     out, observed, kept, used = reference.forward(
         *inputs, mask, ranges, KEY, how, None, torch.float32
     )
@@ -74,13 +74,13 @@ def compare(inputs, mask, ranges, how):
 
 @pytest.mark.parametrize("unset", [False, True])
 @pytest.mark.parametrize(("shape", "mask", "changes"), CASES)
-def test_float32_codes_are_equal(shape, mask, changes, unset):
+def test_float32_codes_are_equal(run, shape, mask, changes, unset):
     how = settings(shape[5], **changes)
     inputs = operands(*shape)
     batches, heads, _, queries, keys, *_ = shape
     mask = a_mask(mask, batches, heads, queries, keys)
     ranges = empty_ranges(5) if unset else SET
-    difference, kept = compare(inputs, mask, ranges, how)
+    difference, kept = compare(run, inputs, mask, ranges, how)
     # the last bit of a float32 decides ties between codes: with 65536 levels now and then, and in
     # a range that the batch itself set, whose ends are codes of an operand
     ties = 0.05 if how.levels > 256 else 0.005 if unset else 0
@@ -90,83 +90,83 @@ def test_float32_codes_are_equal(shape, mask, changes, unset):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_16_bit_codes_are_at_most_one_apart_and_rarely(dtype):
+def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
     inputs = operands(1, 4, 2, 64, 64, 32, 32, DTYPES[dtype])
-    difference, kept = compare(inputs, None, SET, settings(32))
+    difference, kept = compare(run, inputs, None, SET, settings(32))
     assert difference.max() < 1.5
     # of 8,192 elements
     assert (difference > 0.5).float().mean() <= 1e-3
     assert kept <= 1e-4
 
 
-def gradients(inputs, mask, how, dtype):
+def gradients(run, inputs, mask, how, dtype):
     """The kernel's gradients, and the reference's."""
-    out, _, _, used, rows, smooth = kernel.forward(*inputs, mask, SET, KEY, how, dtype)
+    out, _, _, used, rows, smooth = run(kernel.forward, *inputs, mask, SET, KEY, how, dtype)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (*inputs, mask, used, KEY)
     return (
-        kernel.backward(grad, *saved, rows, smooth, how),
+        run(kernel.backward, grad, *saved, rows, smooth, how),
         reference.backward(grad, *saved, how),
     )
 
 
 @pytest.mark.parametrize(("shape", "mask", "changes"), CASES)
-def test_gradients(shape, mask, changes):
+def test_gradients(run, shape, mask, changes):
     batches, heads, _, queries, keys, *_ = shape
     mask = a_mask(mask, batches, heads, queries, keys)
     inputs = operands(*shape)
     how = settings(shape[5], **changes)
-    for mine, theirs in zip(*gradients(inputs, mask, how, torch.float32), strict=True):
+    for mine, theirs in zip(*gradients(run, inputs, mask, how, torch.float32), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rowmax", [False, True])
-def test_gradients_of_16_bits(dtype, rowmax):
+def test_gradients_of_16_bits(run, dtype, rowmax):
     inputs = operands(1, 4, 2, 40, 40, 32, 32, DTYPES[dtype])
     how = settings(32, rowmax=rowmax)
-    for mine, theirs in zip(*gradients(inputs, None, how, DTYPES[dtype]), strict=True):
+    for mine, theirs in zip(*gradients(run, inputs, None, how, DTYPES[dtype]), strict=True):
         assert mine.dtype == theirs.dtype == DTYPES[dtype]
         difference = (mine.float() - theirs.float()).norm() / theirs.float().norm()
         assert difference < (1e-2 if dtype == "bfloat16" else 2e-3)
 
 
-def test_head_dim_of_256():
+def test_head_dim_of_256(run):
     inputs = operands(1, 1, 1, 17, 17, 256, 256)
     how = settings(256)
-    difference, _ = compare(inputs, None, SET, how)
+    difference, _ = compare(run, inputs, None, SET, how)
     assert difference.max() < 0.01
-    for mine, theirs in zip(*gradients(inputs, None, how, torch.float32), strict=True):
+    for mine, theirs in zip(*gradients(run, inputs, None, how, torch.float32), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_non_contiguous_operands():
+def test_non_contiguous_operands(run):
     inputs = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in operands(2, 2, 2, 9, 9, 8, 8)]
     assert not inputs[0].is_contiguous()
-    difference, _ = compare(inputs, None, SET, settings(8))
+    difference, _ = compare(run, inputs, None, SET, settings(8))
     assert difference.max() < 0.01
 
 
 @pytest.mark.parametrize("which", ["batches", "queries", "keys"])
-def test_nothing_at_all(which):
+def test_nothing_at_all(run, which):
     sizes = {"batches": 1, "queries": 4, "keys": 5} | {which: 0}
     inputs = operands(sizes["batches"], 2, 1, sizes["queries"], sizes["keys"], 16, 16)
     how = settings(16, is_causal=False)
-    out, observed, kept, used, rows, smooth = kernel.forward(
-        *inputs, None, SET, KEY, how, torch.float32
+    out, observed, kept, used, rows, smooth = run(
+        kernel.forward, *inputs, None, SET, KEY, how, torch.float32
     )
     assert out.shape == inputs[0].shape and not out.any()
     assert kept == 0
     assert torch.equal(observed[2], empty_ranges(1)[0])
-    grads = kernel.backward(out, *inputs, None, used, KEY, rows, smooth, how)
+    grads = run(kernel.backward, out, *inputs, None, used, KEY, rows, smooth, how)
     assert all(not g.any() for g in grads)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite(bad):
+def test_what_is_not_finite(run, bad):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
     q[0, 0, 3, 5] = bad
-    out, observed, *_ = kernel.forward(q, k, v, None, SET, KEY, settings(16), torch.float32)
+    out, observed, *_ = run(kernel.forward, q, k, v, None, SET, KEY, settings(16), torch.float32)
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) == 3) == (bad != bad)
     assert torch.equal(observed[0], empty_ranges(1)[0])

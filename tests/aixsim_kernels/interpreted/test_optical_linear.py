@@ -22,10 +22,10 @@ def operands(rows, depth, columns, dtype):
     return x.to(dtype), weight.to(dtype), bias.to(dtype)
 
 
-def compare(x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True):
+def compare(run, x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True):
     """Differences of the outputs in levels; everything else is checked here."""
     how = (KEY, STREAM, levels, lut_min, noise)
-    found = kernel.forward(x, weight, bias, ranges, *how, torch.float32)
+    found = run(kernel.forward, x, weight, bias, ranges, *how, torch.float32)
     expected = reference.forward(x, weight, bias, ranges, *how, None, torch.float32)
     y, observed, used, code, inside = expected
     assert torch.equal(found[3], code) and torch.equal(found[4], inside)
@@ -47,31 +47,41 @@ def compare(x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True):
         ((70, 64, 5), {"levels": 2}),
     ],
 )
-def test_float32_codes_are_equal(shape, options, unset):
+def test_float32_codes_are_equal(run, shape, options, unset):
     ranges = empty_ranges(3) if unset else SET
     x, weight, bias = operands(*shape, torch.float32)
-    assert compare(x, weight, bias, ranges, **options).max() < 0.5
+    assert compare(run, x, weight, bias, ranges, **options).max() < 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_codes_are_at_most_one_apart_and_rarely(dtype):
+def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
     x, weight, bias = operands(96, 130, 120, dtype)
-    difference = compare(x, weight, bias, SET)
+    difference = compare(run, x, weight, bias, SET)
     assert difference.max() < 1.5
     # of 11,520 elements
     assert (difference > 0.5).float().mean() <= 2e-4
 
 
-def test_non_contiguous_operands():
+def test_non_contiguous_operands(run):
     x, weight, bias = operands(20, 24, 18, torch.float32)
     x, weight = x.T.contiguous().T, weight.T.contiguous().T
-    assert compare(x, weight, bias, SET).max() < 0.5
+    assert compare(run, x, weight, bias, SET).max() < 0.5
 
 
-def test_no_bias_no_rows():
+def test_no_bias_no_rows(run):
     x, weight, _ = operands(0, 8, 5, torch.float32)
-    y, observed, _, code, inside = kernel.forward(
-        x, weight, None, empty_ranges(3), KEY, STREAM, 256, 0.02, True, torch.bfloat16
+    y, observed, _, code, inside = run(
+        kernel.forward,
+        x,
+        weight,
+        None,
+        empty_ranges(3),
+        KEY,
+        STREAM,
+        256,
+        0.02,
+        True,
+        torch.bfloat16,
     )
     assert (y.shape, y.dtype) == ((0, 5), torch.bfloat16)
     assert code.shape == (0, 8) and inside.numel() == 0
@@ -80,37 +90,37 @@ def test_no_bias_no_rows():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite(bad):
+def test_what_is_not_finite(run, bad):
     x, weight, _ = operands(6, 10, 4, torch.float32)
     x[2, 3] = bad
-    y, observed, *_ = kernel.forward(
-        x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32
+    y, observed, *_ = run(
+        kernel.forward, x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32
     )
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(y.isnan().any(1), torch.arange(6) == 2) == (bad != bad)
     assert torch.equal(observed[0], empty_ranges(1)[0])
     assert observed[2].isfinite().all() == (bad == float("inf"))
     weight[1, 0] = float("nan")
-    y, *_ = kernel.forward(x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32)
+    y, *_ = run(kernel.forward, x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32)
     assert y[:, 1].isnan().all()
 
 
-def test_a_range_without_width():
+def test_a_range_without_width(run):
     x, weight, _ = operands(6, 10, 4, torch.float32)
     flat = torch.tensor([[1.0, 1.0], [-0.1, 0.1], [0.5, 0.5]])
-    y, *_ = kernel.forward(x, weight, None, flat, KEY, STREAM, 256, 0.0, True, torch.float32)
+    y, *_ = run(kernel.forward, x, weight, None, flat, KEY, STREAM, 256, 0.0, True, torch.float32)
     assert (y == 0.5).all()
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
-def test_gradients(dtype, rel):
+def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
     how = (KEY, STREAM, 256, 0.02, True)
     _, _, used, code, inside = reference.forward(x, weight, bias, SET, *how, None, torch.float32)
     grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (code, inside, weight, used, 256, 0.02, dtype)
     for mine, theirs in zip(
-        kernel.backward(grad, *saved), reference.backward(grad, *saved), strict=True
+        run(kernel.backward, grad, *saved), reference.backward(grad, *saved), strict=True
     ):
         assert mine.dtype == theirs.dtype
         assert (mine - theirs).float().norm() <= rel * theirs.float().norm()
@@ -123,19 +133,27 @@ def _keys_of(rows_ptr, key_ptr, seed, out_ptr, N: tl.constexpr):
     tl.store(out_ptr + offsets, word.to(tl.int32, bitcast=True))
 
 
-def test_row_keys_of_large_rows():
+def test_row_keys_of_large_rows(run):
     rows = torch.tensor([0, 1, 2**31, 2**40 + 7], dtype=torch.int64)
-    out = torch.empty(4, dtype=torch.int32)
     seed = seed_word(STREAM, 3)
-    _keys_of[(1,)](rows, KEY, seed, out, N=4)
-    assert torch.equal(out, row_keys(rows, KEY, seed))
+
+    def keys_of(rows, key):
+        out = torch.empty(4, dtype=torch.int32, device=rows.device)
+        _keys_of[(1,)](rows, key, seed, out, N=4)
+        return out
+
+    assert torch.equal(run(keys_of, rows, KEY), row_keys(rows, KEY, seed))
 
 
-def test_noise_is_bit_equal():
-    keys = row_keys(torch.arange(40), KEY, seed_word(STREAM, 0))
-    out = torch.empty(32, 64)
-    _noise_of[(1,)](keys[:32].contiguous(), out, ROWS=32, PAIRS=32)
-    assert torch.equal(out, uniform_noise(32, 64, KEY, STREAM))
+def test_noise_is_bit_equal(run):
+    keys = row_keys(torch.arange(32), KEY, seed_word(STREAM, 0))
+
+    def noise_of(keys):
+        out = torch.empty(32, 64, device=keys.device)
+        _noise_of[(1,)](keys, out, ROWS=32, PAIRS=32)
+        return out
+
+    assert torch.equal(run(noise_of, keys), uniform_noise(32, 64, KEY, STREAM))
 
 
 @triton.jit
