@@ -68,6 +68,22 @@ def test_uncorrelated(what):
     assert abs(magnitude) < 5 / a.numel() ** 0.5
 
 
+def test_columns_whose_numbers_differ_in_one_bit_are_uncorrelated():
+    """What a weak hash fails first: every pair of bits of the two numbers, and the numbers."""
+    columns = torch.arange(512)
+    bits = random_int16(row_keys(torch.arange(1024), KEY, seed_word(3, 0)), len(columns)).int()
+    u = (bits + 0.5) / 65536
+    signs = torch.stack([(bits >> i & 1) * 2.0 - 1 for i in range(16)])
+    # each pair of columns is seen twice
+    n = u.numel() / 2
+    for bit in range(9):
+        other = columns ^ (1 << bit)
+        assert abs((u * u[:, other]).mean() * 12) < 5 / n**0.5, f"columns {1 << bit} apart"
+        pairs = signs.flatten(1) @ signs[:, :, other].flatten(1).T / u.numel()
+        # the largest of 256
+        assert pairs.abs().max() < 6 / n**0.5, f"bits of columns {1 << bit} apart"
+
+
 def test_global_generator_is_left_alone():
     before = torch.get_rng_state()
     uniform_noise(4, 4, KEY, 0)
