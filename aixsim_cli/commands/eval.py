@@ -197,8 +197,9 @@ def lm_eval(
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from aixsim_cli.commands.table import show
 
     table = Table("source", "transform", "tokens", "nll", "perplexity", "to first")
     for record in records:
@@ -213,4 +214,4 @@ def _print_table(records: list[dict[str, Any]]) -> None:
             f"{record['perplexity']:.4f}",
             f"{record['nll'] / records[0]['nll'] - 1:+.2%}",
         )
-    Console().print(table)
+    show(table)

@@ -137,15 +137,16 @@ def _words(row: dict[str, Any]) -> list[str]:
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from aixsim_cli.commands.table import show
 
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row))
-    Console().print(table)
+    show(table)
 
 
 def _cell(value: Any) -> str:
