@@ -32,10 +32,11 @@ LAYOUTS = {
     "shards": (1, 2, 1, 2, 1),
     "hybrid": (2, 2, 1, 1, 1),
     "tensor": (1, 1, 2, 4, 1),
+    "grid": (1, 2, 2, 2, 1),
     "accumulated": (1, 1, 1, 1, 4),
 }
 if "AIXSIM_TEST_LONG" not in os.environ:  # four processes, on two cores
-    del LAYOUTS["hybrid"]
+    del LAYOUTS["hybrid"], LAYOUTS["grid"]
 OTHERS = [name for name in LAYOUTS if name != "one"]
 TRANSFORM = "layer_name_to_config:\n  default: {q_noise: false}\n"
 

@@ -20,6 +20,7 @@ from tests.faults.conftest import STEPS, curve, long, steps  # noqa: E402
 
 TWO = ("--nproc-per-node", 2, "--budget.num_ranks", 2)
 REPLICAS = (*TWO, "--parallelism.data_parallel_replicate_degree", 2)
+TENSOR = (*TWO, "--parallelism.tensor_parallel_degree", 2)
 
 
 def test_sigterm_to_the_launcher(start, tmp_path):
@@ -74,15 +75,19 @@ def test_restart_goes_on_from_the_checkpoint(start, tmp_path):
         pytest.param((), TWO, id="1to2"),
         pytest.param(TWO, (), id="2to1", marks=long),
         pytest.param(TWO, REPLICAS, id="FSDPtoDDP", marks=long),
+        pytest.param(TENSOR, TWO, id="TPtoFSDP", marks=long),
+        pytest.param(TENSOR, (), id="TPto1", marks=long),
     ],
 )
 def test_other_ranks_go_on(start, tmp_path, before, after):
-    # the budget: as many sequences a step whatever the ranks
-    half = ("--training.local_batch_size", 1)
+    def batch(layout):
+        """As many sequences a step whatever the ranks."""
+        return ("--training.local_batch_size", 1) if layout in (TWO, REPLICAS) else ()
+
     lr = ("--lr_scheduler.total_steps", 10, "--training.steps")
-    start(tmp_path, *lr, 5, *before, *(half if before else ())).end(code=0)
+    start(tmp_path, *lr, 5, *before, *batch(before)).end(code=0)
     saved = read_checkpoint(tmp_path / "checkpoint" / "step-5").state_dict
-    said = start(tmp_path, *lr, 6, *after, *(half if after else ())).end(code=0)
+    said = start(tmp_path, *lr, 6, *after, *batch(after)).end(code=0)
     loaded = read_checkpoint(tmp_path / "checkpoint" / "step-6").state_dict
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 6], said
     ranges = [key for key in saved if key.endswith(".ranges")]

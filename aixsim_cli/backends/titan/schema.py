@@ -227,7 +227,7 @@ def _check_layout(config: PretrainConfig) -> list[tuple[str, str]]:
         "pipeline_parallel_degree": "torchtitan 0.2.2's pipeline gives gradients of another size",
         "context_parallel_degree": "torchtitan 0.2.2's attention over shards is not tested here",
     }
-    return [
+    problems = [
         (
             f"parallelism.{name}",
             f"got {getattr(config.parallelism, name)}; {reason}, expected 1 "
@@ -236,6 +236,16 @@ def _check_layout(config: PretrainConfig) -> list[tuple[str, str]]:
         for name, reason in reasons.items()
         if getattr(config.parallelism, name) > 1
     ]
+    tensor = config.parallelism.tensor_parallel_degree
+    if tensor > 1 and config.compile.enable:
+        reason = "the backward of compiled blocks over shards fails in torch 2.13"
+        problems.append(
+            (
+                "compile.enable",
+                f"got true with tensor_parallel_degree {tensor}; {reason}, expected false",
+            )
+        )
+    return problems
 
 
 def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
