@@ -68,6 +68,8 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
         max_restarts=max_restarts,
     )
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
+    # torch 2.13 keeps one store over all restarts, where ranks find the dead ones' addresses
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     command = [sys.executable, "-u", "-m", "aixsim_cli", *sys.argv[1:]]
     try:
         elastic_launch(settings, command[0])(*command[1:])
