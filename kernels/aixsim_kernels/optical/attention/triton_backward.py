@@ -8,6 +8,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     exponentials,
     largest_share,
     load_tile,
+    place,
     raw_scores,
     step_and_offset,
     store_inside,
@@ -56,15 +57,9 @@ def query_grad_pass(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    tiles = tl.cdiv(M, BLOCK_M)
-    head = (tl.program_id(0) // tiles).to(tl.int64)
-    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
-    if MASK != 0:
-        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
-    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    end = L
-    if CAUSAL:
-        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    head, kv_head, mask_offset, rows, end = place(
+        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    )
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
     q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
     peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
@@ -83,7 +78,9 @@ def query_grad_pass(
         k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
-        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        sees, added = visible(
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+        )
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
@@ -153,9 +150,7 @@ def key_grad_pass(
     kv_heads = heads // REPEATS
     for repeat in range(REPEATS):
         head = (kv_head // kv_heads) * heads + (kv_head % kv_heads) * REPEATS + repeat
-        head_mask_ptr = mask_ptr
-        if MASK != 0:
-            head_mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
+        mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
         for row in range(first, M, BLOCK_M):
             rows = row + tl.arange(0, BLOCK_M)
             q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
@@ -166,7 +161,7 @@ def key_grad_pass(
             delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)
             keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
             sees, added = visible(
-                head_mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+                mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
             )
             raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
             weights = exponentials(

@@ -8,6 +8,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     exponentials,
     largest_share,
     load_tile,
+    place,
     raw_scores,
     step_and_offset,
     visible,
@@ -60,15 +61,10 @@ def row_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    tiles = tl.cdiv(M, BLOCK_M)
-    head = (tl.program_id(0) // tiles).to(tl.int64)
-    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
-    if MASK != 0:
-        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
-    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    end, ends = L, M
-    if CAUSAL:
-        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    head, kv_head, mask_offset, rows, end = place(
+        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    )
+    ends = M
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
     if SECOND:
         # nothing is left to do: no step of the loop, no store
@@ -87,7 +83,9 @@ def row_pass(
         columns = start + tl.arange(0, BLOCK_N)
         k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
-        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        sees, added = visible(
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+        )
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
         tile_low, tile_high = row_extremes(raw, sees)
         low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
@@ -147,15 +145,10 @@ def value_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    tiles = tl.cdiv(M, BLOCK_M)
-    head = (tl.program_id(0) // tiles).to(tl.int64)
-    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
-    if MASK != 0:
-        mask_ptr += (head // heads) * stride_b + (head % heads) * stride_h
-    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
-    end, ends = L, M
-    if CAUSAL:
-        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    head, kv_head, mask_offset, rows, end = place(
+        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    )
+    ends = M
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)
     if SECOND:
         unset = lo > hi
@@ -176,7 +169,9 @@ def value_pass(
         k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
-        sees, added = visible(mask_ptr, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK)
+        sees, added = visible(
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+        )
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         p = weights * share[:, None]

@@ -35,8 +35,32 @@ def raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS: tl.constexpr):
 
 
 @triton.jit
+def place(
+    heads,
+    M,
+    L,
+    stride_b,
+    stride_h,
+    REPEATS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """What a program works on: head, its key-value head, its mask, its queries, end of its keys."""
+    tiles = tl.cdiv(M, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
+    mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
+    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    end = L
+    if CAUSAL:
+        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
+    return head, kv_head, mask_offset, rows, end
+
+
+@triton.jit
 def visible(
     mask_ptr,
+    mask_offset,
     rows,
     columns,
     stride_m,
@@ -54,6 +78,7 @@ def visible(
     added = tl.zeros(sees.shape, tl.float32)
     if MASK != 0:
         offsets = rows[:, None].to(tl.int64) * stride_m + columns[None, :].to(tl.int64) * stride_l
+        offsets += mask_offset
         value = tl.load(mask_ptr + offsets, mask=sees, other=0)
         if MASK == 1:
             sees = sees & (value != 0)
