@@ -1,7 +1,7 @@
 """Every mend of torchtitan 0.2.2, in one place.
 
-Each function says what is wrong in that version and is tested in
-`tests/aixsim_cli/backends/titan/test_compat.py`. `check_version` refuses any other version.
+Each function says what is wrong in that version. `test_train.py` and `test_agreement.py` fail
+without it. `install` refuses any other version.
 """
 
 import contextlib

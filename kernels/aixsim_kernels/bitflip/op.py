@@ -67,6 +67,8 @@ def _(x, key, stream, p_exp, p_frac, zero_out):
 def _setup_context(ctx, inputs, output) -> None:
     _, kept = output
     ctx.mark_non_differentiable(kept)
+    # no zeros of the size of the mask for an output that has no gradient
+    ctx.set_materialize_grads(False)
     ctx.zeroes = inputs[-1] is not None
     ctx.save_for_backward(*([kept] if ctx.zeroes else []))
 

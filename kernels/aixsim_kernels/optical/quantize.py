@@ -9,8 +9,9 @@ and the detector adds u ~ U(-1/2, 1/2) before it rounds (arXiv 2302.10360, secti
 float32 whatever the storage type: bfloat16 cannot hold 256 levels of an arbitrary range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from aixsim_kernels.common.noise import random_int16
 QUANTILE_SAMPLE = 1 << 16
 # elements a thread works on at a time: few enough to stay in a cache with their temporaries
 BLOCK = 1 << 18
+# elements that are looked at together for whether any of them is clipped
+PIECE = 1 << 12
 
 
 def block_size() -> int:
@@ -116,81 +119,85 @@ def only_finite(pair: Tensor) -> Tensor:
     return torch.where(pair.isfinite().all(), pair, empty_ranges(1, pair.device)[0])
 
 
-def grid(bounds: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+class Grid(NamedTuple):
+    """The levels of a modulator or detector: lo + step * code, 0 <= code < levels.
+
+    lo, hi, step and `per_level` = 1 / step are float32 0-d.
+    """
+
+    lo: Tensor
+    hi: Tensor
+    step: Tensor
+    per_level: Tensor
+    levels: int
+
+
+def grid(bounds: Tensor, levels: int) -> Grid:
     """Quantisation grid of a range.
+
+    Where the range has no width (or too little for float32) the step is 0 and its inverse 1: every
+    code then stands for lo and nothing becomes NaN.
 
     Args:
         bounds: float32 (2,), lo and hi.
         levels: number of levels, at least 2.
-
-    Returns:
-        lo, step and 1/step, float32 0-d. Where the range has no width (or too little for float32)
-        the step is 0 and its inverse 1: every code then stands for lo and nothing becomes NaN.
     """
     lo, hi = bounds.unbind()
     per_level = (levels - 1) / (hi - lo)
     # an empty range has the width -inf and stays undefined: its values are NaN
     flat = per_level.isinf()
-    return (
-        lo,
-        torch.where(flat, 0.0, (hi - lo) / (levels - 1)),
-        torch.where(flat, 1.0, per_level),
-    )
+    step = ((hi - lo) / (levels - 1)).masked_fill_(flat, 0.0)
+    return Grid(lo, hi, step, per_level.masked_fill_(flat, 1.0), levels)
 
 
-def modulate(
-    x: Tensor, bounds: Tensor, levels: int, lut_min: float = 0.0, codes: Tensor | None = None
-) -> Tensor:
+def modulate(x: Tensor, at: Grid, lut_min: float = 0.0, codes: Tensor | None = None) -> Tensor:
     """What a modulator shows of an operand.
 
     Args:
         x: (...), any floating type and strides.
-        bounds: float32 (2,), the modulator's range.
-        levels: number of levels.
+        at: the modulator's levels.
         lut_min: smallest magnitude it can show as a share of its range, 0 for none; see `floor_`.
         codes: integer tensor with the elements of `x`, contiguous; filled with the codes.
 
     Returns:
         float32 (...), contiguous. NaN stays NaN.
     """
-    lo, step, per_level = grid(bounds, levels)
     value = x.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     size = block_size()
     blocks = value.view(-1).split(size)
     code_blocks = [None] * len(blocks) if codes is None else codes.view(-1).split(size)
     for block, code in zip(blocks, code_blocks, strict=True):
-        block.sub_(lo).mul_(per_level).clamp_(0, levels - 1).round_()
+        block.sub_(at.lo).mul_(at.per_level).clamp_(0, at.levels - 1).round_()
         if code is not None:
-            # by way of int32: torch has no fast conversion from float to 8 bits
+            # by way of int32: torch has no fast conversion from float to unsigned bytes
             code.copy_(block.to(torch.int32))
-        block.mul_(step).add_(lo)
+        block.mul_(at.step).add_(at.lo)
         if lut_min:
-            floor_(block, bounds, lut_min)
+            floor_(block, at, lut_min)
     return value
 
 
-def decode(codes: Tensor, bounds: Tensor, levels: int) -> Tensor:
+def decode(codes: Tensor, at: Grid) -> Tensor:
     """Values that integer codes stand for, without the floor: (...) -> float32 (...)."""
-    lo, step, _ = grid(bounds, levels)
-    return codes.float().mul_(step).add_(lo)
+    return codes.float().mul_(at.step).add_(at.lo)
 
 
-def floor_(value: Tensor, bounds: Tensor, lut_min: float) -> Tensor:
+def floor_(value: Tensor, at: Grid, lut_min: float) -> Tensor:
     """Lifts values to the smallest magnitude the second operand's modulator can show, in place.
 
     Positive values below `lut_min * hi` become that, negative ones above `-lut_min * |lo|` become
     that, 0 stays 0. What is 0 up to float32 rounding counts as 0.
 
     Args:
-        value: float32 (...), values on the grid of `bounds`.
-        bounds: float32 (2,).
+        value: float32 (...), values on the grid.
+        at: the modulator's levels.
         lut_min: the floor as a share of full range.
     """
-    lo, hi = bounds.unbind()
-    tiny = 2.0**-22 * bounds.abs().amax()
+    low, high = at.lo.abs(), at.hi.abs()
+    tiny = 2.0**-22 * torch.maximum(low, high)
     # masks of 0 and 1 as floats: torch is several times slower on bools
-    lifted = torch.maximum(value, lut_min * hi).mul_(value.clone().gt_(tiny))
-    lowered = torch.minimum(value, -lut_min * lo.abs()).mul_(value.clone().lt_(-tiny))
+    lifted = torch.maximum(value, lut_min * at.hi).mul_(value.clone().gt_(tiny))
+    lowered = torch.minimum(value, -lut_min * low).mul_(value.clone().lt_(-tiny))
     return torch.add(lifted, lowered, out=value)
 
 
@@ -205,23 +212,24 @@ def inside(x: Tensor, bounds: Tensor) -> Tensor:
 
 def mask_clipped_(grad: Tensor, x: Tensor, bounds: Tensor) -> Tensor:
     """Zeroes the gradient of clipped elements in place: float32 (...) contiguous, x (...)."""
-    size = block_size()
-    for block, values in zip(grad.view(-1).split(size), x.reshape(-1).split(size), strict=True):
-        block.mul_(inside(values, bounds))
+    grads, values = grad.view(-1), x.reshape(-1)
+    for part in _parts(_holds_all(values, bounds), len(values)):
+        grads[part].mul_(inside(values[part], bounds))
     return grad
 
 
 def pack_inside(x: Tensor, bounds: Tensor) -> Tensor:
     """`inside`, 8 elements a byte, the first in the lowest bit: (...) -> uint8 (ceil(n / 8),)."""
-    bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-    size = block_size()
-    for block, values in zip(bits.split(size // 8), x.reshape(-1).split(size), strict=True):
-        # by way of int32: torch has no fast conversion from float to 8 bits
-        kept = inside(values, bounds).to(torch.int32).to(torch.uint8)
-        if len(values) % 8:
-            kept = torch.nn.functional.pad(kept, (0, -len(values) % 8))
+    values = x.reshape(-1)
+    bits = torch.full(((len(values) + 7) // 8,), 255, dtype=torch.uint8, device=x.device)
+    for part in _parts(_holds_all(values, bounds), len(values)):
+        # torch converts to int8 several times faster than to uint8
+        kept = inside(values[part], bounds).to(torch.int8)
+        if len(kept) % 8:
+            kept = torch.nn.functional.pad(kept, (0, -len(kept) % 8))
         # eight bytes of 0 or 1 as one integer: the product gathers their bits in the top byte
-        block.copy_((kept.view(torch.int64) * 0x0102040810204080) >> 56)
+        packed = (kept.view(torch.int64) * 0x0102040810204080) >> 56
+        bits[part.start // 8 :][: len(packed)].copy_(packed)
     return bits
 
 
@@ -233,38 +241,68 @@ def mask_packed_(grad: Tensor, bits: Tensor) -> Tensor:
         bits: uint8 (ceil(n / 8),), from `pack_inside`.
     """
     table = _BYTES.to(bits.device)
-    size = block_size()
-    for block, packed in zip(grad.view(-1).split(size), bits.split(size // 8), strict=True):
+    grads = grad.view(-1)
+    whole = bits[: len(grads) // PIECE * (PIECE // 8)].view(-1, PIECE // 8)
+    for part in _parts(whole.amin(1) == 255, len(grads)):
+        packed = bits[part.start // 8 : (part.stop + 7) // 8]
         kept = table.index_select(0, packed.to(torch.int32)).view(-1)
-        block.mul_(kept[: len(block)])
+        grads[part].mul_(kept[: part.stop - part.start])
     return grad
+
+
+def _holds_all(values: Tensor, bounds: Tensor) -> Tensor:
+    """Whether a range holds all of a piece: (n,) -> bool (n // PIECE,)."""
+    lo, hi = bounds.unbind()
+    pieces = values[: len(values) // PIECE * PIECE].view(-1, PIECE)
+    # torch.aminmax is many times slower along a dimension
+    return (pieces.amin(1) >= lo) & (pieces.amax(1) <= hi)
+
+
+def _parts(spared: Tensor, n: int) -> Iterator[slice]:
+    """Parts of `n` elements that have to be looked at, of at most a block each.
+
+    Few elements are clipped, and most pieces hold none. On a CPU, where reading a tensor waits for
+    nothing, those are left out.
+
+    Args:
+        spared: bool (n // PIECE,), the pieces that need not.
+        n: number of elements; what lies behind the last whole piece is looked at.
+    """
+    pieces = len(spared)
+    busy = (~spared).nonzero().flatten().tolist() if spared.device.type == "cpu" else None
+    # scattered pieces cost more than their elements do: beyond a few, all is looked at
+    if busy is None or 16 * len(busy) > pieces:
+        size = block_size()
+        yield from (slice(first, min(first + size, n)) for first in range(0, n, size))
+        return
+    yield from (slice(piece * PIECE, (piece + 1) * PIECE) for piece in busy)
+    if pieces * PIECE < n:
+        yield slice(pieces * PIECE, n)
 
 
 # byte -> its eight bits, the lowest first
 _BYTES = torch.tensor([[float(byte >> i & 1) for i in range(8)] for byte in range(256)])
 
 
-def detect_(acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None) -> Tensor:
+def detect_(acc: Tensor, at: Grid, keys: Tensor | None) -> Tensor:
     """What the detector reads, in place.
 
     Args:
         acc: float32 (..., columns), contiguous; the raw accumulator.
-        bounds: float32 (2,), the detector's range.
-        levels: number of levels.
+        at: the detector's levels.
         keys: int32 (...) from `row_keys`, one per row, or None for no noise.
 
     Returns:
         `acc`, now lo + step * clamp(round((acc - lo) / step + u), 0, levels - 1).
     """
-    lo, step, per_level = grid(bounds, levels)
     columns = acc.shape[-1]
     rows = acc.view(-1, columns)
     keys = None if keys is None else keys.reshape(-1)
     height = max(1, block_size() // max(columns, 1))
     for first in range(0, len(rows), height):
-        block = rows[first : first + height].sub_(lo).mul_(per_level)
+        block = rows[first : first + height].sub_(at.lo).mul_(at.per_level)
         if keys is not None:
             bits = random_int16(keys[first : first + height], columns)
             block.add_(bits.float().add_(0.5), alpha=2.0**-16)
-        block.round_().clamp_(0, levels - 1).mul_(step).add_(lo)
+        block.round_().clamp_(0, at.levels - 1).mul_(at.step).add_(at.lo)
     return acc

@@ -100,7 +100,7 @@ def test_modulate_against_float64(oracle, lo, width, levels, lut_min, seed):
     spread = torch.rand(64, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.2
     x = (bounds[0] + spread * (bounds[1] - bounds[0])).float()
     codes = torch.zeros(64, dtype=torch.int32)
-    shown = quantize.modulate(x, bounds, levels, lut_min, codes)
+    shown = quantize.modulate(x, quantize.grid(bounds, levels), lut_min, codes)
     exact = torch.from_numpy(oracle.modulate(x.double().numpy(), lo, hi, levels, lut_min))
     position = torch.from_numpy(oracle.position(x.double().numpy(), lo, hi, levels))
     tie = (position.frac().abs() - 0.5).abs() <= 1e-6 * levels
@@ -113,24 +113,25 @@ def test_modulate_against_float64(oracle, lo, width, levels, lut_min, seed):
 
 def test_rounds_half_to_even():
     x = torch.tensor([0.5, 1.5, 2.5, 3.5])
-    assert quantize.modulate(x, pair(0.0, 4.0), 5).tolist() == [0, 2, 2, 4]
+    assert quantize.modulate(x, quantize.grid(pair(0.0, 4.0), 5)).tolist() == [0, 2, 2, 4]
 
 
 def test_floor_lifts_small_magnitudes_and_keeps_zero():
     # grid -4, -3, ... 4 with a floor of 0.5 * 4
     x = torch.arange(-4.0, 5.0)
-    assert quantize.modulate(x, pair(-4.0, 4.0), 9, 0.5).tolist() == [-4, -3, -2, -2, 0, 2, 2, 3, 4]
+    shown = quantize.modulate(x, quantize.grid(pair(-4.0, 4.0), 9), 0.5)
+    assert shown.tolist() == [-4, -3, -2, -2, 0, 2, 2, 3, 4]
 
 
 def test_floor_sides_differ_in_a_lopsided_range():
     x = torch.arange(-2.0, 9.0)
-    shown = quantize.modulate(x, pair(-2.0, 8.0), 11, 0.5)
+    shown = quantize.modulate(x, quantize.grid(pair(-2.0, 8.0), 11), 0.5)
     assert shown.tolist() == [-2, -1, 0, 4, 4, 4, 4, 5, 6, 7, 8]
 
 
 def test_float32_rounding_is_not_lifted_off_zero():
     lo = torch.tensor(-128 * 0.1)
-    shown = quantize.modulate(torch.zeros(1), pair(lo.item(), 127 * 0.1), 256, 0.02)
+    shown = quantize.modulate(torch.zeros(1), quantize.grid(pair(lo.item(), 127 * 0.1), 256), 0.02)
     assert abs(shown.item()) < 1e-5
 
 
@@ -138,17 +139,19 @@ def test_float32_rounding_is_not_lifted_off_zero():
 @pytest.mark.parametrize("constant", [0.0, 2.5, -7.0])
 def test_no_width_gives_the_constant(x, constant):
     bounds = pair(constant, constant)
-    assert quantize.modulate(torch.tensor([x]), bounds, 256).item() == constant
-    assert quantize.detect_(torch.tensor([[x]]), bounds, 256, None).item() == constant
+    at = quantize.grid(bounds, 256)
+    assert quantize.modulate(torch.tensor([x]), at).item() == constant
+    assert quantize.detect_(torch.tensor([[x]]), at, None).item() == constant
 
 
 def test_too_little_width_for_float32_gives_the_constant():
-    assert quantize.modulate(torch.tensor([1.0]), pair(0.0, 1e-45), 256).item() == 0
+    at = quantize.grid(pair(0.0, 1e-45), 256)
+    assert quantize.modulate(torch.tensor([1.0]), at).item() == 0
 
 
 def test_infinities_clip_and_nan_stays():
     x = torch.tensor([-math.inf, math.inf, math.nan])
-    shown = quantize.modulate(x, pair(-1.0, 3.0), 256)
+    shown = quantize.modulate(x, quantize.grid(pair(-1.0, 3.0), 256))
     assert shown[:2].tolist() == [-1, 3]
     assert shown[2].isnan()
     assert quantize.inside(x, pair(-1.0, 3.0)).tolist() == [False, False, False]
@@ -168,9 +171,33 @@ def test_bits_come_back(shape):
     assert torch.equal(grad, 2.0 * ((x >= -0.5) & (x <= 1)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clipped", [0, 1, 5, 200_000])
+def test_a_few_clipped_values_are_all_found(clipped, dtype):
+    # most pieces are left out when few hold any; the last one is not whole
+    n = 100 * quantize.PIECE + 13
+    generator = torch.Generator().manual_seed(clipped)
+    x = torch.randn(n, generator=generator).clamp_(-3, 3)
+    places = torch.randperm(n, generator=generator)[:clipped]
+    x[places] = 5 * x[places].sign()
+    x[places[:1]] = math.nan
+    x = x.to(dtype)
+    expected = 2.0 * (x.abs() <= 4)
+    bounds = pair(-4.0, 4.0)
+    assert torch.equal(quantize.mask_clipped_(torch.full((n,), 2.0), x, bounds), expected)
+    bits = quantize.pack_inside(x, bounds)
+    assert torch.equal(quantize.mask_packed_(torch.full((n,), 2.0), bits), expected)
+
+
+def test_the_ends_of_a_range_are_not_clipped_in_pieces():
+    x = torch.full((quantize.PIECE,), 0.1)
+    bounds = torch.stack([x.min(), x.max()])
+    assert torch.equal(quantize.mask_clipped_(torch.ones_like(x), x, bounds), torch.ones_like(x))
+
+
 def test_detector_noise_is_one_level_wide():
     acc = torch.full((400, 500), 0.3)
     keys = torch.arange(400, dtype=torch.int32) * 2654435
-    read = quantize.detect_(acc, pair(-100.0, 155.0), 256, keys)
+    read = quantize.detect_(acc, quantize.grid(pair(-100.0, 155.0), 256), keys)
     assert read.unique().tolist() == [0, 1]
     assert abs(read.mean() - 0.3) < 5 * math.sqrt(0.21 / acc.numel())

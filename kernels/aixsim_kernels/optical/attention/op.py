@@ -179,6 +179,8 @@ def _setup_context(ctx, inputs, output) -> None:
     q, k, v, mask, _, key, *settings, _, _ = inputs
     _, observed, kept_mass, used, rows, smooth = output
     ctx.mark_non_differentiable(observed, kept_mass, used, rows, smooth)
+    # no zeros of the size of the codes for outputs that have no gradient
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, mask, used, key, rows, smooth)
     ctx.settings = settings
 

@@ -16,6 +16,7 @@ from aixsim_kernels.optical.quantize import (
     calibrate,
     detect_,
     empty_ranges,
+    grid,
     is_empty,
     mask_clipped_,
     merge_observed,
@@ -63,6 +64,7 @@ def forward(
     # a range never set needs the scores twice: once for their range, once to detect them in it
     known = None if quantiles is None and not is_empty(ranges[2]) else scores.range(quantiles)
     score_range = ranges[2] if known is None else calibrate(ranges[2], known)
+    score_grid = grid(score_range, settings.levels)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
 
     seen_score = empty_ranges(1, q.device)[0]
@@ -73,7 +75,7 @@ def forward(
         raw = scores.accumulate(block)
         if known is None:
             seen_score = merge_observed(seen_score, scores.observe(block, raw))
-        weights, total = scores.exponentials(block, raw, score_range, settings.levels, keys)
+        weights, total = scores.exponentials(block, raw, score_grid, keys)
         modulated, peak = _modulate(weights, total, settings)
         product = modulated.flatten(2, 3) @ v_hat[block.batch, block.heads, : block.keys]
         _rows(acc, block).copy_(product.unflatten(2, peak.shape[2:4]))
@@ -81,7 +83,8 @@ def forward(
         kept += torch.stack([(modulated.sum(-1, keepdim=True) * peak).sum(), (total > 0).sum()])
     seen_out = observe(acc, quantiles)
     out_range = calibrate(ranges[4], seen_out)
-    detect_(acc, out_range, settings.levels, _noise_keys(scores, key, settings, _OUTPUT_OP))
+    out_keys = _noise_keys(scores, key, settings, _OUTPUT_OP)
+    detect_(acc, grid(out_range, settings.levels), out_keys)
     out = acc.mul_(factor).flatten(1, 2)
     observed = [seen_q, seen_k, only_finite(seen_score) if known is None else known]
     return (
@@ -121,6 +124,7 @@ def backward(
         Gradients of q, k and v, of their shapes and types.
     """
     scores, v_hat = _operands(q, k, v, mask, [used[0], used[1], used[3]], settings)
+    score_grid = grid(used[2], settings.levels)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
     grad = grad.float().unflatten(1, scores.shape[1:3])
     grad_q, grad_k = torch.zeros_like(scores.q), torch.zeros_like(scores.k)
@@ -128,7 +132,7 @@ def backward(
     for block in scores.blocks():
         seen = (block.batch, block.heads, slice(block.keys))
         raw = scores.accumulate(block)
-        weights, total = scores.exponentials(block, raw, used[2], settings.levels, keys)
+        weights, total = scores.exponentials(block, raw, score_grid, keys)
         modulated, peak = _modulate(weights, total, settings)
         g = _rows(grad, block)
         grad_v[seen] += modulated.flatten(2, 3).mT @ (g * peak).flatten(2, 3)
@@ -148,11 +152,9 @@ def _operands(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, used: list[Tensor], settings: Settings
 ) -> tuple[Scores, Tensor]:
     """What the modulators show: the scores' operands, and v (B, G, L, Dv)."""
-    levels, lut_min = settings.levels, settings.lut_min
-    q_hat = modulate(q, used[0], levels)
-    k_hat, v_hat = (
-        modulate(t, bounds, levels, lut_min) for t, bounds in zip((k, v), used[1:], strict=True)
-    )
+    q_grid, *rest = [grid(bounds, settings.levels) for bounds in used]
+    q_hat = modulate(q, q_grid)
+    k_hat, v_hat = (modulate(t, at, settings.lut_min) for t, at in zip((k, v), rest, strict=True))
     split = (k.shape[1], q.shape[1] // k.shape[1])
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2]).unflatten(1, split)

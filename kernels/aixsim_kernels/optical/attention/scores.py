@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.quantize import (
+    Grid,
     block_size,
     detect_,
     empty_ranges,
@@ -155,15 +156,14 @@ class Scores:
         return sample
 
     def exponentials(
-        self, block: Block, acc: Tensor, bounds: Tensor, levels: int, keys: Tensor | None
+        self, block: Block, acc: Tensor, at: Grid, keys: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Detected scores of a block and their softmax, not yet divided by its sum, in place.
 
         Args:
             block: which part of the scores.
             acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the result.
-            bounds: float32 (2,), the detector's range.
-            levels: number of levels.
+            at: the detector's levels.
             keys: noise key of each score row, int32 (B, G, R, M), or None.
 
         Returns:
@@ -172,7 +172,7 @@ class Scores:
         """
         if keys is not None:
             keys = keys[block.batch, block.heads, :, block.queries]
-        scores = detect_(acc, bounds, levels, keys).mul_(self.scale)
+        scores = detect_(acc, at, keys).mul_(self.scale)
         mask = self._mask_of(block)
         if mask is not None and mask.dtype != torch.bool:
             scores.add_(mask)

@@ -151,6 +151,8 @@ def _setup_context(ctx, inputs, output) -> None:
     x, weight, bias, _, _, _, levels, lut_min, *_ = inputs
     _, observed, used, x_code, x_inside = output
     ctx.mark_non_differentiable(observed, used, x_code, x_inside)
+    # no zeros of the size of the codes for outputs that have no gradient
+    ctx.set_materialize_grads(False)
     # the weight itself, not its codes: it lives on anyway, and coding it again is cheap
     ctx.save_for_backward(x_code, x_inside, weight, used)
     ctx.levels, ctx.lut_min, ctx.x_dtype = levels, lut_min, x.dtype

@@ -11,6 +11,7 @@ from aixsim_kernels.optical.quantize import (
     calibrate,
     decode,
     detect_,
+    grid,
     mask_clipped_,
     mask_packed_,
     modulate,
@@ -46,17 +47,18 @@ def forward(
     seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
     x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
     x_code = x.new_empty(x.shape, dtype=code_dtype(levels))
-    w_hat = modulate(weight, w_bounds, levels, lut_min)
+    w_hat = modulate(weight, grid(w_bounds, levels), lut_min)
+    x_grid = grid(x_bounds, levels)
     acc = w_hat.new_empty(len(x), len(weight))
     for rows in _row_blocks(x):
-        torch.mm(modulate(x[rows], x_bounds, levels, codes=x_code[rows]), w_hat.T, out=acc[rows])
+        torch.mm(modulate(x[rows], x_grid, codes=x_code[rows]), w_hat.T, out=acc[rows])
     seen_y = observe(acc, quantiles)
     y_bounds = calibrate(ranges[2], seen_y)
     keys = None
     if noise:
         index = torch.arange(len(acc), device=acc.device)
         keys = row_keys(index, key, seed_word(stream, 0))
-    y = detect_(acc, y_bounds, levels, keys)
+    y = detect_(acc, grid(y_bounds, levels), keys)
     if bias is not None:
         y.add_(bias)
     observed = torch.stack([seen_x, seen_w, seen_y])
@@ -91,11 +93,12 @@ def backward(
     """
     grad = grad.float()
     x_bounds, w_bounds, _ = used.unbind()
-    grad_x = grad @ modulate(weight, w_bounds, levels, lut_min)
+    grad_x = grad @ modulate(weight, grid(w_bounds, levels), lut_min)
     mask_packed_(grad_x, x_inside)
     grad_w = grad.new_zeros(weight.shape)
+    x_grid = grid(x_bounds, levels)
     for rows in _row_blocks(x_code):
-        grad_w.addmm_(grad[rows].T, decode(x_code[rows], x_bounds, levels))
+        grad_w.addmm_(grad[rows].T, decode(x_code[rows], x_grid))
     mask_clipped_(grad_w, weight, w_bounds)
     return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)
 
