@@ -64,17 +64,21 @@ def generate_cfg(
     config = generate.make_config(request, plan)
     from aixsim_cli.backends.titan.schema import build_config
     from aixsim_cli.config.load import Document
+    from aixsim_cli.data.local import find_files
 
     # what pretrain would refuse is refused here, before there is a file
     checked = build_config(Document(config, "generate-cfg"))
-    typer.echo(str(plan))
+    if dataset == "local":
+        find_files(str(dataset_path))
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
 
-        typer.echo(describe(checked))
+        typer.echo(describe(checked, plan.num_ranks))
     elif save_path is not None:
         generate.write_new(save_path, generate.render(config, plan, command), force=force)
-        typer.echo(f"wrote {save_path}; next: aixsim pretrain --config {save_path}")
+        typer.echo(str(plan))
+        ranks = f" --nproc-per-node {plan.num_ranks}" if plan.num_ranks > 1 else ""
+        typer.echo(f"wrote {save_path}; next: aixsim pretrain --config {save_path}{ranks}")
 
 
 def _options(options: dict) -> str:

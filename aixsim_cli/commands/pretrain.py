@@ -30,6 +30,7 @@ def pretrain(
     torchrun --nproc-per-node 2 --no-python aixsim pretrain --config …
     """
     from aixsim_cli.backends.titan import launch, schema
+    from aixsim_cli.config.budget import check_ranks
 
     with launch.errors_of_rank_zero():
         overrides = schema.parse_overrides(context.args)
@@ -37,7 +38,10 @@ def pretrain(
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
 
-        typer.echo(describe(loaded))
+        ranks = nproc_per_node or int(os.environ.get("WORLD_SIZE", 0))
+        if ranks:
+            check_ranks(loaded, ranks)
+        typer.echo(describe(loaded, ranks or max(1, loaded.budget.num_ranks)))
         return
     if nproc_per_node is not None and "RANK" not in os.environ:
         launch.launch(loaded, nproc_per_node, max_restarts)

@@ -74,6 +74,39 @@ def shard_degree(shard: int, *, num_ranks: int, replicate: int, other: int) -> i
     return left
 
 
+def data_ranks(config, num_ranks: int) -> int:
+    """Ranks of a `PretrainConfig` that see different data, of `num_ranks` in all.
+
+    Raises:
+        UserError: the ranks cannot be divided as the config says.
+    """
+    layout = config.parallelism
+    replicate, shard = layout.data_parallel_replicate_degree, layout.data_parallel_shard_degree
+    return replicate * shard_degree(
+        shard, num_ranks=num_ranks, replicate=replicate, other=_other_degrees(layout)
+    )
+
+
+def config_tokens_per_step(config, num_ranks: int) -> int:
+    """Tokens that an optimizer step of a `PretrainConfig` consumes on `num_ranks` ranks.
+
+    Raises:
+        UserError: the ranks cannot be divided as the config says.
+    """
+    training, ranks = config.training, data_ranks(config, num_ranks)
+    if training.global_batch_size > 0:
+        return training.global_batch_size * training.seq_len
+    return tokens_per_step(training.local_batch_size, ranks, 1, training.seq_len)
+
+
+def _other_degrees(layout) -> int:
+    return (
+        layout.tensor_parallel_degree
+        * layout.context_parallel_degree
+        * layout.pipeline_parallel_degree
+    )
+
+
 def check_ranks(config, world_size: int) -> None:
     """Refuse ranks that do not fit a config's parallelism or its token budget.
 
@@ -84,13 +117,9 @@ def check_ranks(config, world_size: int) -> None:
     Raises:
         UserError: with both numbers.
     """
-    layout, training, assumed = config.parallelism, config.training, config.budget.num_ranks
+    layout, assumed = config.parallelism, config.budget.num_ranks
     replicate, shard = layout.data_parallel_replicate_degree, layout.data_parallel_shard_degree
-    other = (
-        layout.tensor_parallel_degree
-        * layout.context_parallel_degree
-        * layout.pipeline_parallel_degree
-    )
+    other = _other_degrees(layout)
     if shard != -1 and replicate * shard * other != world_size:
         raise UserError(
             f"{world_size} rank(s) were started; the config's parallelism asks for {replicate} "
@@ -98,14 +127,9 @@ def check_ranks(config, world_size: int) -> None:
             f"{replicate * shard * other}"
         )
 
-    def tokens(ranks: int) -> int:
-        data = replicate * shard_degree(shard, num_ranks=ranks, replicate=replicate, other=other)
-        sequences = training.global_batch_size
-        if sequences < 0:
-            sequences = training.local_batch_size * data
-        return training.steps * sequences * training.seq_len
-
-    actual, planned = tokens(world_size), tokens(assumed or world_size)
+    steps = config.training.steps
+    actual = steps * config_tokens_per_step(config, world_size)
+    planned = steps * config_tokens_per_step(config, assumed or world_size)
     if abs(actual - planned) > TOLERANCE * planned:
         raise UserError(
             f"{world_size} rank(s) would train on {actual:,} tokens; the config was made for "

@@ -43,6 +43,9 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
         if dotted not in known:
             problems.append(f"--{name}: unknown key{nearest(dotted, known)}")
             continue
+        if not has_value and known[dotted] is not bool:
+            problems.append(f"--{name}: no value; expected one after it")
+            continue
         try:
             values[dotted] = yaml.safe_load(text) if has_value else True
         except yaml.YAMLError:
@@ -58,14 +61,14 @@ def _not_a_key(word: str) -> str:
     return f"{word}: unexpected; expected options, or dotted keys with a value each"
 
 
-def dotted_keys(cls: type, prefix: str = "") -> set[str]:
-    """All keys of a nested dataclass, as `section.key`."""
+def dotted_keys(cls: type, prefix: str = "") -> dict[str, Any]:
+    """All keys of a nested dataclass, as `section.key` -> type."""
     hints = typing.get_type_hints(cls)
-    keys: set[str] = set()
+    keys: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         name, hint = f"{prefix}{field.name}", hints[field.name]
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        keys |= dotted_keys(hint, f"{name}.") if nested else {name}
+        keys |= dotted_keys(hint, f"{name}.") if nested else {name: hint}
     return keys
 
 

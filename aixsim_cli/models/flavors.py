@@ -73,8 +73,20 @@ def find_flavor(arch: str, flavor: str) -> Flavor:
 
 
 def model_vocab_size(arch: str, flavor: str, tokenizer_vocab_size: int) -> int:
-    """Rows of the model's embedding: the tokenizer's, or what a llama3 flavor has fixed."""
-    return LLAMA3_VOCAB_SIZES[flavor] if arch == "llama3" else tokenizer_vocab_size
+    """Rows of the model's embedding: the tokenizer's, or what a llama3 flavor has fixed.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the flavor.
+    """
+    if arch != "llama3":
+        return tokenizer_vocab_size
+    rows = LLAMA3_VOCAB_SIZES[flavor]
+    if tokenizer_vocab_size > rows:
+        raise UserError(
+            f"model.flavor: llama3 {flavor} has {rows} words; the tokenizer has "
+            f"{tokenizer_vocab_size}; expected a tokenizer that fits, or model.name: aixsim"
+        )
+    return rows
 
 
 def count_parameters(flavor: Flavor, vocab_size: int, *, embedding: bool = False) -> int:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import regex
 from torch import nn
 
 from aixsim_cli.errors import ConfigError, nearest
@@ -90,14 +91,19 @@ def _unmatched(transform: Transform, sites: Sequence[Site]) -> list[str]:
     kinds = "linear or attention" if transform.paradigm.attention is not None else "linear"
     # a null pattern may match nothing: it asks for no change, and then there is none
     return [
-        f"{transform.source}: layer_name_to_config: {rule.pattern}: matches no {kinds} "
-        f"of this model{nearest(rule.pattern, names) if len(names) < 40 else _example(names)}"
+        f"{transform.source}: layer_name_to_config: {rule.pattern}: matches no {kinds} of this "
+        f"model{_hint(rule.pattern, names, transform.use_regex)}"
         for rule in transform.rules
         if not rule.is_default and rule.params is not None and rule.pattern not in matched
     ]
 
 
-def _example(names: list[str]) -> str:
+def _hint(pattern: str, names: list[str], use_regex: bool) -> str:
+    if not use_regex and regex.search(r"[\\*+?\[\](){}|^$]", pattern):
+        # no name of a module holds these characters
+        return "; without `use_regex: true` it is taken as a name, not as a regular expression"
+    if len(names) < 40:
+        return nearest(pattern, names)
     shown = list(dict.fromkeys(names))[:8]
     return f"; names in this model are like {', '.join(shown)}"
 

@@ -1,7 +1,7 @@
 """The transform config: which modules are simulated, how, and with which parameters.
 
     transform: optical                      # a paradigm (default: optical)
-    use_regex: true                         # patterns are regular expressions, matched in full
+    use_regex: true                         # regular expressions (default: false, plain names)
     layer_name_to_config:
       'layers\\.\\d+\\.feed_forward\\.w[123]': {q_levels: 256}
       'layers\\.0\\..*': null                 # null leaves a module digital
@@ -141,6 +141,26 @@ class TransformConfig:
     def resolve(self, site: Site) -> Rule | None:
         """The rule by which a site is simulated; None = it stays digital."""
         return next(filter(None, (t.simulates(site) for t in self.transforms)), None)
+
+
+def same_hardware(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
+    """Whether two transform configs, None = digital, describe the same hardware.
+
+    Low-rank updates are no part of it: they are trained on the hardware that they are given.
+    """
+    return _hardware(a) == _hardware(b)
+
+
+def hardware_name(mapping: Mapping[str, Any] | None) -> str:
+    """A transform config in a message: the paradigm's name, or digital hardware."""
+    return parse_transform(mapping, source="transform").name if mapping else "digital hardware"
+
+
+def _hardware(mapping: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
+    if not mapping:
+        return []
+    config = parse_transform(mapping, source="transform")
+    return [(t.name, t.rules, t.use_regex) for t in config.transforms]
 
 
 def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:

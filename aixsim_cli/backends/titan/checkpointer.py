@@ -19,14 +19,17 @@ from torch.distributed.checkpoint.state_dict_saver import (
 )
 from torchtitan.components.checkpoint import (
     DATALOADER,
+    LR_SCHEDULER,
     MODEL,
+    OPTIMIZER,
     AsyncMode,
     CheckpointManager,
     GarbageCollection,
 )
 
 from aixsim_cli.backends.titan import folder as run_folder
-from aixsim_cli.backends.titan.schema import PretrainConfig, dump_config
+from aixsim_cli.backends.titan import resume
+from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig, dump_config
 from aixsim_cli.backends.titan.storage import (
     CheckpointPlanner,
     CheckpointReader,
@@ -34,8 +37,6 @@ from aixsim_cli.backends.titan.storage import (
 )
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.manifest import MANIFEST_FILE, is_complete
-
-CONFIG_FILE = "config.yaml"
 
 logger = logging.getLogger("aixsim")
 
@@ -196,11 +197,22 @@ class Checkpointer(CheckpointManager):
         return True
 
     def _load_step(self, step: int, *, rewind_data: bool = True) -> None:
+        folder = Path(self._create_checkpoint_id(step))
+        saved = resume.read_settings(folder)
+        changed = {}
+        if saved is not None:
+            resume.check_resume(saved, self.run_config, folder, step)
+            changed = resume.changes(saved, self.run_config)
         states = self._states_to_load(model_only=step == 0)
-        if not rewind_data:
+        if not rewind_data or resume.reads_other_data(changed):
             states.pop(DATALOADER, None)
-        self.dcp_load(states, self._create_checkpoint_id(step), False, False)
+        optimizers = list(self.states[OPTIMIZER])
+        settings = resume.hyperparameters(optimizers)
+        self.dcp_load(states, str(folder), False, False)
+        resume.set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
         self._loaded = step
+        if rewind_data and dist.get_rank() == 0:
+            logger.info(resume.describe(step, folder, changed, self.run_config.training.steps))
 
     def _load_initial(self) -> bool:
         source = self.initial_load_path
@@ -210,6 +222,11 @@ class Checkpointer(CheckpointManager):
             return False
         if not Path(source).is_dir():
             raise UserError(f"checkpoint.initial_load_path: got '{source}'; no such folder")
+        if not self.initial_load_in_hf and (Path(source) / "config.json").is_file():
+            raise UserError(
+                f"checkpoint.initial_load_path: {source} is a Hugging Face folder; expected a "
+                "checkpoint that `aixsim convert-ckpt` made of it"
+            )
         if not self.initial_load_in_hf:
             run_folder.verify_by_all_ranks(Path(source))
         states = self._states_to_load(self.initial_load_model_only)

@@ -5,6 +5,7 @@ without it. `install` refuses any other version.
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -36,11 +37,23 @@ def install() -> None:
     found = version("torchtitan")
     if found != TORCHTITAN_VERSION:
         raise UserError(f"torchtitan: found {found}; expected {TORCHTITAN_VERSION}")
+    forget_launcher_settings()
     save_simulated_ops()
     skip_autocast_to_float32()
     if device.device_type() == "cpu":
         # the table of peak FLOPS runs lspci and warns for each CPU; utilisation means nothing here
         titan_utils.get_peak_flops = lambda device_name: float("inf")
+
+
+def forget_launcher_settings() -> None:
+    """torchtitan sets these variables whatever they are, and warns of what torchrun had set."""
+    for name in (
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT",
+        "TORCH_FR_BUFFER_SIZE",
+        "TORCH_FR_DUMP_TEMP_FILE",
+    ):
+        os.environ.pop(name, None)
 
 
 def save_simulated_ops() -> None:

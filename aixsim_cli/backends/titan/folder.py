@@ -50,8 +50,11 @@ def locked(folder: Path) -> Iterator[None]:
         if owner.is_file():
             logger.info("the run before this one ended early%s; its lock is void", _owner(folder))
         owner.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        yield
-        owner.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            # what is left of it tells of a run that was killed
+            owner.unlink(missing_ok=True)
     finally:
         lock.release()
 

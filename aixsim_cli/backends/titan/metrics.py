@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.metrics import LoggerContainer, MetricsProcessor, WandBLogger
 from torchtitan.distributed import ParallelDims
 
 from aixsim_cli.backends.titan.schema import PretrainConfig
+from aixsim_cli.errors import UserError
 
 logger = logging.getLogger("aixsim")
 
@@ -32,6 +33,14 @@ class RunMetrics(MetricsProcessor):
 
     def __init__(self, job_config: PretrainConfig, parallel_dims: ParallelDims) -> None:
         super().__init__(job_config, parallel_dims)
+        kept = self.logger._loggers if isinstance(self.logger, LoggerContainer) else None
+        started = kept is None or any(isinstance(one, WandBLogger) for one in kept)
+        if job_config.metrics.enable_wandb and not started:
+            # torchtitan logs the failure and trains on without
+            raise UserError(
+                "metrics.enable_wandb: got true, but W&B did not start (its reason is above); "
+                "expected `wandb login`, WANDB_MODE=offline in the environment, or false"
+            )
         self.is_main = torch.distributed.get_rank() == 0
         self.total_steps = job_config.training.steps
         self.path = Path(job_config.job.dump_folder) / METRICS_FILE

@@ -4,28 +4,74 @@ from aixsim_cli.backends.titan.model import meta_model
 from aixsim_cli.backends.titan.names import titan_sites
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.backends.titan.spec import model_args
-from aixsim_cli.config.budget import shard_degree
+from aixsim_cli.config.budget import (
+    TOLERANCE,
+    config_tokens_per_step,
+    data_ranks,
+    shard_degree,
+)
+from aixsim_cli.config.generate import Plan
 from aixsim_cli.data.tokenizer import vocab_size
-from aixsim_cli.models.flavors import find_flavor
+from aixsim_cli.models.flavors import count_parameters, find_flavor, model_vocab_size
 from aixsim_cli.transforms.apply import plan_transform
 from aixsim_cli.transforms.config import parse_transform
 
 _GIB = 2**30
 
 
-def describe(config: PretrainConfig) -> str:
-    """Memory, and the modules that the transform touches.
+def describe(config: PretrainConfig, num_ranks: int) -> str:
+    """Parameters, tokens, steps and memory of a run, and the modules that the transform touches.
 
     Args:
         config: checked.
+        num_ranks: that it would be started with.
 
     Raises:
+        UserError: the ranks cannot be divided as the config says, or the tokenizer is missing.
         ConfigError: a pattern of the transform matches nothing.
     """
-    return f"{describe_memory(config)}\n{describe_transform(config)}"
+    lines = [str(make_plan(config, num_ranks)), describe_memory(config, num_ranks)]
+    moved = describe_moved_budget(config, num_ranks)
+    return "\n".join([*lines, describe_transform(config), *([moved] if moved else [])])
 
 
-def describe_memory(config: PretrainConfig) -> str:
+def make_plan(config: PretrainConfig, num_ranks: int) -> Plan:
+    """What a config comes to, overrides included.
+
+    Raises:
+        UserError: the ranks cannot be divided as the config says, or the tokenizer is missing.
+    """
+    name, flavor = config.model.name, config.model.flavor
+    size = find_flavor(name, flavor)
+    words = model_vocab_size(name, flavor, vocab_size(config.model.hf_assets_path))
+    per_step = config_tokens_per_step(config, num_ranks)
+    return Plan(
+        parameters=count_parameters(size, words),
+        all_parameters=count_parameters(size, words, embedding=True),
+        tokens=config.training.steps * per_step,
+        tokens_per_step=per_step,
+        steps=config.training.steps,
+        warmup_steps=config.lr_scheduler.warmup_steps,
+        data_ranks=data_ranks(config, num_ranks),
+        num_ranks=num_ranks,
+    )
+
+
+def describe_moved_budget(config: PretrainConfig, num_ranks: int) -> str | None:
+    """A line for a run whose overrides left the token budget behind; None where they did not."""
+    plan, budget = make_plan(config, num_ranks), config.budget
+    if not budget.tokens:
+        return None
+    moved = abs(plan.tokens - budget.tokens) > TOLERANCE * budget.tokens
+    if not moved and plan.parameters == budget.parameters:
+        return None
+    return (
+        f"note: this trains {plan.parameters:,} parameters on {plan.tokens:,} tokens; the steps "
+        f"were worked out for {budget.parameters:,} parameters and {budget.tokens:,} tokens"
+    )
+
+
+def describe_memory(config: PretrainConfig, num_ranks: int) -> str:
     """An estimate of the memory of one rank.
 
     Weights, gradients and Adam's two moments are 16 bytes a parameter in float32, divided by the
@@ -43,7 +89,7 @@ def describe_memory(config: PretrainConfig) -> str:
     other = layout.tensor_parallel_degree
     shard = shard_degree(
         layout.data_parallel_shard_degree,
-        num_ranks=max(config.budget.num_ranks, 1),
+        num_ranks=num_ranks,
         replicate=layout.data_parallel_replicate_degree,
         other=other,
     )

@@ -22,6 +22,9 @@ device.prepare()
 from torchtitan.config import JobConfig  # noqa: E402
 
 CONVERTER_NAME = "aixsim"
+# in every checkpoint, the config it was trained with
+CONFIG_FILE = "config.yaml"
+OPTIMIZERS = ("Adam", "AdamW")
 # torchtitan imports whatever module these name
 CODE_KEYS = ("experimental.custom_import", "experimental.custom_args_module")
 
@@ -116,6 +119,7 @@ def check(config: PretrainConfig) -> list[tuple[str, str]]:
         *_check_transform(config),
         *_check_layout(config),
         *_check_checkpoint(config),
+        *_check_unused(config),
         *_check_code(config),
     ]
 
@@ -270,6 +274,31 @@ def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
         problems.append(
             ("checkpoint.folder", f"got {folder}; expected a folder inside job.dump_folder")
         )
+    return problems
+
+
+def _check_unused(config: PretrainConfig) -> list[tuple[str, str]]:
+    """Keys of torchtitan's that would do nothing here, or something else than they say."""
+    problems = []
+    if config.optimizer.name not in OPTIMIZERS:
+        got = f"got {config.optimizer.name!r}{nearest(config.optimizer.name, OPTIMIZERS)}"
+        problems.append(("optimizer.name", got))
+    if config.optimizer.early_step_in_backward:
+        reason = "weights would change before a gradient that is not finite is seen"
+        problems.append(("optimizer.early_step_in_backward", f"got true; {reason}, expected false"))
+    others = [name for name in config.model.converters if name != CONVERTER_NAME]
+    if others:
+        said = f"got {others}; expected none, `transform` says what is simulated"
+        problems.append(("model.converters", said))
+    if config.quantize != JobConfig().quantize:
+        problems.append(("quantize", "is not used here; `transform` says what is simulated"))
+    if config.fault_tolerance.enable:
+        said = "got true; torchft is not used here, expected false (see reliability)"
+        problems.append(("fault_tolerance.enable", said))
+    for key in ("enable_profiling", "enable_memory_snapshot"):
+        if getattr(config.profiling, key) and device.device_type() == "cpu":
+            said = "got true; torchtitan's profiler needs an accelerator, expected false"
+            problems.append((f"profiling.{key}", said))
     return problems
 
 

@@ -19,8 +19,7 @@ from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.backends.titan.tensor_parallel import compute_whole
 from aixsim_cli.data.loader import build_dataloader
 from aixsim_cli.data.tokenizer import resolve_tokenizer
-from aixsim_cli.errors import UserError
-from aixsim_cli.models.flavors import FLAVORS
+from aixsim_cli.models.flavors import FLAVORS, model_vocab_size
 
 
 def model_args(arch: str, flavor: str, vocab_size: int) -> TransformerModelArgs:
@@ -37,11 +36,7 @@ def model_args(arch: str, flavor: str, vocab_size: int) -> TransformerModelArgs:
     if arch == "llama3":
         args = dataclasses.replace(get_llama3_spec().model_args[flavor])  # pyright: ignore
         assert isinstance(args, TransformerModelArgs)
-        if vocab_size > args.vocab_size:
-            raise UserError(
-                f"model.flavor: llama3 {flavor} has {args.vocab_size} words; the tokenizer has "
-                f"{vocab_size}; expected a tokenizer that fits, or model.name: aixsim"
-            )
+        model_vocab_size(arch, flavor, vocab_size)
         return args
     size = FLAVORS[arch][flavor]
     return TransformerModelArgs(

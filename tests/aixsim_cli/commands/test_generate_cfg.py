@@ -29,10 +29,11 @@ def test_tutorial_command(aixsim, tmp_path):
 
 
 def test_every_option_arrives(aixsim, tmp_path):
-    path = tmp_path / "c.yaml"
+    path, text = tmp_path / "c.yaml", tmp_path / "x.txt"
+    text.write_text("Some text.")
     aixsim(
         "generate-cfg", "--model-flavor", "debug", "--model-arch", "aixsim", "--tokenizer-path",
-        "builtin", "--dataset", "local", "--dataset-path", "x.txt", "--batch-size", 3, "--seq-len",
+        "builtin", "--dataset", "local", "--dataset-path", text, "--batch-size", 3, "--seq-len",
         96, "--gradient-accumulation", 4, "--data-parallel-shard-degree", 2, "--steps", 11,
         "--learning-rate", "2e-3", "--seed", 7, "--mixed-precision-param", "float32",
         "--keep-last-k-ckpts", 0, "--transform-config", "configs/transforms/optical.yaml",
@@ -40,7 +41,7 @@ def test_every_option_arrives(aixsim, tmp_path):
     )  # fmt: skip
     config = load_config(path)
     training = config.training
-    assert (training.dataset, training.dataset_path) == ("local", "x.txt")
+    assert (training.dataset, training.dataset_path) == ("local", str(text))
     assert (training.local_batch_size, training.global_batch_size) == (3, 24)
     assert (training.seq_len, training.steps, training.mixed_precision_param) == (96, 11, "float32")
     assert (config.optimizer.lr, config.debug.seed) == (2e-3, 7)
@@ -59,6 +60,30 @@ def test_existing_file_is_kept_without_force(aixsim, tmp_path):
     assert path.read_text() == "mine"
     aixsim(*words, "--force")
     assert load_config(path).model.flavor == "debug"
+
+
+def test_it_tells_how_to_start_several_ranks(aixsim, tmp_path):
+    done = aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", "builtin",
+        "--data-parallel-replicate-degree", 2, "--save-path", tmp_path / "c.yaml",
+    )  # fmt: skip
+    assert done.stdout.endswith(f"aixsim pretrain --config {tmp_path}/c.yaml --nproc-per-node 2\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model-flavor", "debug", "--dataset", "local", "--dataset-path", "nothere"],
+         "dataset_path nothere: no such file"),
+        (["--model-arch", "llama3", "--model-flavor", "debugmodel"],
+         "llama3 debugmodel has 2048 words; the tokenizer has"),
+    ],
+)  # fmt: skip
+def test_what_a_run_would_refuse_is_not_written(aixsim, tmp_path, options, said):
+    path = tmp_path / "c.yaml"
+    words = ("generate-cfg", "--tokenizer-path", "builtin", "--save-path", path, *options)
+    assert said in aixsim(*words, code=2).stderr
+    assert not path.exists()
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(aixsim, tmp_path):

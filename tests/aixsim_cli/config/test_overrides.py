@@ -48,6 +48,7 @@ def test_a_key_alone_is_true_and_lists_are_yaml():
         (["--metrics.enable_wandd", "1"], "did you mean 'metrics.enable_wandb'?"),
         (["--verbose"], "unknown option"),
         (["stray"], "unexpected"),
+        (["--metrics.log_freq"], "--metrics.log_freq: no value; expected one after it"),
         (["--metrics.tags", "[a"], "expected a YAML value"),
     ],
 )

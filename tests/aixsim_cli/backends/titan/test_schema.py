@@ -44,6 +44,25 @@ def test_layouts_that_do_not_work(sections, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"optimizer": {"name": "Adma"}}, "optimizer.name: got 'Adma'; did you mean 'Adam'?"),
+        ({"optimizer": {"early_step_in_backward": True}}, "before a gradient that is not finite"),
+        ({"model": {"converters": ["float8"]}}, "model.converters: got ['float8']; expected none"),
+        ({"quantize": {"linear": {"float8": {"recipe_name": "rowwise"}}}}, "quantize: is not used"),
+        ({"fault_tolerance": {"enable": True}}, "fault_tolerance.enable: got true"),
+    ],
+)
+def test_keys_that_would_do_nothing(sections, said):
+    config = load_yaml(DEBUG).data
+    for section, values in sections.items():
+        config[section] = {**config.get(section, {}), **values}
+    with pytest.raises(ConfigError) as caught:
+        build_config(Document(config, "c.yaml"))
+    assert said in str(caught.value)
+
+
 def test_each_of_them_alone_is_taken():
     build_config(changed(parallelism={"tensor_parallel_degree": 2}))
     build_config(changed(compile={"enable": True}))

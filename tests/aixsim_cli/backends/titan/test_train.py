@@ -139,8 +139,42 @@ def test_without_checkpoints(aixsim, config, plain, tmp_path):
 
 def test_dry_run_starts_nothing(aixsim, config, tmp_path):
     done = pretrain(aixsim, config, tmp_path, "--dry-run")
-    assert "memory estimate" in done.stdout and "16 modules match default" in done.stdout
+    plan = ["parameters       1,", "tokens per step  64\n", "steps            3 (0 warm-up)"]
+    for part in [*plan, "tokens           192\n", "memory estimate", "16 modules match default"]:
+        assert part in done.stdout
+    assert "note:" not in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_refuses_what_the_run_would(aixsim, config, tmp_path):
+    done = pretrain(aixsim, config, tmp_path, "--dry-run", "--nproc-per-node", 2, code=2)
+    assert "2 rank(s) would train on 384 tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", [("--training.seq_len", 64), ("--training.global_batch_size", 4)]
+)
+def test_overrides_that_leave_the_budget_behind_are_noted(aixsim, config, tmp_path, option):
+    done = pretrain(aixsim, config, tmp_path, "--dry-run", *option)
+    assert "on 384 tokens; the steps were worked out for" in done.stdout
+    assert "and 192 tokens" in done.stdout
+
+
+def test_wandb_that_does_not_start_is_not_done_without(aixsim, config, tmp_path):
+    online = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path / "home")}
+    done = pretrain(aixsim, config, tmp_path / "run", "--metrics.enable_wandb", code=2, **online)
+    assert "metrics.enable_wandb: got true, but W&B did not start" in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_hugging_face_folder_is_no_checkpoint(aixsim, config, tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    start = ("--checkpoint.initial_load_path", tmp_path / "hf")
+    done = pretrain(aixsim, config, tmp_path / "run", *start, code=2)
+    assert (
+        "is a Hugging Face folder; expected a checkpoint that `aixsim convert-ckpt`" in done.stderr
+    )
 
 
 def test_wandb_offline_and_tensorboard(aixsim, config, tmp_path):

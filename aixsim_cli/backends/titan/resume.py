@@ -1,0 +1,149 @@
+"""What a resumed run may change, and what the checkpoint decides.
+
+The weights, ranges, moments and counters are the checkpoint's; the settings are the config's,
+learning rate included. The hardware has to be the same.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
+from aixsim_cli.config.load import load_yaml
+from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import hardware_name, same_hardware
+
+# what shapes the training; the layout of the ranks and what is logged do not
+_SECTIONS = ("model", "optimizer", "lr_scheduler", "training")
+# follows from the transform
+_IGNORED = ("model.converters",)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The config that a checkpoint was trained with; None where it holds none."""
+    path = folder / CONFIG_FILE
+    return load_yaml(path).data if path.is_file() else None
+
+
+def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path, step: int) -> None:
+    """Refuse to go on where the result would not be what the config says.
+
+    Args:
+        saved: the checkpoint's config.
+        config: the run's.
+        folder: the checkpoint's, for messages.
+        step: the checkpoint's.
+
+    Raises:
+        UserError: other hardware, or a checkpoint beyond the last step.
+    """
+    if not same_hardware(saved.get("transform"), config.transform):
+        before, now = hardware_name(saved.get("transform")), hardware_name(config.transform)
+        asked = "the same with other parameters" if before == now else now
+        raise UserError(
+            f"transform: {folder} was trained on {before}, this run asks for {asked}; expected "
+            "the same transform to go on, or another job.dump_folder (and "
+            "checkpoint.initial_load_path to start from its weights)"
+        )
+    if step > config.training.steps:
+        raise UserError(
+            f"training.steps: got {config.training.steps}; {folder} is beyond it; expected at "
+            "least as many, or another job.dump_folder to start anew"
+        )
+
+
+def changes(saved: Mapping[str, Any], config: PretrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of the training that differ: dotted key -> (the checkpoint's, the run's)."""
+    now = dataclasses.asdict(config)
+    found = {}
+    for section in _SECTIONS:
+        before = saved.get(section) or {}
+        for key, value in _leaves(now[section], f"{section}."):
+            old = _look_up(before, key.split(".")[1:], value)
+            if old != value and key not in _IGNORED:
+                found[key] = (old, value)
+    return found
+
+
+def reads_other_data(changed: Mapping[str, Any]) -> bool:
+    """Whether a position in the old data means nothing in the new.
+
+    Files that have moved are the same data; another data set is not.
+    """
+    return "training.dataset" in changed
+
+
+def describe(step: int, folder: Path, changed: Mapping[str, tuple[Any, Any]], last: int) -> str:
+    """A line that says from where a run goes on, and what is new.
+
+    Args:
+        step: of the checkpoint.
+        folder: of the checkpoint.
+        changed: from `changes`.
+        last: the run's number of steps.
+    """
+    line = f"resumed from {folder}"
+    if step == last:
+        line = f"{folder} has all {last} steps; nothing to train"
+    if changed:
+        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+        line += f"; changed since: {listed}"
+    if reads_other_data(changed):
+        line += "; the new data are read from their start"
+    return line
+
+
+def hyperparameters(optimizers: Sequence[Optimizer]) -> list[list[dict[str, Any]]]:
+    """The settings of each group of each optimizer."""
+    return [
+        [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+
+
+def set_hyperparameters(
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[LambdaLR],
+    settings: list[list[dict[str, Any]]],
+) -> None:
+    """Put a config's settings back after a checkpoint was loaded, which brought its own.
+
+    The learning rate becomes what the config's schedule says at the checkpoint's step; where
+    nothing was changed it is the very number that was loaded.
+
+    Args:
+        optimizers: after loading.
+        schedulers: of them, after loading.
+        settings: `hyperparameters` from before.
+    """
+    for optimizer, groups in zip(optimizers, settings, strict=True):
+        for group, values in zip(optimizer.param_groups, groups, strict=True):
+            group.update(values)
+    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+        groups = optimizer.param_groups
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        for group, base, factor in zip(
+            groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in groups]
+
+
+def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _look_up(section: Any, keys: list[str], default: Any) -> Any:
+    for key in keys:
+        if not isinstance(section, Mapping) or key not in section:
+            return default
+        section = section[key]
+    return section
