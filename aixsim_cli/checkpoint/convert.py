@@ -14,13 +14,26 @@ from torchtitan.models.llama3.model.args import TransformerModelArgs
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from aixsim_cli.backends.hf.folder import Form, load_model, ranges_of, write_model
+from aixsim_cli.backends.hf.folder import (
+    Form,
+    load_model,
+    ranges_of,
+    saved_transform,
+    write_model,
+)
 from aixsim_cli.backends.titan.model import build_model as build_titan_model
 from aixsim_cli.backends.titan.model import check_shapes, meta_model
 from aixsim_cli.backends.titan.names import StateDictAdapter
+from aixsim_cli.backends.titan.schema import (
+    CONFIG_FILE,
+    PretrainConfig,
+    build_config,
+    dump_config,
+)
 from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
+from aixsim_cli.config.load import Document
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.manifest import is_complete, write_manifest
@@ -120,6 +133,8 @@ def as_hf_model(
 def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: bool) -> float:
     """Write a Hugging Face model as a torchtitan checkpoint that `pretrain` can start from.
 
+    Its config.yaml names model, tokenizer and hardware, so that it can be evaluated and converted.
+
     Args:
         arch: architecture, "aixsim" or "llama3".
         flavor: within the architecture.
@@ -147,8 +162,25 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         simulated, _ = load_model(source, dtype=torch.float32)
         state_dict |= adapter.from_hf(ranges_of(simulated))
         check_shapes(meta_model(args), state_dict)
+        dump_config(_config_of(arch, flavor, source, simulated), folder / CONFIG_FILE)
         write_checkpoint(state_dict, folder)
         return _check_logits(args, read_checkpoint(folder).state_dict, model)
+
+
+def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> PretrainConfig:
+    """What a Hugging Face folder says of a run: model, tokenizer, length and hardware."""
+    local = Path(source).is_dir()
+    sections: dict[str, Any] = {
+        "model": {
+            "name": arch,
+            "flavor": flavor,
+            "hf_assets_path": str(Path(source).resolve()) if local else source,
+        },
+        # the folder does not say on what it was trained
+        "training": {"seq_len": model.config.max_position_embeddings, "dataset": "builtin"},
+        "transform": saved_transform(model),
+    }
+    return build_config(Document(sections, source))
 
 
 def load_llama(source: str) -> LlamaForCausalLM:

@@ -41,7 +41,8 @@ def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path,
     Raises:
         UserError: other hardware, or a checkpoint beyond the last step.
     """
-    if not same_hardware(saved.get("transform"), config.transform):
+    # step 0 is a model to start from, on whatever hardware
+    if step > 0 and not same_hardware(saved.get("transform"), config.transform):
         before, now = hardware_name(saved.get("transform")), hardware_name(config.transform)
         asked = "the same with other parameters" if before == now else now
         raise UserError(

@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aixsim_cli.backends.titan import device
 
 device.prepare()
 
+from aixsim_cli.backends.hf.folder import ranges_of, write_model  # noqa: E402
 from aixsim_cli.backends.titan.model import build_model, meta_model  # noqa: E402
 from aixsim_cli.backends.titan.names import StateDictAdapter  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
@@ -19,6 +20,7 @@ from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa:
 from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size  # noqa: E402
 from aixsim_cli.errors import RunError, UserError  # noqa: E402
 from aixsim_cli.models.flavors import FLAVORS  # noqa: E402
+from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
 VOCAB = vocab_size("builtin")
 SEQ_LEN = 256
@@ -96,6 +98,30 @@ def test_there_and_back_is_exact(checkpoint, tmp_path):
     back = read_checkpoint(tmp_path / "back").state_dict
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+def test_the_way_back_keeps_hardware_ranges_and_length(checkpoint, tmp_path):
+    tokens = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    transform = {"transform": "optical", "fc": {"q_levels": 64}}
+    config = parse_transform(transform, source="here")
+    model, _ = convert.as_hf_model(
+        "aixsim", "debug", read_checkpoint(checkpoint[0]), tokens, config
+    )
+    for index, module in enumerate(model.transform_state.modules.values()):
+        module.ranges.copy_(torch.tensor([[-1.0 - index, 2.0 + index]]).expand(3, 2))
+    write_model(model, tmp_path / "hf")
+    tokens.save_pretrained(tmp_path / "hf")
+    convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), tmp_path / "back", force=False)
+    back = read_checkpoint(tmp_path / "back")
+    assert back.config is not None and back.config.transform == transform
+    assert back.config.training.seq_len == model.config.max_position_embeddings
+    to_hf(tmp_path / "back", tmp_path / "again", tokenizer=None)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert again.config.quantization_config.transform == transform
+    assert again.config.max_position_embeddings == model.config.max_position_embeddings
+    before, after = ranges_of(model), ranges_of(again)
+    assert before.keys() == after.keys() and len(before) > 10
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_existing_target_is_kept_without_force(checkpoint, tmp_path):
