@@ -21,6 +21,8 @@ from aixsim_cli.errors import RunError, UserError
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # the boxes of rich cut long names off on a narrow terminal
+    rich_markup_mode=None,
     # --model_flavor is --model-flavor, everywhere
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )

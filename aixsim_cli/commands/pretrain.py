@@ -24,9 +24,12 @@ def pretrain(
     ] = 0,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and start nothing.")] = False,
 ) -> None:
-    """Pretrain a model. Any key of the config can be overridden: --training.steps 20.
+    """Pretrain a model.
 
+    Any key of the config file can be overridden by its dotted name: --training.steps 20.
     Runs alone, with --nproc-per-node, or under a launcher:
+
+    \b
     torchrun --nproc-per-node 2 --no-python aixsim pretrain --config …
     """
     from aixsim_cli.backends.titan import launch, schema
