@@ -1,5 +1,6 @@
 """Start ranks: this process alone, or elastic workers of our own."""
 
+import logging
 import os
 import sys
 import time
@@ -70,6 +71,11 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     # torch 2.13 keeps one store over all restarts, where ranks find the dead ones' addresses
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if max_restarts == 0:
+        # what they say of a rank's end is said below, in a line
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
+            logging.CRITICAL
+        )
     command = [sys.executable, "-u", "-m", "aixsim_cli", *sys.argv[1:]]
     try:
         elastic_launch(settings, command[0])(*command[1:])
