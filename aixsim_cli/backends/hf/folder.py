@@ -86,12 +86,10 @@ def load_model(
     """
     try:
         config = AutoConfig.from_pretrained(source, **_of_config(options))
-        own = getattr(config, "quantization_config", None)
+        own: Any = getattr(config, "quantization_config", None)
         is_ours = own is not None and own.get("quant_method") == METHOD
-        if own is not None and is_ours and digital:
-            own["dequantize"] = True
-        elif is_ours and transform is not None:
-            config.quantization_config = AixsimConfig(transform.mapping).to_dict()
+        if is_ours and (digital or transform is not None):
+            config.quantization_config = _other_hardware(source, own, transform).to_dict()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, output_loading_info=True, **options
         )
@@ -102,8 +100,7 @@ def load_model(
     if lost:
         # transformers fills them with random numbers
         raise UserError(
-            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole "
-            "model (a checkpoint within a low-rank run loads with its own transform alone)"
+            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole model"
         )
     if is_ours or digital:
         return model, is_ours and not digital
@@ -128,6 +125,25 @@ def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
 def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The ranges of a simulated model: name -> float32 (n, 2)."""
     return {k: v for k, v in model.state_dict().items() if k.endswith(".ranges")}
+
+
+def _other_hardware(
+    source: str, own: dict[str, Any], transform: TransformConfig | None
+) -> AixsimConfig:
+    """What a simulated folder is loaded with in place of its own; None = digitally."""
+    saved: Any = AixsimConfig.from_dict(own)
+    trained = parse_transform(saved.transform, source=source)
+    if transform is not None and transform.transforms == trained.transforms:
+        return saved
+    if trained.uses_lora:
+        raise UserError(
+            f"{source}: a checkpoint within a low-rank run, its updates not merged yet: it loads "
+            "with its own transform alone; expected the folder that the run saved at its end"
+        )
+    if transform is not None:
+        return AixsimConfig(transform.mapping)
+    saved.dequantize = True
+    return saved
 
 
 def _make_plain(folder: Path, transform: dict[str, Any]) -> None:

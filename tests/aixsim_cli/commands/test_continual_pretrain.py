@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,13 @@ from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
 OPTICAL = "configs/transforms/optical.yaml"
+
+
+def load_config(path):
+    return parse_transform(load_transform_file(path), source=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +188,13 @@ def train_in_process(model_folder, tmp_path, monkeypatch):
     """Train two optical steps; the losses."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    def run(output, dataset, *flags):
+    def run(output, dataset, *flags, transform=OPTICAL):
+        hardware = [] if transform is None else ["--transform_config", transform]
         words = [
             "--model_name_or_path", model_folder, "--dataset_name", dataset, "--do_train",
             "--max_steps", 2, "--block_size", 32, "--per_device_train_batch_size", 4,
             "--logging_steps", 1, "--report_to", "none", "--save_strategy", "no",
-            "--transform_config", OPTICAL, "--output_dir", output, *flags,
+            "--output_dir", output, *hardware, *flags,
         ]  # fmt: skip
         continual_pretrain(parse_arguments([str(word) for word in words]))
         return [record["loss"] for record in history(output) if "loss" in record]
@@ -327,8 +334,8 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
     )
     output = tmp_path / "o"
     train_in_process(
-        output, dataset_folder, "--transform_config", transform, "--save_strategy", "steps",
-        "--save_steps", 2, "--learning_rate", "1e-2",
+        output, dataset_folder, "--save_strategy", "steps", "--save_steps", 2,
+        "--learning_rate", "1e-2", transform=transform,
     )  # fmt: skip
     saved = json.loads((output / "config.json").read_text())["quantization_config"]["transform"]
     assert saved["transform"] == paradigm and "lora" not in saved
@@ -348,5 +355,39 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
             found.append(model(tokens).logits)
     if paradigm == "optical":
         assert torch.allclose(found[0], found[1], atol=1e-4)
-    with pytest.raises(UserError, match="lacks 14 weights"):
-        load_model(str(output / "checkpoint-2"), digital=True)
+    apart = str(output / "checkpoint-2")
+    for other in ({"digital": True}, {"transform": load_config(OPTICAL)}):
+        with pytest.raises(UserError, match=r"checkpoint within a low-rank run.* own transform"):
+            load_model(apart, **other)
+    # trained on, it is the updates that move, whether its hardware is named again or not
+    for flags in ([], ["--transform_config", transform]):
+        further = tmp_path / f"further-{len(flags)}"
+        train_in_process(
+            further, dataset_folder, "--model_name_or_path", apart, *flags, transform=None
+        )
+        final = load_file(further / "model.safetensors")
+        assert all(torch.equal(before[name], final[name]) for name in frozen)
+        assert all(not torch.equal(after[name], final[name]) for name in weights)
+
+
+@pytest.mark.parametrize("form", [[], ["--strict"], ["--plain"]], ids=["aixsim", "strict", "plain"])
+def test_low_rank_updates_of_a_simulated_model(train_in_process, dataset_folder, tmp_path, form):
+    optical = tmp_path / "optical"
+    train_in_process(optical, dataset_folder, *form)
+    before = load_file(optical / "model.safetensors")
+    same = tmp_path / "t.yaml"
+    same.write_text(Path(OPTICAL).read_text() + "lora: {r: 4, alpha: 8}\n")
+    for transform in (same, "configs/transforms/bitflip-lora.yaml"):
+        output = tmp_path / Path(transform).stem
+        train_in_process(
+            output, dataset_folder, "--model_name_or_path", optical, "--learning_rate", "1e-2",
+            transform=transform,
+        )  # fmt: skip
+        after = load_file(output / "model.safetensors")
+        weights = {name for name in before if name.endswith("_proj.weight")}
+        frozen = {name for name in before if name.endswith(".weight")} - weights
+        assert weights and all(not torch.equal(before[name], after[name]) for name in weights)
+        assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+        # an evaluation takes the hardware of the file, and no update
+        model, _ = load_model(str(optical), transform=load_config(transform))
+        assert not [name for name in model.state_dict() if "parametrizations" in name]
