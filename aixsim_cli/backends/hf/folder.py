@@ -86,8 +86,8 @@ def load_model(
     """
     try:
         config = AutoConfig.from_pretrained(source, **_of_config(options))
-        own: Any = getattr(config, "quantization_config", None)
-        is_ours = own is not None and own.get("quant_method") == METHOD
+        own = getattr(config, "quantization_config", None) or {}
+        is_ours = own.get("quant_method") == METHOD
         if is_ours and (digital or transform is not None):
             config.quantization_config = _other_hardware(source, own, transform).to_dict()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -120,6 +120,17 @@ def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
     """The transform config of a simulated model; None for a digital one."""
     config = getattr(model.config, "quantization_config", None)
     return config.transform if isinstance(config, AixsimConfig) else None
+
+
+def transform_in(folder: Path) -> dict[str, Any] | None:
+    """The transform config in a folder's config.json; None for a digital one, and for none."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = config.get("quantization_config") or {}
+    if own.get("quant_method") != METHOD:
+        return None
+    saved: Any = AixsimConfig.from_dict(own)
+    return saved.transform
 
 
 def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:

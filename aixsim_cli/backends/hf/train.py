@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def continual_pretrain(arguments: Arguments) -> Result:
     transform = _transform(arguments)
     tokenizer = _tokenizer(arguments)
     model = _model(arguments.model, transform, len(tokenizer))
+    if resume_from is not None:
+        _check_hardware(Path(resume_from), model)
     block_size = _block_size(arguments, model)
     set_steps_and_batch(arguments, _parameters(model), block_size)
     blocks = load_blocks(arguments, tokenizer, block_size)
@@ -263,6 +265,42 @@ def _checkpoint(arguments: Arguments) -> str | None:
             "expected a new folder, or --resume_from_checkpoint true"
         )
     return None
+
+
+def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Trainer loads of a checkpoint what fits the model, and begins the rest anew."""
+    saved, asked = (
+        None if mapping is None else parse_transform(mapping, source=str(checkpoint))
+        for mapping in (hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model))
+    )
+    if (saved.transforms if saved else None) == (asked.transforms if asked else None):
+        return
+    raise UserError(
+        f"--resume_from_checkpoint: {checkpoint} is of a run on {_hardware(saved, asked)}, and "
+        f"this run is on {_hardware(asked, saved)}; expected the hardware that the run began with "
+        "(--transform_config), or a new --output_dir"
+    )
+
+
+def _hardware(config: TransformConfig | None, other: TransformConfig | None) -> str:
+    """In words; where both are of one kind, what the other has not."""
+    if config is None:
+        return "no simulated hardware"
+    if other is None or other.name != config.name:
+        return config.name
+    settings, others = _settings(config), _settings(other)
+    differing = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
+    return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
+
+
+def _settings(config: TransformConfig) -> dict[str, str]:
+    settings = {}
+    for transform in config.transforms:
+        settings["lora"] = str(transform.lora and asdict(transform.lora))
+        for rule in transform.rules:
+            values = {"": None} if rule.params is None else asdict(rule.params)
+            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
+    return settings
 
 
 def _log_on_main(training: Any) -> None:

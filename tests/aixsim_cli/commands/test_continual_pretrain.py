@@ -21,6 +21,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
 OPTICAL = "configs/transforms/optical.yaml"
+BITFLIP = "configs/transforms/bitflip-fc.yaml"
 
 
 def load_config(path):
@@ -118,6 +119,50 @@ def test_resume_is_exact(whole, train, tmp_path):
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     losses = [[r["loss"] for r in history(f) if "loss" in r] for f in (output, tmp_path / "again")]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("began", "goes_on", "message"),
+    [
+        (OPTICAL, None, "run on optical, and this run is on no simulated hardware; expected"),
+        (OPTICAL, BITFLIP, "run on optical, and this run is on bitflip;"),
+        (
+            OPTICAL,
+            "other.yaml",
+            "on optical (default: q_levels 256), and this run is on optical (d",
+        ),
+        (OPTICAL, "lora.yaml", "on optical (lora None), and this run is on optical (lora {'r': 4"),
+        (None, OPTICAL, "run on no simulated hardware, and this run is on optical;"),
+        (OPTICAL, "same.yaml", None),
+        ("lora.yaml", "lora.yaml", None),
+    ],
+)
+def test_resuming_takes_the_same_hardware(
+    train_in_process, dataset_folder, tmp_path, monkeypatch, began, goes_on, message
+):
+    optical = Path(OPTICAL).read_text()
+    for name, text in {
+        "other.yaml": optical.replace("q_levels: 256", "q_levels: 16"),
+        "lora.yaml": optical + "lora: {r: 4, alpha: 8}\n",
+        "same.yaml": "use_regex: true\nlayer_name_to_config: {default: {q_smooth_factor: 0.9}}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    output, save = tmp_path / "o", ("--save_strategy", "steps", "--save_steps", 1)
+
+    def train(transform, *flags):
+        path = tmp_path / transform if transform in os.listdir(tmp_path) else transform
+        return train_in_process(output, dataset_folder, *save, *flags, transform=path)
+
+    train(began, "--max_steps", 1)
+    resumed = ("--max_steps", 2, "--resume_from_checkpoint", "true")
+    if message is None:
+        assert len(train(goes_on, *resumed)) == 2
+        return
+    saved = (output / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        train(goes_on, *resumed)
+    assert f"{output}/checkpoint-1" in str(caught.value) and "\n" not in str(caught.value)
+    assert (output / "model.safetensors").read_bytes() == saved
 
 
 def test_accumulated_batches_are_one_large_batch(train, tmp_path):
