@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.manifest import verify_if_listed, write_manifest
+from aixsim_cli.signals import EXIT_CODES
 from aixsim_cli.transforms.config import (
     TransformConfig,
     load_transform_file,
@@ -62,6 +64,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     Raises:
         UserError: a model, text or setting that cannot be used.
         RunError: the loss or the weights stopped being finite.
+        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
     """
     training = arguments.training
     _log_on_main(training)
@@ -86,7 +89,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     )
     metrics: dict[str, float] = {}
     if training.do_train:
-        metrics |= trainer.train(resume_from_checkpoint=resume_from).metrics
+        metrics |= _train(trainer, resume_from)
     if training.do_eval:
         found = trainer.evaluate()
         # not clipped: a perplexity beyond what a float holds is infinite
@@ -96,6 +99,23 @@ def continual_pretrain(arguments: Arguments) -> Result:
     if not training.do_train:
         return Result(None, metrics)
     return Result(_save(trainer, arguments, metrics), metrics)
+
+
+def _train(trainer: SimulationTrainer, resume_from: str | None) -> dict[str, float]:
+    stop = trainer.stop
+    with stop.signals:
+        metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    if not stop.stopped_by:
+        return metrics
+    logger.info(
+        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; the same command with "
+        "--resume_from_checkpoint true goes on from there",
+        signal.Signals(stop.stopped_by).name,
+        trainer.state.global_step,
+        trainer.args.output_dir,
+        trainer.state.global_step,
+    )
+    raise SystemExit(EXIT_CODES[stop.stopped_by])
 
 
 def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, float]) -> Path:
