@@ -126,6 +126,7 @@ def test_a_signal_writes_a_checkpoint(aixsim, folder, tmp_path, name, ranks):
     assert checkpoint.name == f"checkpoint-{stopped}" and stopped < steps
     expected = f"stopped by {name} after step {stopped}, checkpoint {checkpoint}; the same command"
     assert said.read_text().count(expected) == 1
+    assert "find_unused_parameters" not in said.read_text()
     if (name, ranks) != ("SIGTERM", 1):
         return
     aixsim(*command, output, "--resume_from_checkpoint", "true", **environment)

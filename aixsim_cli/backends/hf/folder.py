@@ -84,8 +84,8 @@ def load_model(
         UserError: it cannot be loaded.
         ConfigError: the transform does not fit.
     """
+    config = load_config(source, **options)
     try:
-        config = AutoConfig.from_pretrained(source, **_of_config(options))
         own = getattr(config, "quantization_config", None) or {}
         is_ours = own.get("quant_method") == METHOD
         if is_ours and (digital or transform is not None):
@@ -114,6 +114,23 @@ def load_model(
     own_names = model.state_dict().keys()
     model.load_state_dict({k: v for k, v in ranges.items() if k in own_names}, strict=False)
     return model, beside is not None
+
+
+def load_config(source: str, **options: Any) -> Any:
+    """A model's config.json as transformers reads it.
+
+    Args:
+        source: folder or hub name.
+        options: as of `load_model`.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    shared = ("revision", "token", "trust_remote_code", "cache_dir")
+    try:
+        return AutoConfig.from_pretrained(source, **{k: options[k] for k in shared if k in options})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_not_loaded(source, error)) from error
 
 
 def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -203,11 +220,6 @@ def _complete_config(path: Path) -> None:
         config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     config["torch_dtype"] = config.get("dtype") or str(torch.float32).removeprefix("torch.")
     _write_json(path, config)
-
-
-def _of_config(options: dict[str, Any]) -> dict[str, Any]:
-    shared = ("revision", "token", "trust_remote_code", "cache_dir")
-    return {key: options[key] for key in shared if key in options}
 
 
 def _not_loaded(source: str, error: Exception) -> str:

@@ -12,7 +12,6 @@ import torch
 import transformers
 from huggingface_hub import upload_folder
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -30,8 +29,9 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.manifest import verify_if_listed, write_manifest
+from aixsim_cli.manifest import write_manifest
 from aixsim_cli.signals import EXIT_CODES
+from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,
     load_transform_file,
@@ -71,6 +71,8 @@ def continual_pretrain(arguments: Arguments) -> Result:
     resume_from = _checkpoint(arguments)
     set_seed(training.seed)
     transform = _transform(arguments)
+    # before the tokenizer, which would be looked for in the same place
+    _check_source(arguments.model)
     tokenizer = _tokenizer(arguments)
     model = _model(arguments.model, transform, len(tokenizer))
     if resume_from is not None:
@@ -199,14 +201,7 @@ def _model(
         if transform is not None:
             transform_hf_model(model, transform)
     else:
-        verify_if_listed(arguments.model_name_or_path)
-        options: dict[str, Any] = {
-            "dtype": arguments.dtype or "float32",
-            "cache_dir": arguments.cache_dir,
-            "revision": arguments.model_revision,
-            "token": arguments.token,
-            "trust_remote_code": arguments.trust_remote_code,
-        }
+        options: dict[str, Any] = _of_hub(arguments) | {"dtype": arguments.dtype or "float32"}
         if arguments.attn_implementation is not None:
             options["attn_implementation"] = arguments.attn_implementation
         model, _ = hf_folder.load_model(
@@ -228,19 +223,29 @@ def _model(
     return model
 
 
+def _check_source(arguments: ModelArguments) -> None:
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    check_hf_source(name)
+    hf_folder.load_config(name, **_of_hub(arguments))
+
+
+def _of_hub(arguments: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": arguments.cache_dir,
+        "revision": arguments.model_revision,
+        "token": arguments.token,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+
+
 def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
+    config = hf_folder.load_config(str(arguments.config_name), **_of_hub(arguments))
     try:
-        config = AutoConfig.from_pretrained(
-            str(arguments.config_name),
-            cache_dir=arguments.cache_dir,
-            token=arguments.token,
-            trust_remote_code=arguments.trust_remote_code,
-        )
         if arguments.config_overrides:
             config.update_from_string(arguments.config_overrides)
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"--config_name {arguments.config_name}: {first}") from error
+        raise UserError(f"--config_overrides {arguments.config_overrides}: {first}") from error
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
     config.vocab_size = max(config.vocab_size, tokens)

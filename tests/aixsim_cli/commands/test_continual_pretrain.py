@@ -302,7 +302,6 @@ def test_an_output_folder_is_not_trained_over(whole, train):
     ("flags", "message"),
     [
         (["--transform_config", "nowhere.yaml"], "nowhere.yaml: no such transform config"),
-        (["--model_name_or_path", "./nowhere"], "./nowhere: no such folder"),
         (["--train_file", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--block_size", "65"], "the model's longest sequence is 64"),
         (["--block_size", "64", "--train_file", "README.md"], "cannot read this format"),
@@ -326,7 +325,32 @@ def test_mistakes(model_folder, texts, tmp_path, monkeypatch, flags, message):
 def test_a_hub_that_is_out_of_reach(train, tmp_path):
     # in a process of its own: the hub's library reads HF_HUB_OFFLINE when it is imported
     done = train(tmp_path / "o", "--model_name_or_path", "nobody/nothing", code=2)
-    assert "tokenizer nobody/nothing: cannot be loaded" in done.stderr
+    expected = "aixsim: error: nobody/nothing: no such folder, and not loaded from the hub"
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--config_name"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "./nowhere: no such folder"),
+        ("docs/nowhere", "docs/nowhere: no such folder"),
+        ("a/b/c", "a/b/c: no such folder"),
+        (
+            "step-30",
+            "step-30: a torchtitan checkpoint; expected a Hugging Face folder or hub name: ",
+        ),
+        ("run", "did you mean"),
+    ],
+)
+def test_what_is_no_model(texts, tmp_path, flag, name, message):
+    for folder in ("step-30", "run/checkpoint/step-30"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ".metadata").touch()
+    model = name if "/" in name else tmp_path / name
+    words = [flag, model, "--train_file", texts / "train.txt", "--do_train", "--output_dir", "o"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        continual_pretrain(parse_arguments([str(word) for word in words]))
 
 
 def test_help_lists_all_flags(aixsim):
