@@ -68,9 +68,9 @@ def _train(rate: float, folder: Path, flags: list[str]) -> float:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         print(lines[-1], file=sys.stderr)
-        if done.returncode == 2:
-            # a mistake in the flags, not a run that diverged
-            sys.exit(2)
+        if done.returncode in (2, 75, 130):
+            # a mistake in the flags, or a signal: not a run that diverged
+            sys.exit(done.returncode)
         raise TrialFailed(lines[-1])
     return json.loads((folder / "eval_results.json").read_text())["eval_loss"]
 

@@ -26,9 +26,9 @@ def convert_ckpt(
 
     The result's logits are compared with the source's before it gets its name.
     """
-    from aixsim_cli.checkpoint.source import SourceKind, find_source
     from aixsim_cli.errors import UserError
     from aixsim_cli.models.flavors import find_flavor
+    from aixsim_cli.source import SourceKind, find_source
 
     find_flavor(model_arch, model_flavor)
     if strict and plain:

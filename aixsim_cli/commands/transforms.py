@@ -97,8 +97,10 @@ def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
     import transformers
 
     from aixsim_cli.backends.hf.apply import hf_sites
+    from aixsim_cli.source import check_hf_source
     from aixsim_cli.transforms.apply import plan_transform
 
+    check_hf_source(source)
     try:
         settings: Any = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -17,9 +17,9 @@ from aixsim_cli.backends.titan.model import build_model
 from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
 from aixsim_cli.checkpoint.dcp import read_checkpoint
-from aixsim_cli.checkpoint.source import SourceKind, find_source
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
+from aixsim_cli.source import SourceKind, find_source
 from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
 from aixsim_cli.transforms.state import TransformState, state_of
 

@@ -15,7 +15,7 @@ mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modu
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Transform:
         rules: in order of precedence.
         use_regex: whether patterns are regular expressions.
         lora: the low-rank update to train; None = the weights themselves.
-        source: the file, and the place in it, for messages.
+        source: the file, and the place in it, for messages; no part of what it is.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Transform:
     rules: tuple[Rule, ...]
     use_regex: bool
     lora: Lora | None
-    source: str
+    source: str = field(compare=False)
 
     @cached_property
     def _patterns(self) -> dict[str, "regex.Pattern[str]"]:

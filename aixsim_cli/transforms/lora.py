@@ -54,7 +54,8 @@ def add_lora(model: nn.Module) -> list[str]:
     """Freeze a model and give the simulated linears the updates that its config asks for.
 
     The model computes what it computed before, as B is zero. Its state dict names a weight
-    `<module>.parametrizations.weight.original`, until `merge_lora`.
+    `<module>.parametrizations.weight.original`, until `merge_lora`. A linear that has its update
+    already, from a checkpoint within a run, keeps it.
 
     Args:
         model: with its transform applied and its weights in place; or digital.
@@ -67,8 +68,9 @@ def add_lora(model: nn.Module) -> list[str]:
     """
     state = getattr(model, "transform_state", None)
     wanted: dict[str, Lora] = {} if state is None else state.lora
+    loaded = {name: u for name in wanted if (u := _updated(model.get_submodule(name))) is not None}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
-    for name in wanted:
+    for name in wanted.keys() - loaded.keys():
         if uses[id(model.get_submodule(name)._parameters["weight"])] > 1:
             raise UserError(
                 f"lora: {name}: its weight is another module's too, which an update would change; "
@@ -78,6 +80,9 @@ def add_lora(model: nn.Module) -> list[str]:
         model.requires_grad_(False)
     for name, lora in wanted.items():
         module = model.get_submodule(name)
+        if name in loaded:
+            loaded[name][0].requires_grad_(True)
+            continue
         update = LowRankUpdate(module, lora, name)
         if update.transposed:
             # the update does what the class that shows the weight transposed did
@@ -103,10 +108,10 @@ def merge_lora(model: nn.Module) -> list[str]:
     """
     merged = []
     for name, module in model.named_modules():
-        lists = getattr(module, "parametrizations", {})
-        if "weight" not in lists or not isinstance(lists["weight"][0], LowRankUpdate):
+        updated = _updated(module)
+        if updated is None:
             continue
-        update, stored = lists["weight"][0], lists["weight"].original
+        update, stored = updated[0], updated.original
         weight = update(stored)
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
         stored.copy_(weight.T if update.transposed else weight)
@@ -116,3 +121,11 @@ def merge_lora(model: nn.Module) -> list[str]:
     if merged:
         model.requires_grad_(True)
     return merged
+
+
+def _updated(module: nn.Module) -> Any:
+    """The stored weight and its update, a `ParametrizationList`; None without an update."""
+    lists: Any = getattr(module, "parametrizations", {})
+    if "weight" not in lists:
+        return None
+    return lists["weight"] if isinstance(lists["weight"][0], LowRankUpdate) else None

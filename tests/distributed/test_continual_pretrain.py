@@ -1,6 +1,11 @@
 """Two ranks of HF's Trainer train the model that one rank trains on the same global batch."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,8 +18,8 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def runs(aixsim, tmp_path_factory):
-    """(hardware, ranks) -> (logged records, final tensors)."""
+def folder(tmp_path_factory):
+    """A tiny model, and hardware with and without noise."""
     folder = tmp_path_factory.mktemp("ddp")
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -26,11 +31,21 @@ def runs(aixsim, tmp_path_factory):
     for name, noise in (("optical", "false"), ("noisy", "true")):
         text = f"layer_name_to_config:\n  default: {{q_noise: {noise}}}\n"
         (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def launcher(ranks):
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return command if ranks > 1 else []
+
+
+@pytest.fixture(scope="module")
+def runs(aixsim, folder):
+    """(hardware, ranks) -> (logged records, final tensors)."""
     results = {}
     for hardware in ("digital", "optical", "noisy"):
         for ranks in (1, 2):
             output = folder / f"{hardware}-{ranks}"
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
             transform = ["--transform_config", folder / f"{hardware}.yaml"]
             aixsim(
                 "continual-pretrain", "--model_name_or_path", folder / "model", "--dataset_name",
@@ -39,7 +54,7 @@ def runs(aixsim, tmp_path_factory):
                 "--logging_steps", 1, "--learning_rate", "1e-3", "--max_grad_norm", "1e9",
                 "--report_to", "none", "--output_dir", output,
                 *(transform if hardware != "digital" else []),
-                launcher=launcher if ranks > 1 else (),
+                launcher=launcher(ranks),
                 HF_DATASETS_CACHE=str(folder / "cache"),
             )  # fmt: skip
             state = json.loads((output / "trainer_state.json").read_text())
@@ -72,3 +87,49 @@ def test_noise_differs_between_ranks(runs):
     one, two = runs["noisy", 1][0], runs["noisy", 2][0]
     assert one[0]["loss"] != two[0]["loss"]
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("SIGTERM", 1), ("SIGINT", 1), ("SIGTERM", 2)])
+def test_a_signal_writes_a_checkpoint(aixsim, folder, tmp_path, name, ranks):
+    steps, output, said = 40, tmp_path / "o", tmp_path / "said"
+    command = [
+        "continual-pretrain", "--model_name_or_path", folder / "model", "--dataset_name", "builtin",
+        "--do_train", "--max_train_samples", 128, "--block_size", 32, "--max_steps", steps,
+        "--per_device_train_batch_size", 4, "--logging_steps", 1, "--report_to", "none",
+        "--disable_tqdm", "true", "--save_strategy", "no", "--transform_config",
+        folder / "noisy.yaml", "--output_dir",
+    ]  # fmt: skip
+    environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
+    with said.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, *launcher(ranks), "-m", "aixsim_cli", *map(str, [*command, output])],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            # what starts the tests in the background may have SIGINT ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    try:
+        deadline = time.monotonic() + 200
+        while said.read_text().count("'loss'") < 2:
+            assert run.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.01)
+        run.send_signal(getattr(signal, name))
+        # torch's launcher has a code of its own
+        expected = {"SIGTERM": 75, "SIGINT": 130}[name] if ranks == 1 else 1
+        assert run.wait(timeout=100) == expected, said.read_text()
+    finally:
+        run.kill()
+    (checkpoint,) = output.iterdir()
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    stopped = state["global_step"]
+    assert checkpoint.name == f"checkpoint-{stopped}" and stopped < steps
+    expected = f"stopped by {name} after step {stopped}, checkpoint {checkpoint}; the same command"
+    assert said.read_text().count(expected) == 1
+    assert "find_unused_parameters" not in said.read_text()
+    if (name, ranks) != ("SIGTERM", 1):
+        return
+    aixsim(*command, output, "--resume_from_checkpoint", "true", **environment)
+    aixsim(*command, tmp_path / "whole", **environment)
+    found, whole = (load_file(f / "model.safetensors") for f in (output, tmp_path / "whole"))
+    assert all(torch.equal(found[key], whole[key]) for key in whole)

@@ -25,11 +25,11 @@ from aixsim_cli.backends.titan.storage import (  # noqa: E402
     CheckpointWriter,
 )
 from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
-from aixsim_cli.checkpoint.source import find_source  # noqa: E402
 from aixsim_cli.data.resume import _PlainUnpickler  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.manifest import MANIFEST_FILE, verify, write_manifest  # noqa: E402
+from aixsim_cli.source import find_source  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -124,7 +123,7 @@ def parse_arguments(words: list[str]) -> Arguments:
     if flags:
         raise ConfigError([f"{w}: unknown flag{nearest(_key(w), known)}" for w in flags])
     arguments = Arguments(model, data, simulation, training, tuple(words))
-    _check(arguments)
+    _check(arguments, given={_key(word) for word in spelled if word.startswith("--")})
     return arguments
 
 
@@ -138,6 +137,8 @@ def _make_parser() -> _Parser:
     )
     # a NaN must be seen: transformers would log the average of earlier losses in its place
     parser.set_defaults(logging_nan_inf_filter=False)
+    # every parameter of a causal model is used; looking for others costs time and a warning a rank
+    parser.set_defaults(ddp_find_unused_parameters=False)
     # accelerate connects ranks without an accelerator only when it is told that they have none
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
@@ -205,7 +206,7 @@ def _expand_config(words: list[str], known: set[str]) -> list[str]:
     return expanded + rest
 
 
-def _check(arguments: Arguments) -> None:
+def _check(arguments: Arguments, given: set[str]) -> None:
     model, data, simulation = arguments.model, arguments.data, arguments.simulation
     problems = []
     if not (arguments.training.do_train or arguments.training.do_eval):
@@ -233,10 +234,8 @@ def _check(arguments: Arguments) -> None:
     endless = arguments.training.max_steps <= 0 and simulation.token_num_scale is None
     if data.streaming and arguments.training.do_train and endless:
         problems.append("--streaming: expected --max_steps or --token_num_scale with it")
-    for name in ("model_name_or_path", "config_name"):
-        value = getattr(model, name)
-        if value and value.startswith((".", "/", "~")) and not Path(value).expanduser().is_dir():
-            problems.append(f"--{name}: {value}: no such folder")
+    if "output_dir" not in given:
+        problems.append("--output_dir: missing; expected a new folder for what the run writes")
     if arguments.training.fsdp and arguments.training.use_cpu:
         problems.append(
             "--fsdp: accelerate shards on accelerators alone, and would copy the model to every "

@@ -84,14 +84,12 @@ def load_model(
         UserError: it cannot be loaded.
         ConfigError: the transform does not fit.
     """
+    config = load_config(source, **options)
     try:
-        config = AutoConfig.from_pretrained(source, **_of_config(options))
-        own = getattr(config, "quantization_config", None)
-        is_ours = own is not None and own.get("quant_method") == METHOD
-        if own is not None and is_ours and digital:
-            own["dequantize"] = True
-        elif is_ours and transform is not None:
-            config.quantization_config = AixsimConfig(transform.mapping).to_dict()
+        own = getattr(config, "quantization_config", None) or {}
+        is_ours = own.get("quant_method") == METHOD
+        if is_ours and (digital or transform is not None):
+            config.quantization_config = _other_hardware(source, own, transform).to_dict()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, output_loading_info=True, **options
         )
@@ -102,8 +100,7 @@ def load_model(
     if lost:
         # transformers fills them with random numbers
         raise UserError(
-            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole "
-            "model (a checkpoint within a low-rank run loads with its own transform alone)"
+            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole model"
         )
     if is_ours or digital:
         return model, is_ours and not digital
@@ -119,15 +116,62 @@ def load_model(
     return model, beside is not None
 
 
+def load_config(source: str, **options: Any) -> Any:
+    """A model's config.json as transformers reads it.
+
+    Args:
+        source: folder or hub name.
+        options: as of `load_model`.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    shared = ("revision", "token", "trust_remote_code", "cache_dir")
+    try:
+        return AutoConfig.from_pretrained(source, **{k: options[k] for k in shared if k in options})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_not_loaded(source, error)) from error
+
+
 def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
     """The transform config of a simulated model; None for a digital one."""
     config = getattr(model.config, "quantization_config", None)
     return config.transform if isinstance(config, AixsimConfig) else None
 
 
+def transform_in(folder: Path) -> dict[str, Any] | None:
+    """The transform config in a folder's config.json; None for a digital one, and for none."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = config.get("quantization_config") or {}
+    if own.get("quant_method") != METHOD:
+        return None
+    saved: Any = AixsimConfig.from_dict(own)
+    return saved.transform
+
+
 def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The ranges of a simulated model: name -> float32 (n, 2)."""
     return {k: v for k, v in model.state_dict().items() if k.endswith(".ranges")}
+
+
+def _other_hardware(
+    source: str, own: dict[str, Any], transform: TransformConfig | None
+) -> AixsimConfig:
+    """What a simulated folder is loaded with in place of its own; None = digitally."""
+    saved: Any = AixsimConfig.from_dict(own)
+    trained = parse_transform(saved.transform, source=source)
+    if transform is not None and transform.transforms == trained.transforms:
+        return saved
+    if trained.uses_lora:
+        raise UserError(
+            f"{source}: a checkpoint within a low-rank run, its updates not merged yet: it loads "
+            "with its own transform alone; expected the folder that the run saved at its end"
+        )
+    if transform is not None:
+        return AixsimConfig(transform.mapping)
+    saved.dequantize = True
+    return saved
 
 
 def _make_plain(folder: Path, transform: dict[str, Any]) -> None:
@@ -176,11 +220,6 @@ def _complete_config(path: Path) -> None:
         config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     config["torch_dtype"] = config.get("dtype") or str(torch.float32).removeprefix("torch.")
     _write_json(path, config)
-
-
-def _of_config(options: dict[str, Any]) -> dict[str, Any]:
-    shared = ("revision", "token", "trust_remote_code", "cache_dir")
-    return {key: options[key] for key in shared if key in options}
 
 
 def _not_loaded(source: str, error: Exception) -> str:

@@ -25,8 +25,8 @@ class AixsimConfig(QuantizationConfigMixin):
     """The `quantization_config` of a simulated model.
 
     Args:
-        transform: a transform config, as its file has it.
-        modules: how many modules were simulated when the model was saved; None = not saved yet.
+        transform: a transform config, as its file has it, or with its patterns as a list.
+        modules: how many modules were simulated when the model was saved; None = not saved with it.
         dequantize: load the weights digitally, and leave the ranges where they are.
         schema_version: of this section.
         quant_method: always "aixsim".
@@ -51,12 +51,16 @@ class AixsimConfig(QuantizationConfigMixin):
                 f"quantization_config: schema_version: got {schema_version}; this version of "
                 f"aixsim reads {SCHEMA_VERSION}"
             )
-        parse_transform(transform, source="quantization_config: transform")
-        self.transform = dict(transform)
+        self.transform = _patterns(transform, as_list=False)
+        parse_transform(self.transform, source="quantization_config: transform")
         self.modules = modules
         self.dequantize = dequantize
         self.schema_version = schema_version
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds; its keys get sorted, and the first pattern that matches wins."""
+        return super().to_dict() | {"transform": _patterns(self.transform, as_list=True)}
 
 
 class AixsimQuantizer(HfQuantizer):
@@ -93,8 +97,8 @@ class AixsimQuantizer(HfQuantizer):
         mapping = self.quantization_config.transform
         config = parse_transform(mapping, source="quantization_config: transform")
         simulate(model, config)
-        if config.uses_lora and self.pre_quantized:
-            # a checkpoint in the middle of a run, its updates not merged yet
+        if config.uses_lora and self.quantization_config.modules is not None:
+            # saved in the middle of a run, its updates not merged yet
             finish_layout(model)
             add_lora(model)
 
@@ -126,6 +130,23 @@ class AixsimQuantizer(HfQuantizer):
         if saved is not None and missing:
             raise UserError(f"the model's files lack {', '.join(missing[:4])}; saved incompletely?")
         self.quantization_config.modules = len(modules)
+
+
+def _patterns(transform: Any, *, as_list: bool) -> Any:
+    """A transform config with its patterns as a list of pairs, or as the mapping that it was."""
+    from aixsim_cli.transforms.config import LIST_KEY
+
+    if not isinstance(transform, Mapping):
+        return transform
+    result = dict(transform)
+    layers = result.get("layer_name_to_config")
+    if as_list and isinstance(layers, Mapping) and len(layers) > 1:
+        result["layer_name_to_config"] = [list(pair) for pair in layers.items()]
+    elif not as_list and isinstance(layers, list):
+        result["layer_name_to_config"] = dict(layers)
+    if isinstance(result.get(LIST_KEY), list):
+        result[LIST_KEY] = [_patterns(part, as_list=as_list) for part in result[LIST_KEY]]
+    return result
 
 
 def register_quantizer(auto: ModuleType) -> None:

@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from dataclasses import dataclass
+import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 import transformers
 from huggingface_hub import upload_folder
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -29,7 +29,9 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.manifest import verify_if_listed, write_manifest
+from aixsim_cli.manifest import write_manifest
+from aixsim_cli.signals import EXIT_CODES
+from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,
     load_transform_file,
@@ -62,14 +64,19 @@ def continual_pretrain(arguments: Arguments) -> Result:
     Raises:
         UserError: a model, text or setting that cannot be used.
         RunError: the loss or the weights stopped being finite.
+        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
     """
     training = arguments.training
     _log_on_main(training)
     resume_from = _checkpoint(arguments)
     set_seed(training.seed)
     transform = _transform(arguments)
+    # before the tokenizer, which would be looked for in the same place
+    _check_source(arguments.model)
     tokenizer = _tokenizer(arguments)
     model = _model(arguments.model, transform, len(tokenizer))
+    if resume_from is not None:
+        _check_hardware(Path(resume_from), model)
     block_size = _block_size(arguments, model)
     set_steps_and_batch(arguments, _parameters(model), block_size)
     blocks = load_blocks(arguments, tokenizer, block_size)
@@ -84,7 +91,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     )
     metrics: dict[str, float] = {}
     if training.do_train:
-        metrics |= trainer.train(resume_from_checkpoint=resume_from).metrics
+        metrics |= _train(trainer, resume_from)
     if training.do_eval:
         found = trainer.evaluate()
         # not clipped: a perplexity beyond what a float holds is infinite
@@ -94,6 +101,23 @@ def continual_pretrain(arguments: Arguments) -> Result:
     if not training.do_train:
         return Result(None, metrics)
     return Result(_save(trainer, arguments, metrics), metrics)
+
+
+def _train(trainer: SimulationTrainer, resume_from: str | None) -> dict[str, float]:
+    stop = trainer.stop
+    with stop.signals:
+        metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+    if not stop.stopped_by:
+        return metrics
+    logger.info(
+        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; the same command with "
+        "--resume_from_checkpoint true goes on from there",
+        signal.Signals(stop.stopped_by).name,
+        trainer.state.global_step,
+        trainer.args.output_dir,
+        trainer.state.global_step,
+    )
+    raise SystemExit(EXIT_CODES[stop.stopped_by])
 
 
 def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, float]) -> Path:
@@ -177,14 +201,7 @@ def _model(
         if transform is not None:
             transform_hf_model(model, transform)
     else:
-        verify_if_listed(arguments.model_name_or_path)
-        options: dict[str, Any] = {
-            "dtype": arguments.dtype or "float32",
-            "cache_dir": arguments.cache_dir,
-            "revision": arguments.model_revision,
-            "token": arguments.token,
-            "trust_remote_code": arguments.trust_remote_code,
-        }
+        options: dict[str, Any] = _of_hub(arguments) | {"dtype": arguments.dtype or "float32"}
         if arguments.attn_implementation is not None:
             options["attn_implementation"] = arguments.attn_implementation
         model, _ = hf_folder.load_model(
@@ -206,19 +223,29 @@ def _model(
     return model
 
 
+def _check_source(arguments: ModelArguments) -> None:
+    name = str(arguments.model_name_or_path or arguments.config_name)
+    check_hf_source(name)
+    hf_folder.load_config(name, **_of_hub(arguments))
+
+
+def _of_hub(arguments: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": arguments.cache_dir,
+        "revision": arguments.model_revision,
+        "token": arguments.token,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+
+
 def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
+    config = hf_folder.load_config(str(arguments.config_name), **_of_hub(arguments))
     try:
-        config = AutoConfig.from_pretrained(
-            str(arguments.config_name),
-            cache_dir=arguments.cache_dir,
-            token=arguments.token,
-            trust_remote_code=arguments.trust_remote_code,
-        )
         if arguments.config_overrides:
             config.update_from_string(arguments.config_overrides)
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"--config_name {arguments.config_name}: {first}") from error
+        raise UserError(f"--config_overrides {arguments.config_overrides}: {first}") from error
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
     config.vocab_size = max(config.vocab_size, tokens)
@@ -263,6 +290,42 @@ def _checkpoint(arguments: Arguments) -> str | None:
             "expected a new folder, or --resume_from_checkpoint true"
         )
     return None
+
+
+def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Trainer loads of a checkpoint what fits the model, and begins the rest anew."""
+    saved, asked = (
+        None if mapping is None else parse_transform(mapping, source=str(checkpoint))
+        for mapping in (hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model))
+    )
+    if (saved.transforms if saved else None) == (asked.transforms if asked else None):
+        return
+    raise UserError(
+        f"--resume_from_checkpoint: {checkpoint} is of a run on {_hardware(saved, asked)}, and "
+        f"this run is on {_hardware(asked, saved)}; expected the hardware that the run began with "
+        "(--transform_config), or a new --output_dir"
+    )
+
+
+def _hardware(config: TransformConfig | None, other: TransformConfig | None) -> str:
+    """In words; where both are of one kind, what the other has not."""
+    if config is None:
+        return "no simulated hardware"
+    if other is None or other.name != config.name:
+        return config.name
+    settings, others = _settings(config), _settings(other)
+    differing = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
+    return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
+
+
+def _settings(config: TransformConfig) -> dict[str, str]:
+    settings = {}
+    for transform in config.transforms:
+        settings["lora"] = str(transform.lora and asdict(transform.lora))
+        for rule in transform.rules:
+            values = {"": None} if rule.params is None else asdict(rule.params)
+            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
+    return settings
 
 
 def _log_on_main(training: Any) -> None:

@@ -1,4 +1,6 @@
-"""HF's Trainer around a simulated model: noise by step, ranges after the step, no silent NaN."""
+"""HF's Trainer around a simulated model: noise by step, ranges after the step, no silent NaN, and
+a checkpoint where a signal ends the run.
+"""
 
 from typing import Any
 
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aixsim_cli.errors import RunError
+from aixsim_cli.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
 
@@ -34,6 +37,56 @@ class SimulationCallback(TrainerCallback):
     ) -> None:
         """Update the ranges, once a step."""
         self.state.end_step()
+
+
+class StopCallback(TrainerCallback):
+    """Ends a run after the step in which a signal came, with a checkpoint: all ranks in one step.
+
+    With transformers' `--enable_jit_checkpoint` every rank saves when its own signal comes, and
+    SIGINT is not heard.
+    """
+
+    def __init__(self) -> None:
+        self.signals = StopSignals()
+        self.stopped_by = 0  # number of the signal
+        self._group: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Meet on the host: no rank waits for its accelerator."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Agree on a signal; after the last step a run ends by itself."""
+        received = torch.tensor(self.signals.received)
+        if self._group is not None:
+            dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
+        if state.global_step < state.max_steps:
+            self.stopped_by = int(received)
+        if self.stopped_by:
+            control.should_save = control.should_training_stop = True
+            # who sent the signal waits for seconds, not for an evaluation
+            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """An interrupted epoch is no epoch."""
+        if self.stopped_by:
+            control.should_save = control.should_evaluate = False
+            # Trainer would load it, and with `--save_total_limit 1` delete the others
+            state.best_model_checkpoint = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A launcher ends all ranks when the first one ends: not while another one saves."""
+        if self.stopped_by and self._group is not None:
+            dist.barrier(self._group)
 
 
 class FiniteCallback(TrainerCallback):
@@ -76,7 +129,7 @@ class FiniteCallback(TrainerCallback):
 
 
 class SimulationTrainer(Trainer):
-    """HF's Trainer with both callbacks.
+    """HF's Trainer with these callbacks.
 
     Args:
         transform: state of the model's transform; None for a digital model.
@@ -86,7 +139,9 @@ class SimulationTrainer(Trainer):
     def __init__(self, *, transform: TransformState | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.transform = transform
-        self.finite = FiniteCallback()
+        self.stop, self.finite = StopCallback(), FiniteCallback()
+        # in this order: what is saved at a signal is looked at too
+        self.add_callback(self.stop)
         self.add_callback(self.finite)
         if transform is not None:
             self.add_callback(SimulationCallback(transform))

@@ -24,10 +24,10 @@ from aixsim_cli.backends.titan.checkpointer import Checkpointer
 from aixsim_cli.backends.titan.converter import TransformConverter
 from aixsim_cli.backends.titan.plan import describe_moved_budget
 from aixsim_cli.backends.titan.schema import CONVERTER_NAME, PretrainConfig
-from aixsim_cli.backends.titan.signals import EXIT_CODES, StopSignals
 from aixsim_cli.backends.titan.spec import build_train_spec
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.errors import RunError
+from aixsim_cli.signals import EXIT_CODES, StopSignals
 
 logger = logging.getLogger("aixsim")
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,14 @@ from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
 OPTICAL = "configs/transforms/optical.yaml"
+BITFLIP = "configs/transforms/bitflip-fc.yaml"
+
+
+def load_config(path):
+    return parse_transform(load_transform_file(path), source=str(path))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +121,50 @@ def test_resume_is_exact(whole, train, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    ("began", "goes_on", "message"),
+    [
+        (OPTICAL, None, "run on optical, and this run is on no simulated hardware; expected"),
+        (OPTICAL, BITFLIP, "run on optical, and this run is on bitflip;"),
+        (
+            OPTICAL,
+            "other.yaml",
+            "on optical (default: q_levels 256), and this run is on optical (d",
+        ),
+        (OPTICAL, "lora.yaml", "on optical (lora None), and this run is on optical (lora {'r': 4"),
+        (None, OPTICAL, "run on no simulated hardware, and this run is on optical;"),
+        (OPTICAL, "same.yaml", None),
+        ("lora.yaml", "lora.yaml", None),
+    ],
+)
+def test_resuming_takes_the_same_hardware(
+    train_in_process, dataset_folder, tmp_path, monkeypatch, began, goes_on, message
+):
+    optical = Path(OPTICAL).read_text()
+    for name, text in {
+        "other.yaml": optical.replace("q_levels: 256", "q_levels: 16"),
+        "lora.yaml": optical + "lora: {r: 4, alpha: 8}\n",
+        "same.yaml": "use_regex: true\nlayer_name_to_config: {default: {q_smooth_factor: 0.9}}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    output, save = tmp_path / "o", ("--save_strategy", "steps", "--save_steps", 1)
+
+    def train(transform, *flags):
+        path = tmp_path / transform if transform in os.listdir(tmp_path) else transform
+        return train_in_process(output, dataset_folder, *save, *flags, transform=path)
+
+    train(began, "--max_steps", 1)
+    resumed = ("--max_steps", 2, "--resume_from_checkpoint", "true")
+    if message is None:
+        assert len(train(goes_on, *resumed)) == 2
+        return
+    saved = (output / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        train(goes_on, *resumed)
+    assert f"{output}/checkpoint-1" in str(caught.value) and "\n" not in str(caught.value)
+    assert (output / "model.safetensors").read_bytes() == saved
+
+
 def test_accumulated_batches_are_one_large_batch(train, tmp_path):
     noiseless = tmp_path / "t.yaml"
     noiseless.write_text("layer_name_to_config:\n  default: {q_noise: false, q_levels: 65536}\n")
@@ -182,12 +233,13 @@ def train_in_process(model_folder, tmp_path, monkeypatch):
     """Train two optical steps; the losses."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    def run(output, dataset, *flags):
+    def run(output, dataset, *flags, transform=OPTICAL):
+        hardware = [] if transform is None else ["--transform_config", transform]
         words = [
             "--model_name_or_path", model_folder, "--dataset_name", dataset, "--do_train",
             "--max_steps", 2, "--block_size", 32, "--per_device_train_batch_size", 4,
             "--logging_steps", 1, "--report_to", "none", "--save_strategy", "no",
-            "--transform_config", OPTICAL, "--output_dir", output, *flags,
+            "--output_dir", output, *hardware, *flags,
         ]  # fmt: skip
         continual_pretrain(parse_arguments([str(word) for word in words]))
         return [record["loss"] for record in history(output) if "loss" in record]
@@ -250,7 +302,6 @@ def test_an_output_folder_is_not_trained_over(whole, train):
     ("flags", "message"),
     [
         (["--transform_config", "nowhere.yaml"], "nowhere.yaml: no such transform config"),
-        (["--model_name_or_path", "./nowhere"], "./nowhere: no such folder"),
         (["--train_file", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--block_size", "65"], "the model's longest sequence is 64"),
         (["--block_size", "64", "--train_file", "README.md"], "cannot read this format"),
@@ -274,7 +325,32 @@ def test_mistakes(model_folder, texts, tmp_path, monkeypatch, flags, message):
 def test_a_hub_that_is_out_of_reach(train, tmp_path):
     # in a process of its own: the hub's library reads HF_HUB_OFFLINE when it is imported
     done = train(tmp_path / "o", "--model_name_or_path", "nobody/nothing", code=2)
-    assert "tokenizer nobody/nothing: cannot be loaded" in done.stderr
+    expected = "aixsim: error: nobody/nothing: no such folder, and not loaded from the hub"
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--model_name_or_path", "--config_name"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "./nowhere: no such folder"),
+        ("docs/nowhere", "docs/nowhere: no such folder"),
+        ("a/b/c", "a/b/c: no such folder"),
+        (
+            "step-30",
+            "step-30: a torchtitan checkpoint; expected a Hugging Face folder or hub name: ",
+        ),
+        ("run", "did you mean"),
+    ],
+)
+def test_what_is_no_model(texts, tmp_path, flag, name, message):
+    for folder in ("step-30", "run/checkpoint/step-30"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / ".metadata").touch()
+    model = name if "/" in name else tmp_path / name
+    words = [flag, model, "--train_file", texts / "train.txt", "--do_train", "--output_dir", "o"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        continual_pretrain(parse_arguments([str(word) for word in words]))
 
 
 def test_help_lists_all_flags(aixsim):
@@ -327,8 +403,8 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
     )
     output = tmp_path / "o"
     train_in_process(
-        output, dataset_folder, "--transform_config", transform, "--save_strategy", "steps",
-        "--save_steps", 2, "--learning_rate", "1e-2",
+        output, dataset_folder, "--save_strategy", "steps", "--save_steps", 2,
+        "--learning_rate", "1e-2", transform=transform,
     )  # fmt: skip
     saved = json.loads((output / "config.json").read_text())["quantization_config"]["transform"]
     assert saved["transform"] == paradigm and "lora" not in saved
@@ -348,5 +424,39 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
             found.append(model(tokens).logits)
     if paradigm == "optical":
         assert torch.allclose(found[0], found[1], atol=1e-4)
-    with pytest.raises(UserError, match="lacks 14 weights"):
-        load_model(str(output / "checkpoint-2"), digital=True)
+    apart = str(output / "checkpoint-2")
+    for other in ({"digital": True}, {"transform": load_config(OPTICAL)}):
+        with pytest.raises(UserError, match=r"checkpoint within a low-rank run.* own transform"):
+            load_model(apart, **other)
+    # trained on, it is the updates that move, whether its hardware is named again or not
+    for flags in ([], ["--transform_config", transform]):
+        further = tmp_path / f"further-{len(flags)}"
+        train_in_process(
+            further, dataset_folder, "--model_name_or_path", apart, *flags, transform=None
+        )
+        final = load_file(further / "model.safetensors")
+        assert all(torch.equal(before[name], final[name]) for name in frozen)
+        assert all(not torch.equal(after[name], final[name]) for name in weights)
+
+
+@pytest.mark.parametrize("form", [[], ["--strict"], ["--plain"]], ids=["aixsim", "strict", "plain"])
+def test_low_rank_updates_of_a_simulated_model(train_in_process, dataset_folder, tmp_path, form):
+    optical = tmp_path / "optical"
+    train_in_process(optical, dataset_folder, *form)
+    before = load_file(optical / "model.safetensors")
+    same = tmp_path / "t.yaml"
+    same.write_text(Path(OPTICAL).read_text() + "lora: {r: 4, alpha: 8}\n")
+    for transform in (same, "configs/transforms/bitflip-lora.yaml"):
+        output = tmp_path / Path(transform).stem
+        train_in_process(
+            output, dataset_folder, "--model_name_or_path", optical, "--learning_rate", "1e-2",
+            transform=transform,
+        )  # fmt: skip
+        after = load_file(output / "model.safetensors")
+        weights = {name for name in before if name.endswith("_proj.weight")}
+        frozen = {name for name in before if name.endswith(".weight")} - weights
+        assert weights and all(not torch.equal(before[name], after[name]) for name in weights)
+        assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+        # an evaluation takes the hardware of the file, and no update
+        model, _ = load_model(str(optical), transform=load_config(transform))
+        assert not [name for name in model.state_dict() if "parametrizations" in name]

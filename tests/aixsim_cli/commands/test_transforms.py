@@ -103,8 +103,16 @@ def test_check_needs_one_model(words):
 
 
 def test_check_of_a_missing_model(tmp_path):
-    with pytest.raises(UserError, match="--model"):
-        run("check", "configs/transforms/bitflip-fc.yaml", "--model", str(tmp_path))
+    (tmp_path / "step-3").mkdir()
+    (tmp_path / "step-3" / ".metadata").touch()
+    for name, message in {
+        tmp_path: "nor a Hugging Face model",
+        tmp_path / "step-3": "a torchtitan checkpoint; expected a Hugging Face folder",
+        "docs/nowhere": "docs/nowhere: no such folder",
+        "nobody/nothing": "--model nobody/nothing: ",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            run("check", "configs/transforms/bitflip-fc.yaml", "--model", str(name))
 
 
 def test_through_the_command_line(aixsim):

@@ -110,6 +110,17 @@ def test_what_is_missing(parse, without, message):
         parse(without=without)
 
 
+def test_output_dir_is_asked_for(parse):
+    with pytest.raises(UserError, match="--output_dir: missing; expected a new folder"):
+        parse(output=False)
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), False), ((True,), True)])
+def test_ranks_do_not_look_for_unused_parameters(parse, words, expected):
+    flags = ("--ddp_find_unused_parameters", *words) if words else ()
+    assert parse(*flags).training.ddp_find_unused_parameters is expected
+
+
 def test_tokens_by_parameters(parse):
     # 22 N / 100 tokens, in steps of 2 x 3 x 100
     parsed = parse(

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.folder import load_model, ranges_of, write_model
 from aixsim_cli.errors import UserError
+from aixsim_cli.transforms.config import parse_transform
 
 from .conftest import make_inputs, make_model, optical
 
@@ -98,6 +99,22 @@ def test_plain_auto_classes_restore_a_strict_folder(model, tmp_path):
     write_model(model, tmp_path, "strict")
     assert type(AutoConfig.from_pretrained(tmp_path)).__name__ == "LlamaConfig"
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_the_first_pattern_wins_in_a_folder_too(tmp_path, form, several):
+    # transformers sorts the keys of config.json
+    rules = {r".*\.up_proj": {"q_levels": 16}, r".*\.mlp\..*": {"q_levels": 64}, "default": None}
+    data = {"use_regex": True, "layer_name_to_config": rules}
+    data = {"transforms": [data]} if several else data
+    model = make_model("llama")
+    transform_hf_model(model, parse_transform(data, source="t.yaml"))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        write_model(model, folder, form)
+        model, _ = load_model(str(folder))
+        mlp = model.model.layers[0].mlp
+        assert (mlp.up_proj.params.q_levels, mlp.down_proj.params.q_levels) == (16, 64)
 
 
 def test_sharded_plain_folder(model, tmp_path):

@@ -45,9 +45,23 @@ def find_source(source: str) -> SourceKind:
         or source.startswith((".", "~"))
         or source.count("/") > 1
         or path.exists()
+        or Path(path.parts[0]).is_dir()
     ):
         raise UserError(
             f"{source}: no such folder; expected a torchtitan checkpoint folder (…/step-N), a "
             "Hugging Face folder or a hub name (owner/name)"
         )
     return SourceKind.HUB
+
+
+def check_hf_source(source: str) -> None:
+    """See that `source` is a Hugging Face folder, or may be a hub name.
+
+    Raises:
+        UserError: as `find_source`, or it is a torchtitan checkpoint.
+    """
+    if find_source(source) is SourceKind.TITAN:
+        raise UserError(
+            f"{source}: a torchtitan checkpoint; expected a Hugging Face folder or hub name: "
+            f"aixsim convert-ckpt ARCH FLAVOR {source} FOLDER makes one of it"
+        )
