@@ -15,7 +15,7 @@ mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modu
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,24 +143,29 @@ class TransformConfig:
         return next(filter(None, (t.simulates(site) for t in self.transforms)), None)
 
 
-def same_hardware(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> bool:
-    """Whether two transform configs, None = digital, describe the same hardware.
+def describe_difference(config: TransformConfig | None, other: TransformConfig | None) -> str:
+    """A transform, None = digital, as a message names it beside another.
 
-    Low-rank updates are no part of it: they are trained on the hardware that they are given.
+    Returns:
+        The paradigm; where both have the same one, also what this one has and the other has not.
     """
-    return _hardware(a) == _hardware(b)
+    if config is None:
+        return "digital hardware"
+    if other is None or other.name != config.name:
+        return config.name
+    settings, others = _settings(config), _settings(other)
+    differing = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
+    return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
 
 
-def hardware_name(mapping: Mapping[str, Any] | None) -> str:
-    """A transform config in a message: the paradigm's name, or digital hardware."""
-    return parse_transform(mapping, source="transform").name if mapping else "digital hardware"
-
-
-def _hardware(mapping: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
-    if not mapping:
-        return []
-    config = parse_transform(mapping, source="transform")
-    return [(t.name, t.rules, t.use_regex) for t in config.transforms]
+def _settings(config: TransformConfig) -> dict[str, str]:
+    settings = {}
+    for transform in config.transforms:
+        settings["lora"] = str(transform.lora and asdict(transform.lora))
+        for rule in transform.rules:
+            values = {"": None} if rule.params is None else asdict(rule.params)
+            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
+    return settings
 
 
 def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from aixsim_cli.signals import EXIT_CODES
 from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,
+    describe_difference,
     load_transform_file,
     parse_transform,
     without_lora,
@@ -300,32 +301,11 @@ def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
     )
     if (saved.transforms if saved else None) == (asked.transforms if asked else None):
         return
+    began, asks = describe_difference(saved, asked), describe_difference(asked, saved)
     raise UserError(
-        f"--resume_from_checkpoint: {checkpoint} is of a run on {_hardware(saved, asked)}, and "
-        f"this run is on {_hardware(asked, saved)}; expected the hardware that the run began with "
-        "(--transform_config), or a new --output_dir"
+        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks}; "
+        "expected the hardware that the run began with (--transform_config), or a new --output_dir"
     )
-
-
-def _hardware(config: TransformConfig | None, other: TransformConfig | None) -> str:
-    """In words; where both are of one kind, what the other has not."""
-    if config is None:
-        return "no simulated hardware"
-    if other is None or other.name != config.name:
-        return config.name
-    settings, others = _settings(config), _settings(other)
-    differing = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
-    return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
-
-
-def _settings(config: TransformConfig) -> dict[str, str]:
-    settings = {}
-    for transform in config.transforms:
-        settings["lora"] = str(transform.lora and asdict(transform.lora))
-        for rule in transform.rules:
-            values = {"": None} if rule.params is None else asdict(rule.params)
-            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
-    return settings
 
 
 def _log_on_main(training: Any) -> None:

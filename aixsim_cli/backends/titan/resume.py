@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
-from aixsim_cli.transforms.config import hardware_name, same_hardware
+from aixsim_cli.transforms.config import describe_difference, parse_transform
 
 # what shapes the training; the layout of the ranks and what is logged do not
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "training")
@@ -41,14 +41,17 @@ def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path,
     Raises:
         UserError: other hardware, or a checkpoint beyond the last step.
     """
+    before, now = (
+        parse_transform(mapping, source=f"{folder}: transform") if mapping else None
+        for mapping in (saved.get("transform"), config.transform)
+    )
+    differ = (before.transforms if before else None) != (now.transforms if now else None)
     # step 0 is a model to start from, on whatever hardware
-    if step > 0 and not same_hardware(saved.get("transform"), config.transform):
-        before, now = hardware_name(saved.get("transform")), hardware_name(config.transform)
-        asked = "the same with other parameters" if before == now else now
+    if step > 0 and differ:
         raise UserError(
-            f"transform: {folder} was trained on {before}, this run asks for {asked}; expected "
-            "the same transform to go on, or another job.dump_folder (and "
-            "checkpoint.initial_load_path to start from its weights)"
+            f"transform: {folder} was trained on {describe_difference(before, now)}, this run asks "
+            f"for {describe_difference(now, before)}; expected the same transform to go on, or "
+            "another job.dump_folder (and checkpoint.initial_load_path to start from its weights)"
         )
     if step > config.training.steps:
         raise UserError(

@@ -124,7 +124,7 @@ def test_resume_is_exact(whole, train, tmp_path):
 @pytest.mark.parametrize(
     ("began", "goes_on", "message"),
     [
-        (OPTICAL, None, "run on optical, and this run is on no simulated hardware; expected"),
+        (OPTICAL, None, "run on optical, and this run is on digital hardware; expected"),
         (OPTICAL, BITFLIP, "run on optical, and this run is on bitflip;"),
         (
             OPTICAL,
@@ -132,7 +132,7 @@ def test_resume_is_exact(whole, train, tmp_path):
             "on optical (default: q_levels 256), and this run is on optical (d",
         ),
         (OPTICAL, "lora.yaml", "on optical (lora None), and this run is on optical (lora {'r': 4"),
-        (None, OPTICAL, "run on no simulated hardware, and this run is on optical;"),
+        (None, OPTICAL, "run on digital hardware, and this run is on optical;"),
         (OPTICAL, "same.yaml", None),
         ("lora.yaml", "lora.yaml", None),
     ],

@@ -77,8 +77,11 @@ def test_other_hardware_is_refused(aixsim, config, make, run, tmp_path, kind):
         options = ("--transform-config", "configs/transforms/bitflip-fc.yaml")
     before = (run / "metrics.jsonl").read_text()
     done = pretrain(aixsim, other, run, "--training.steps", 4, *options, code=2)
-    asked = {"digital": "digital hardware", "6-bit": "the same with other parameters"}
-    said = f"was trained on optical, this run asks for {asked.get(kind, 'bitflip')}"
+    said = {
+        "digital": "was trained on optical, this run asks for digital hardware",
+        "6-bit": "on optical (default: q_levels 256), this run asks for optical (default: q_levels",
+        "bitflip": "was trained on optical, this run asks for bitflip",
+    }[kind]
     assert said in done.stderr
     assert (run / "metrics.jsonl").read_text() == before
     assert not (run / "checkpoint" / "step-4").exists()
