@@ -303,8 +303,8 @@ def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
         return
     began, asks = describe_difference(saved, asked), describe_difference(asked, saved)
     raise UserError(
-        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks}; "
-        "expected the hardware that the run began with (--transform_config), or a new --output_dir"
+        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
+        " expected the hardware that the run began with (--transform_config), or a new --output_dir"
     )
 
 
