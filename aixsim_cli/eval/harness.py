@@ -5,22 +5,30 @@ so a score depends neither on the batch size nor on which other requests there a
 """
 
 import hashlib
+import logging
 import statistics
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lm_eval.api.registry import register_model
+from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from torch import Tensor
 
+from aixsim_cli.backends.titan.device import device_type
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.load import LanguageModel, load_model
 
+logger = logging.getLogger("aixsim")
+
 # its decorators hide its types
 _HFLM: Any = HFLM
+# where no device was asked for, whatever the machine has
+_LM_EVALS_DEVICE = EvaluatorConfig().device
 
 
 class SimulatedLM(_HFLM):
@@ -43,9 +51,11 @@ class SimulatedLM(_HFLM):
         **options: Any,
     ) -> None:
         if isinstance(pretrained, str):
-            device = str(options.get("device") or "cpu")
             pretrained = load_model(
-                pretrained, transform_config=transform_config, device=device, for_generation=True
+                pretrained,
+                transform_config=transform_config,
+                device=_device(options.get("device")),
+                for_generation=True,
             )
         self.simulated = pretrained
         self.noise_seed = int(noise_seed)
@@ -76,6 +86,14 @@ class SimulatedLM(_HFLM):
 
 
 register_model("aixsim")(SimulatedLM)
+
+
+def _device(asked: str | None) -> str | None:
+    """The device to run on; None = the accelerator that is there, else the CPU."""
+    if asked != _LM_EVALS_DEVICE or torch.cuda.is_available():
+        return asked
+    logger.warning("no %s here, which is lm-eval's default: running on %s", asked, device_type())
+    return None
 
 
 def evaluate(

@@ -195,7 +195,7 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     done = aixsim(
         "eval", "lm-eval", "--", "run", "--model", "aixsim", "--model_args",
         f"pretrained={trained}", "--tasks", "local_pages", "--include_path", tasks,
-        "--device", "cpu", HF_DATASETS_CACHE=str(tasks / "cache"),
+        HF_DATASETS_CACHE=str(tasks / "cache"),
     )  # fmt: skip
     expected = lm_eval(trained, names="local_pages")["results"]["local_pages"]["bits_per_byte,none"]
     shown = re.search(r"bits_per_byte\|↓  \|\s*([\d.]+)\|", done.stdout)
