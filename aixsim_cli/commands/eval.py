@@ -175,6 +175,8 @@ def lm_eval(
         return
     if tasks is None:
         raise UserError("--tasks: missing; expected names such as wikitext,arc_easy")
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"--include-path: {include_path}: no such folder; expected task files")
     from aixsim_cli.eval.measure import load_for_generation
 
     model = load_for_generation(source, transform_config, no_transform, dtype)

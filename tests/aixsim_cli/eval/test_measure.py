@@ -157,7 +157,7 @@ def tasks(tmp_path_factory):
 def lm_eval(aixsim, tasks, tmp_path):
     def run(source, *flags, names="local_pages,local_choice"):
         output = tmp_path / "out"
-        aixsim(
+        run.done = aixsim(
             "eval", "lm-eval", source, "--tasks", names, "--include-path", tasks,
             "--output", output, *flags, HF_DATASETS_CACHE=str(tasks / "cache"),
         )  # fmt: skip
@@ -188,7 +188,35 @@ def test_lm_eval_repeats_over_noise_seeds(lm_eval, trained):
     found = result["repeats"]["local_pages"]["bits_per_byte,none"]
     assert len(set(found["values"])) == 3 and found["stdev"] > 0
     assert found["mean"] == pytest.approx(sum(found["values"]) / 3)
-    assert result["results"]["local_pages"]["bits_per_byte,none"] == found["mean"]
+    shown = result["results"]["local_pages"]
+    assert shown["bits_per_byte,none"] == found["mean"]
+    assert not [key for key in shown if "stderr" in key]
+    table = lm_eval.done.stdout
+    assert "|Stdev |" in table and "Stderr" not in table
+    assert re.search(rf"\| *{found['mean']:.4f}\|± *\| *{found['stdev']:.4f}\|", table)
+    assert "standard deviation over 3 noise seeds" in table
+    # lm-eval's remarks about a model that it did not load
+    assert "already-initialized" not in lm_eval.done.stderr
+    assert "not of type" not in lm_eval.done.stderr
+
+
+def test_groups_of_repeats_are_means_too(monkeypatch):
+    from aixsim_cli.eval import harness
+
+    def one_run(model, **_):
+        row = {"alias": "g", "acc,none": float(model.noise_seed), "acc_stderr,none": "N/A"}
+        return {"results": {"g": row, "t": dict(row)}, "groups": {"g": dict(row)}}
+
+    class Anything:
+        def __init__(self, *_, noise_seed=0, **__):
+            self.noise_seed, self.state, self.all_tasks = noise_seed, object(), ["g"]
+
+    for name in ("SimulatedLM", "TaskManager"):
+        monkeypatch.setattr(harness, name, Anything)
+    monkeypatch.setattr(harness, "simple_evaluate", one_run)
+    result = harness.evaluate(Anything(), ["g"], repeats=3)
+    assert result["groups"] == {"g": {"alias": "g", "acc,none": 1.0}}
+    assert result["repeats"]["g"]["acc,none"]["values"] == [0.0, 1.0, 2.0]
 
 
 def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
@@ -207,6 +235,7 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     [
         (["--tasks", "no_such_task"], "--tasks: lm-eval knows no no_such_task"),
         ([], "--tasks: missing"),
+        (["--tasks", "x", "--include-path", "nowhere"], "--include-path: nowhere: no such folder"),
     ],
 )
 def test_lm_eval_mistakes(aixsim, clean, flags, message):
