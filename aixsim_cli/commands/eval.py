@@ -95,12 +95,14 @@ def compare(
     """One table of several models and transforms, on the same tokens.
 
     Every source is evaluated as it is, and again under each --transform-config and, with
-    --no-transform, digitally.
+    --no-transform, digitally. "nll to first" is the change of the nll from the first row's, in per
+    cent of that.
     """
-    from aixsim_cli.errors import UserError
+    if plot is not None:
+        from aixsim_cli.eval.plot import check_plot
 
-    if plot is not None and plot.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--plot: got {plot}; expected a .png, .pdf or .svg file")
+        # now, not when everything has been evaluated
+        check_plot(plot)
     variants: list[tuple[str | None, bool]] = [(None, False)]
     variants += [(None, True)] if no_transform else []
     variants += [(path, False) for path in transform_config or ()]
@@ -203,7 +205,7 @@ def _print_table(records: list[dict[str, Any]]) -> None:
 
     from aixsim_cli.commands.table import show
 
-    table = Table("source", "transform", "tokens", "nll", "perplexity", "to first")
+    table = Table("source", "transform", "tokens", "nll", "perplexity", "nll to first")
     for record in records:
         name = record["transform"] or "digital"
         if record["transform_config"]:

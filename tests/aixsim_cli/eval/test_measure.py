@@ -1,11 +1,14 @@
 """Post-transform evaluation, comparisons and lm-eval on small local models."""
 
 import json
+import math
 import re
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from typer.testing import CliRunner
 
 from aixsim_cli.backends.titan import device
 
@@ -18,6 +21,7 @@ from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
 from aixsim_cli.eval.load import load_model  # noqa: E402
 from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
+from aixsim_cli.main import app  # noqa: E402
 from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
 TEXT = Text("builtin", None, 2, 2, None)
@@ -121,6 +125,30 @@ def test_compare(aixsim, clean, trained, coarse, tmp_path):
 def test_compare_refuses_a_picture_it_cannot_write(aixsim, clean):
     done = aixsim("eval", "compare", clean, "--plot", "p.txt", code=2)
     assert "--plot: got p.txt; expected a .png" in done.stderr
+
+
+def test_compare_asks_for_matplotlib_before_anything_else(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(app, ["eval", "compare", "nowhere", "--plot", "p.png"])
+    assert isinstance(done.exception, UserError)
+    assert "--plot: matplotlib is not installed" in str(done.exception)
+
+
+def test_the_table_says_what_is_compared_to_the_first_row(monkeypatch):
+    from aixsim_cli.eval import measure as module
+
+    def measured(source, *_, **__):
+        nll = {"a": 6.0, "b": 3.0}[source]
+        return {
+            "source": source, "transform": None, "transform_config": None, "calibrated": False,
+            "tokens": 10, "nll": nll, "perplexity": math.exp(nll), "seq_len": 8,
+        }  # fmt: skip
+
+    monkeypatch.setattr(module, "measure", measured)
+    lines = CliRunner().invoke(app, ["eval", "compare", "a", "b"]).stdout.splitlines()
+    cells = [[cell.strip() for cell in re.split("[┃│]", line)] for line in lines]
+    assert cells[1][4:7] == ["nll", "perplexity", "nll to first"]
+    assert cells[4][4:7] == ["3.00000", "20.0855", "-50.00%"]
 
 
 @pytest.fixture(scope="module")
