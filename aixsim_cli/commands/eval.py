@@ -13,7 +13,11 @@ app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 
 Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
 DatasetPath = Annotated[
-    str | None, typer.Option(help="Files of the dataset; all of them are scored.")
+    str | None,
+    typer.Option(
+        help="Of dataset local: .txt, .jsonl, .json, .parquet; a file, a glob or a folder. All of "
+        "it is scored."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1)]
 NumBatches = Annotated[
@@ -26,7 +30,7 @@ CalibrationBatches = Annotated[
 ]
 CalibrationPath = Annotated[
     str | None,
-    typer.Option(help="Files to calibrate on; default: the dataset's training part."),
+    typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
