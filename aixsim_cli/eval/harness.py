@@ -21,7 +21,8 @@ from torch import Tensor
 
 from aixsim_cli.backends.titan.device import device_type
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel, load_model
+from aixsim_cli.eval.load import LanguageModel
+from aixsim_cli.eval.measure import load_for_generation
 
 logger = logging.getLogger("aixsim")
 
@@ -53,12 +54,8 @@ class SimulatedLM(_HFLM):
         **options: Any,
     ) -> None:
         if isinstance(pretrained, str):
-            pretrained = load_model(
-                pretrained,
-                transform_config=transform_config,
-                device=_device(options.get("device")),
-                for_generation=True,
-            )
+            device = _device(options.get("device"))
+            pretrained = load_for_generation(pretrained, transform_config, device=device)
         self.simulated = pretrained
         self.noise_seed = int(noise_seed)
         module: Any = pretrained.module

@@ -258,6 +258,13 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     assert shown is not None and float(shown.group(1)) == pytest.approx(expected, abs=1e-4)
 
 
+def test_lm_evals_own_command_calibrates(clean, coarse):
+    from aixsim_cli.eval.harness import SimulatedLM
+
+    lm = SimulatedLM(clean, transform_config=coarse)
+    assert lm.simulated.transform == "optical" and not needs_calibration(lm.simulated)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
