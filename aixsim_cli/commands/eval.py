@@ -13,7 +13,11 @@ app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 
 Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
 DatasetPath = Annotated[
-    str | None, typer.Option(help="Files of the dataset; all of them are scored.")
+    str | None,
+    typer.Option(
+        help="Of dataset local: .txt, .jsonl, .json, .parquet; a file, a glob or a folder. All of "
+        "it is scored."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1)]
 NumBatches = Annotated[
@@ -26,7 +30,7 @@ CalibrationBatches = Annotated[
 ]
 CalibrationPath = Annotated[
     str | None,
-    typer.Option(help="Files to calibrate on; default: the dataset's training part."),
+    typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -95,12 +99,14 @@ def compare(
     """One table of several models and transforms, on the same tokens.
 
     Every source is evaluated as it is, and again under each --transform-config and, with
-    --no-transform, digitally.
+    --no-transform, digitally. "nll to first" is the change of the nll from the first row's, in per
+    cent of that.
     """
-    from aixsim_cli.errors import UserError
+    if plot is not None:
+        from aixsim_cli.eval.plot import check_plot
 
-    if plot is not None and plot.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--plot: got {plot}; expected a .png, .pdf or .svg file")
+        # now, not when everything has been evaluated
+        check_plot(plot)
     variants: list[tuple[str | None, bool]] = [(None, False)]
     variants += [(None, True)] if no_transform else []
     variants += [(path, False) for path in transform_config or ()]
@@ -175,6 +181,8 @@ def lm_eval(
         return
     if tasks is None:
         raise UserError("--tasks: missing; expected names such as wikitext,arc_easy")
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"--include-path: {include_path}: no such folder; expected task files")
     from aixsim_cli.eval.measure import load_for_generation
 
     model = load_for_generation(source, transform_config, no_transform, dtype)
@@ -201,7 +209,7 @@ def _print_table(records: list[dict[str, Any]]) -> None:
 
     from aixsim_cli.commands.table import show
 
-    table = Table("source", "transform", "tokens", "nll", "perplexity", "to first")
+    table = Table("source", "transform", "tokens", "nll", "perplexity", "nll to first")
     for record in records:
         name = record["transform"] or "digital"
         if record["transform_config"]:

@@ -6,6 +6,8 @@ import typer
 
 from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath
 
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+
 
 def generate_hf(
     source: Source,
@@ -14,21 +16,38 @@ def generate_hf(
     do_sample: Annotated[
         str, typer.Option(help="true: draw each token; false: take the likeliest.")
     ] = "false",
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 50,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Of the sampling, above 0; default: 1.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Of the sampling; 0 = all tokens; default: 50.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Of the sampling; default: 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     dtype: DTypeName = "float32",
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
 ) -> None:
     """Print the prompt and its continuation."""
+    from aixsim_cli.errors import UserError
+
+    sample = _boolean(do_sample)
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if sample and temperature == 0:
+        raise UserError(
+            "--temperature: got 0.0; expected more than 0, or --do-sample false for the likeliest"
+        )
+    if given and not sample:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        typer.echo(f"aixsim: {names}: not used without --do-sample true", err=True)
     from aixsim_cli.eval.generate import generate
     from aixsim_cli.eval.measure import load_for_generation
 
-    sample = _boolean(do_sample)
     model = load_for_generation(source, transform_config, no_transform, dtype)
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if sample else {}
+    sampling = _SAMPLING | given if sample else {}
     text = generate(
         model, prompt, max_new_tokens=max_new_tokens, do_sample=sample, seed=seed, **sampling
     )

@@ -35,10 +35,11 @@ def find_files(path: str) -> list[str]:
         found = [Path(name) for name in glob.glob(str(root), recursive=True)]
     files = sorted(str(file) for file in found if file.is_file())
     formats = ", ".join(_READERS)
+    if not files and root.is_dir():
+        raise UserError(f"dataset_path {path}: no {formats} file in this folder")
     if not files:
-        what = f"no {formats} file in this folder" if root.is_dir() else "no such file"
         raise UserError(
-            f"dataset_path {path}: {what}; expected a {formats} file, a glob or a folder of these"
+            f"dataset_path {path}: no such file; expected a file, a glob, or a folder of files"
         )
     for file in files:
         if Path(file).suffix not in _READERS:

@@ -5,22 +5,33 @@ so a score depends neither on the batch size nor on which other requests there a
 """
 
 import hashlib
+import logging
 import statistics
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lm_eval.api.registry import register_model
+from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from torch import Tensor
 
+from aixsim_cli.backends.titan.device import device_type
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel, load_model
+from aixsim_cli.eval.load import LanguageModel
+from aixsim_cli.eval.measure import load_for_generation
+
+logger = logging.getLogger("aixsim")
 
 # its decorators hide its types
 _HFLM: Any = HFLM
+# where no device was asked for, whatever the machine has
+_LM_EVALS_DEVICE = EvaluatorConfig().device
+# what HFLM says of every model that it did not load itself
+_OF_EVERY_MODEL = ("`pretrained` model kwarg is not of type", "Passed an already-initialized model")
 
 
 class SimulatedLM(_HFLM):
@@ -43,10 +54,8 @@ class SimulatedLM(_HFLM):
         **options: Any,
     ) -> None:
         if isinstance(pretrained, str):
-            device = str(options.get("device") or "cpu")
-            pretrained = load_model(
-                pretrained, transform_config=transform_config, device=device, for_generation=True
-            )
+            device = _device(options.get("device"))
+            pretrained = load_for_generation(pretrained, transform_config, device=device)
         self.simulated = pretrained
         self.noise_seed = int(noise_seed)
         module: Any = pretrained.module
@@ -76,6 +85,17 @@ class SimulatedLM(_HFLM):
 
 
 register_model("aixsim")(SimulatedLM)
+logging.getLogger(HFLM.__module__).addFilter(
+    lambda record: not record.getMessage().startswith(_OF_EVERY_MODEL)
+)
+
+
+def _device(asked: str | None) -> str | None:
+    """The device to run on; None = the accelerator that is there, else the CPU."""
+    if asked != _LM_EVALS_DEVICE or torch.cuda.is_available():
+        return asked
+    logger.warning("no %s here, which is lm-eval's default: running on %s", asked, device_type())
+    return None
 
 
 def evaluate(
@@ -100,8 +120,8 @@ def evaluate(
         repeats: how often, each time with another noise seed.
 
     Returns:
-        lm-eval's result, its numbers the mean over the repeats; with more than one, `repeats`
-        holds mean, standard deviation and values of every metric.
+        lm-eval's result. With more than one repeat its numbers are the means over them, without
+        standard errors, and `repeats` holds mean, standard deviation and values of every metric.
 
     Raises:
         UserError: a task that lm-eval does not know, or repeats of a model without noise.
@@ -137,30 +157,38 @@ def _is_file(task: str) -> bool:
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     result = dict(runs[0])
+    means: dict[str, dict[str, Any]] = {}
     repeats: dict[str, dict[str, Any]] = {}
-    result["results"] = {task: dict(row) for task, row in runs[0]["results"].items()}
     for task, row in runs[0]["results"].items():
-        for metric, value in row.items():
-            if not isinstance(value, int | float) or "_stderr" in metric or "," not in metric:
+        means[task] = {key: value for key, value in row.items() if "_stderr," not in key}
+        repeats[task] = {}
+        for metric, value in means[task].items():
+            if not isinstance(value, int | float) or "," not in metric:
                 continue
             values = [run["results"][task][metric] for run in runs]
             mean, deviation = statistics.mean(values), statistics.stdev(values)
-            repeats.setdefault(task, {})[metric] = {
-                "mean": mean,
-                "stdev": deviation,
-                "values": values,
-            }
-            result["results"][task][metric] = mean
-            name, _, kind = metric.partition(",")
-            # over noise seeds, in the column where lm-eval shows an error
-            result["results"][task][f"{name}_stderr,{kind}"] = deviation
-    result["repeats"] = repeats
+            repeats[task][metric] = {"mean": mean, "stdev": deviation, "values": values}
+            means[task][metric] = mean
+    result["results"], result["repeats"] = means, repeats
+    if "groups" in result:
+        result["groups"] = {name: means[name] for name in result["groups"]}
     return result
 
 
 def table(result: dict[str, Any]) -> str:
-    """lm-eval's own table of a result."""
-    return make_table(result)
+    """lm-eval's own table of a result; of repeats, with their deviation for its standard error."""
+    if "repeats" not in result:
+        return make_table(result)
+    rows = {task: dict(row) for task, row in result["results"].items()}
+    seeds = 0
+    for task, metrics in result["repeats"].items():
+        for metric, found in metrics.items():
+            name, _, kind = metric.partition(",")
+            rows[task][f"{name}_stderr,{kind}"] = found["stdev"]
+            seeds = len(found["values"])
+    # as wide as the heading that it replaces
+    shown = make_table(result | {"results": rows}).replace("Stderr", "Stdev ", 1)
+    return f"{shown}\nValue and Stdev: mean and standard deviation over {seeds} noise seeds"
 
 
 def run_lm_eval_command(words: list[str]) -> None:

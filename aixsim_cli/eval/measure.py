@@ -146,7 +146,11 @@ def measure(
 
 
 def load_for_generation(
-    source: str, transform_config: str | None, no_transform: bool, dtype: str
+    source: str,
+    transform_config: str | None = None,
+    no_transform: bool = False,
+    dtype: str = "float32",
+    device: str | None = None,
 ) -> LanguageModel:
     """A transformers model to sample or to give to lm-eval; unset ranges come from builtin text.
 
@@ -155,6 +159,7 @@ def load_for_generation(
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.
+        device: to run on; None = the accelerator that is there, else the CPU.
 
     Raises:
         UserError: the source or the transform cannot be used.
@@ -164,6 +169,7 @@ def load_for_generation(
         transform_config=transform_config,
         no_transform=no_transform,
         dtype=dtype,
+        device=device,
         for_generation=True,
     )
     set_ranges(model, Text("builtin", None, 8, None, None), Calibration(8, None))

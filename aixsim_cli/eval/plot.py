@@ -1,9 +1,25 @@
 """Plots of evaluations, by matplotlib (extra `eval`)."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from aixsim_cli.errors import UserError
+
+
+def check_plot(path: Path) -> None:
+    """See that a picture can be drawn.
+
+    Args:
+        path: where it is to go.
+
+    Raises:
+        UserError: a format that is not written, or matplotlib is not installed.
+    """
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--plot: got {path}; expected a .png, .pdf or .svg file")
+    if find_spec("matplotlib") is None:
+        raise UserError("--plot: matplotlib is not installed; expected: pip install 'aixsim[eval]'")
 
 
 def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
@@ -12,16 +28,9 @@ def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
     Args:
         records: of `aixsim eval compare`.
         path: the picture to write; its suffix tells the format.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "--plot: matplotlib is not installed; expected: pip install 'aixsim[eval]'"
-        ) from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 1 + 0.45 * len(records)), layout="constrained")
     axes = figure.add_subplot()
     labels = [f"{Path(r['source']).name}\n{r['transform'] or 'digital'}" for r in records]

@@ -58,7 +58,9 @@ class DataArguments:
 
     dataset_name: str | None = _help("On the hub, or builtin.")
     dataset_config_name: str | None = _help("The hub's name for a part of it.")
-    train_file: str | None = _help(".txt, .jsonl, .json, .csv or .parquet, a glob or a folder.")
+    train_file: str | None = _help(
+        ".txt, .jsonl, .json or .parquet: a file, a glob or a folder; or one .csv file."
+    )
     validation_file: str | None = _help("Likewise, to evaluate on.")
     streaming: bool = _help("Read a hub dataset while training; needs --max_steps.", False)
     block_size: int | None = _help("Tokens a sequence; default: what the model allows, to 1024.")

@@ -69,7 +69,10 @@ def _local(path: str) -> Any:
         from datasets import load_dataset
 
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file")
+            raise UserError(
+                f"{path}: no such file; expected one .csv file: only .txt, .jsonl, .json and "
+                ".parquet files may be a glob or a folder"
+            )
         return _text_column(load_dataset("csv", data_files=path, split="train"), path)
     return open_source("local", path, "train")
 

@@ -96,7 +96,7 @@ def load_model(
         model, info = loaded
     except (OSError, ValueError, KeyError) as error:
         raise UserError(_not_loaded(source, error)) from error
-    lost = sorted(key for key in info["missing_keys"] if not key.endswith(".ranges"))
+    lost = sorted(info["missing_keys"])
     if lost:
         # transformers fills them with random numbers
         raise UserError(

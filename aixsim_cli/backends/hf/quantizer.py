@@ -90,9 +90,12 @@ class AixsimQuantizer(HfQuantizer):
         # bfloat16 cannot hold 256 levels of an arbitrary range
         kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         model._keep_in_fp32_modules_strict = {*kept, "ranges"}
+        if self.quantization_config.modules is None or self.quantization_config.dequantize:
+            # another hardware than the folder's: no word of ranges that only one of them has
+            for kind in ("missing", "unexpected"):
+                ignored = getattr(model, f"_keys_to_ignore_on_load_{kind}") or ()
+                setattr(model, f"_keys_to_ignore_on_load_{kind}", {*ignored, r"\.ranges$"})
         if self.quantization_config.dequantize:
-            ignored = model._keys_to_ignore_on_load_unexpected or ()
-            model._keys_to_ignore_on_load_unexpected = {*ignored, r"\.ranges$"}
             return
         mapping = self.quantization_config.transform
         config = parse_transform(mapping, source="quantization_config: transform")

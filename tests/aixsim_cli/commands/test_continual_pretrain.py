@@ -303,6 +303,7 @@ def test_an_output_folder_is_not_trained_over(whole, train):
     [
         (["--transform_config", "nowhere.yaml"], "nowhere.yaml: no such transform config"),
         (["--train_file", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--train_file", "*.csv"], "*.csv: no such file; expected one .csv file: only .txt, .jso"),
         (["--block_size", "65"], "the model's longest sequence is 64"),
         (["--block_size", "64", "--train_file", "README.md"], "cannot read this format"),
         (["--resume_from_checkpoint", "true"], "holds no checkpoint-N"),

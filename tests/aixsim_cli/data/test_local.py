@@ -89,10 +89,18 @@ def test_parquet_without_the_column_lists_those_it_has(tmp_path):
         find_files(str(tmp_path / "a.parquet"))
 
 
-@pytest.mark.parametrize("path", ["missing.txt", "*.txt", "folder"])
-def test_nothing_there_is_an_error(tmp_path, path):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing.txt", r"missing\.txt: no such file; expected a file, a glob, or a folder"),
+        ("*.txt", r"\*\.txt: no such file; expected a file, a glob, or a folder"),
+        ("folder", r"folder: no \.txt, \.jsonl, \.json, \.parquet file in this folder"),
+    ],
+)
+def test_nothing_there_is_an_error(tmp_path, path, message):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"dataset_path .*: no .*expected a .txt"):
+    (tmp_path / "folder" / "rows.csv").write_text("text\nwords\n")
+    with pytest.raises(UserError, match=f"dataset_path .*{message}"):
         find_files(str(tmp_path / path))
 
 

@@ -1,11 +1,14 @@
 """Post-transform evaluation, comparisons and lm-eval on small local models."""
 
 import json
+import math
 import re
+import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from typer.testing import CliRunner
 
 from aixsim_cli.backends.titan import device
 
@@ -18,6 +21,7 @@ from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
 from aixsim_cli.eval.load import load_model  # noqa: E402
 from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
+from aixsim_cli.main import app  # noqa: E402
 from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
 TEXT = Text("builtin", None, 2, 2, None)
@@ -123,6 +127,30 @@ def test_compare_refuses_a_picture_it_cannot_write(aixsim, clean):
     assert "--plot: got p.txt; expected a .png" in done.stderr
 
 
+def test_compare_asks_for_matplotlib_before_anything_else(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = CliRunner().invoke(app, ["eval", "compare", "nowhere", "--plot", "p.png"])
+    assert isinstance(done.exception, UserError)
+    assert "--plot: matplotlib is not installed" in str(done.exception)
+
+
+def test_the_table_says_what_is_compared_to_the_first_row(monkeypatch):
+    from aixsim_cli.eval import measure as module
+
+    def measured(source, *_, **__):
+        nll = {"a": 6.0, "b": 3.0}[source]
+        return {
+            "source": source, "transform": None, "transform_config": None, "calibrated": False,
+            "tokens": 10, "nll": nll, "perplexity": math.exp(nll), "seq_len": 8,
+        }  # fmt: skip
+
+    monkeypatch.setattr(module, "measure", measured)
+    lines = CliRunner().invoke(app, ["eval", "compare", "a", "b"]).stdout.splitlines()
+    cells = [[cell.strip() for cell in re.split("[┃│]", line)] for line in lines]
+    assert cells[1][4:7] == ["nll", "perplexity", "nll to first"]
+    assert cells[4][4:7] == ["3.00000", "20.0855", "-50.00%"]
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """lm-eval tasks over local data, of both kinds of request."""
@@ -157,7 +185,7 @@ def tasks(tmp_path_factory):
 def lm_eval(aixsim, tasks, tmp_path):
     def run(source, *flags, names="local_pages,local_choice"):
         output = tmp_path / "out"
-        aixsim(
+        run.done = aixsim(
             "eval", "lm-eval", source, "--tasks", names, "--include-path", tasks,
             "--output", output, *flags, HF_DATASETS_CACHE=str(tasks / "cache"),
         )  # fmt: skip
@@ -188,18 +216,53 @@ def test_lm_eval_repeats_over_noise_seeds(lm_eval, trained):
     found = result["repeats"]["local_pages"]["bits_per_byte,none"]
     assert len(set(found["values"])) == 3 and found["stdev"] > 0
     assert found["mean"] == pytest.approx(sum(found["values"]) / 3)
-    assert result["results"]["local_pages"]["bits_per_byte,none"] == found["mean"]
+    shown = result["results"]["local_pages"]
+    assert shown["bits_per_byte,none"] == found["mean"]
+    assert not [key for key in shown if "stderr" in key]
+    table = lm_eval.done.stdout
+    assert "|Stdev |" in table and "Stderr" not in table
+    assert re.search(rf"\| *{found['mean']:.4f}\|± *\| *{found['stdev']:.4f}\|", table)
+    assert "standard deviation over 3 noise seeds" in table
+    # lm-eval's remarks about a model that it did not load
+    assert "already-initialized" not in lm_eval.done.stderr
+    assert "not of type" not in lm_eval.done.stderr
+
+
+def test_groups_of_repeats_are_means_too(monkeypatch):
+    from aixsim_cli.eval import harness
+
+    def one_run(model, **_):
+        row = {"alias": "g", "acc,none": float(model.noise_seed), "acc_stderr,none": "N/A"}
+        return {"results": {"g": row, "t": dict(row)}, "groups": {"g": dict(row)}}
+
+    class Anything:
+        def __init__(self, *_, noise_seed=0, **__):
+            self.noise_seed, self.state, self.all_tasks = noise_seed, object(), ["g"]
+
+    for name in ("SimulatedLM", "TaskManager"):
+        monkeypatch.setattr(harness, name, Anything)
+    monkeypatch.setattr(harness, "simple_evaluate", one_run)
+    result = harness.evaluate(Anything(), ["g"], repeats=3)
+    assert result["groups"] == {"g": {"alias": "g", "acc,none": 1.0}}
+    assert result["repeats"]["g"]["acc,none"]["values"] == [0.0, 1.0, 2.0]
 
 
 def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     done = aixsim(
         "eval", "lm-eval", "--", "run", "--model", "aixsim", "--model_args",
         f"pretrained={trained}", "--tasks", "local_pages", "--include_path", tasks,
-        "--device", "cpu", HF_DATASETS_CACHE=str(tasks / "cache"),
+        HF_DATASETS_CACHE=str(tasks / "cache"),
     )  # fmt: skip
     expected = lm_eval(trained, names="local_pages")["results"]["local_pages"]["bits_per_byte,none"]
     shown = re.search(r"bits_per_byte\|↓  \|\s*([\d.]+)\|", done.stdout)
     assert shown is not None and float(shown.group(1)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_lm_evals_own_command_calibrates(clean, coarse):
+    from aixsim_cli.eval.harness import SimulatedLM
+
+    lm = SimulatedLM(clean, transform_config=coarse)
+    assert lm.simulated.transform == "optical" and not needs_calibration(lm.simulated)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +270,7 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     [
         (["--tasks", "no_such_task"], "--tasks: lm-eval knows no no_such_task"),
         ([], "--tasks: missing"),
+        (["--tasks", "x", "--include-path", "nowhere"], "--include-path: nowhere: no such folder"),
     ],
 )
 def test_lm_eval_mistakes(aixsim, clean, flags, message):

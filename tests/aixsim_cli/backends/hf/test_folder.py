@@ -1,6 +1,7 @@
 """A simulated model as a folder: three forms, every way of reading them, and their damages."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -139,6 +140,37 @@ def test_a_digital_folder_under_a_transform_starts_without_ranges(tmp_path):
     loaded, had_ranges = load_model(str(tmp_path), transform=optical())
     assert not had_ranges
     assert all(not r.isfinite().any() for r in ranges_of(loaded).values())
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What transformers says while it loads."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize(("saved", "asked"), [("up_proj", ".*"), (".*", "up_proj")])
+def test_ranges_of_one_hardware_alone_are_no_alarm(tmp_path, said, saved, asked):
+    def on(pattern):
+        # what another pattern matches stays digital
+        rules = {f".*{pattern}": {"q_levels": 64}, "default": None}
+        return parse_transform({"use_regex": True, "layer_name_to_config": rules}, source="t")
+
+    model = make_model("llama")
+    transform_hf_model(model, on(saved))
+    write_model(model, tmp_path)
+    said.clear()
+    loaded, _ = load_model(str(tmp_path), transform=on(asked))
+    assert ranges_of(loaded).keys() != ranges_of(model).keys()
+    assert "LOAD REPORT" not in said.text
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    lost = "model.layers.1.mlp.up_proj.weight"
+    tensors["model.extra.weight"] = tensors.pop(lost)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks 1 weights: {lost}"):
+        load_model(str(tmp_path), transform=on(asked))
+    assert "model.extra.weight" in said.text and ".ranges" not in said.text
 
 
 def test_missing_ranges_are_an_error(model, tmp_path):
