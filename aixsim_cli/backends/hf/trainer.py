@@ -2,6 +2,7 @@
 a checkpoint where a signal ends the run.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from aixsim_cli.errors import RunError
 from aixsim_cli.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
+
+logger = logging.getLogger("aixsim")
 
 
 class SimulationCallback(TrainerCallback):
@@ -37,6 +40,30 @@ class SimulationCallback(TrainerCallback):
     ) -> None:
         """Update the ranges, once a step."""
         self.state.end_step()
+
+
+class ResumeCallback(TrainerCallback):
+    """Says that a resumed run keeps its learning rate: Trainer restores it with the moments."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Compare the peak that was restored with the flag."""
+        if state.global_step == 0 or optimizer is None:
+            return
+        restored = optimizer.param_groups[0].get("initial_lr", args.learning_rate)
+        if restored != args.learning_rate:
+            logger.warning(
+                "--learning_rate %g is not used: the run goes on with its checkpoint's, %g; to "
+                "change it, start from the checkpoint by --model_name_or_path",
+                args.learning_rate,
+                restored,
+            )
 
 
 class StopCallback(TrainerCallback):
@@ -141,6 +168,7 @@ class SimulationTrainer(Trainer):
         self.transform = transform
         self.stop, self.finite = StopCallback(), FiniteCallback()
         # in this order: what is saved at a signal is looked at too
+        self.add_callback(ResumeCallback())
         self.add_callback(self.stop)
         self.add_callback(self.finite)
         if transform is not None:
