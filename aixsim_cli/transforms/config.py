@@ -143,12 +143,27 @@ class TransformConfig:
         return next(filter(None, (t.simulates(site) for t in self.transforms)), None)
 
 
-def describe_difference(config: TransformConfig | None, other: TransformConfig | None) -> str:
-    """A transform, None = digital, as a message names it beside another.
+def hardware_difference(
+    saved: Mapping[str, Any] | None, asked: Mapping[str, Any] | None, *, source: str
+) -> tuple[str, str] | None:
+    """How two transform configs, None = digital, differ.
+
+    Args:
+        saved: of a checkpoint.
+        asked: of the run that goes on from it.
+        source: for messages.
 
     Returns:
-        The paradigm; where both have the same one, also what this one has and the other has not.
+        Each as a message names it beside the other: the paradigm, and where both have the same
+        one, what is its own; None = the same hardware and low-rank updates.
     """
+    a, b = (parse_transform(m, source=source) if m else None for m in (saved, asked))
+    if (a.transforms if a else None) == (b.transforms if b else None):
+        return None
+    return _name_beside(a, b), _name_beside(b, a)
+
+
+def _name_beside(config: TransformConfig | None, other: TransformConfig | None) -> str:
     if config is None:
         return "digital hardware"
     if other is None or other.name != config.name:

@@ -34,7 +34,7 @@ from aixsim_cli.signals import EXIT_CODES
 from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,
-    describe_difference,
+    hardware_difference,
     load_transform_file,
     parse_transform,
     without_lora,
@@ -295,13 +295,11 @@ def _checkpoint(arguments: Arguments) -> str | None:
 
 def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
     """Trainer loads of a checkpoint what fits the model, and begins the rest anew."""
-    saved, asked = (
-        None if mapping is None else parse_transform(mapping, source=str(checkpoint))
-        for mapping in (hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model))
-    )
-    if (saved.transforms if saved else None) == (asked.transforms if asked else None):
+    saved, asked = hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model)
+    difference = hardware_difference(saved, asked, source=str(checkpoint))
+    if difference is None:
         return
-    began, asks = describe_difference(saved, asked), describe_difference(asked, saved)
+    began, asks = difference
     raise UserError(
         f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
         " expected the hardware that the run began with (--transform_config), or a new --output_dir"

@@ -4,12 +4,7 @@ from aixsim_cli.backends.titan.model import meta_model
 from aixsim_cli.backends.titan.names import titan_sites
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.backends.titan.spec import model_args
-from aixsim_cli.config.budget import (
-    TOLERANCE,
-    config_tokens_per_step,
-    data_ranks,
-    shard_degree,
-)
+from aixsim_cli.config.budget import TOLERANCE, config_tokens_per_step, data_ranks
 from aixsim_cli.config.generate import Plan
 from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.models.flavors import count_parameters, find_flavor, model_vocab_size
@@ -30,8 +25,9 @@ def describe(config: PretrainConfig, num_ranks: int) -> str:
         UserError: the ranks cannot be divided as the config says, or the tokenizer is missing.
         ConfigError: a pattern of the transform matches nothing.
     """
-    lines = [str(make_plan(config, num_ranks)), describe_memory(config, num_ranks)]
-    moved = describe_moved_budget(config, num_ranks)
+    plan = make_plan(config, num_ranks)
+    lines = [str(plan), describe_memory(config, plan.data_ranks)]
+    moved = describe_moved_budget(config, plan)
     return "\n".join([*lines, describe_transform(config), *([moved] if moved else [])])
 
 
@@ -57,9 +53,9 @@ def make_plan(config: PretrainConfig, num_ranks: int) -> Plan:
     )
 
 
-def describe_moved_budget(config: PretrainConfig, num_ranks: int) -> str | None:
+def describe_moved_budget(config: PretrainConfig, plan: Plan) -> str | None:
     """A line for a run whose overrides left the token budget behind; None where they did not."""
-    plan, budget = make_plan(config, num_ranks), config.budget
+    budget = config.budget
     if not budget.tokens:
         return None
     moved = abs(plan.tokens - budget.tokens) > TOLERANCE * budget.tokens
@@ -71,7 +67,7 @@ def describe_moved_budget(config: PretrainConfig, num_ranks: int) -> str | None:
     )
 
 
-def describe_memory(config: PretrainConfig, num_ranks: int) -> str:
+def describe_memory(config: PretrainConfig, data_ranks: int) -> str:
     """An estimate of the memory of one rank.
 
     Weights, gradients and Adam's two moments are 16 bytes a parameter in float32, divided by the
@@ -87,12 +83,7 @@ def describe_memory(config: PretrainConfig, num_ranks: int) -> str:
     parameters = sum(p.numel() for p in meta_model(args).parameters())
     layout, training = config.parallelism, config.training
     other = layout.tensor_parallel_degree
-    shard = shard_degree(
-        layout.data_parallel_shard_degree,
-        num_ranks=num_ranks,
-        replicate=layout.data_parallel_replicate_degree,
-        other=other,
-    )
+    shard = data_ranks // layout.data_parallel_replicate_degree
     states = 16 * parameters / (shard * other)
     tokens = training.local_batch_size * training.seq_len
     width = 2 if training.mixed_precision_param == "bfloat16" else 4

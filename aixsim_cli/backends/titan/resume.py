@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
-from aixsim_cli.transforms.config import describe_difference, parse_transform
+from aixsim_cli.transforms.config import hardware_difference
 
 # what shapes the training; the layout of the ranks and what is logged do not
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "training")
@@ -41,17 +41,13 @@ def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path,
     Raises:
         UserError: other hardware, or a checkpoint beyond the last step.
     """
-    before, now = (
-        parse_transform(mapping, source=f"{folder}: transform") if mapping else None
-        for mapping in (saved.get("transform"), config.transform)
-    )
-    differ = (before.transforms if before else None) != (now.transforms if now else None)
+    difference = hardware_difference(saved.get("transform"), config.transform, source=str(folder))
     # step 0 is a model to start from, on whatever hardware
-    if step > 0 and differ:
+    if step > 0 and difference is not None:
         raise UserError(
-            f"transform: {folder} was trained on {describe_difference(before, now)}, this run asks "
-            f"for {describe_difference(now, before)}; expected the same transform to go on, or "
-            "another job.dump_folder (and checkpoint.initial_load_path to start from its weights)"
+            f"transform: {folder} was trained on {difference[0]}, this run asks for "
+            f"{difference[1]}; expected the same transform to go on, or another job.dump_folder "
+            "(and checkpoint.initial_load_path to start from its weights)"
         )
     if step > config.training.steps:
         raise UserError(
@@ -65,11 +61,10 @@ def changes(saved: Mapping[str, Any], config: PretrainConfig) -> dict[str, tuple
     now = dataclasses.asdict(config)
     found = {}
     for section in _SECTIONS:
-        before = saved.get(section) or {}
+        before = dict(_leaves(saved.get(section) or {}, f"{section}."))
         for key, value in _leaves(now[section], f"{section}."):
-            old = _look_up(before, key.split(".")[1:], value)
-            if old != value and key not in _IGNORED:
-                found[key] = (old, value)
+            if before.get(key, value) != value and key not in _IGNORED:
+                found[key] = (before[key], value)
     return found
 
 
@@ -124,16 +119,12 @@ def set_hyperparameters(
         schedulers: of them, after loading.
         settings: `hyperparameters` from before.
     """
-    for optimizer, groups in zip(optimizers, settings, strict=True):
-        for group, values in zip(optimizer.param_groups, groups, strict=True):
-            group.update(values)
-    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+    for optimizer, scheduler, wanted in zip(optimizers, schedulers, settings, strict=True):
         groups = optimizer.param_groups
+        for group, values, factor in zip(groups, wanted, scheduler.lr_lambdas, strict=True):
+            group.update(values)
+            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        for group, base, factor in zip(
-            groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(scheduler.last_epoch)
         scheduler._last_lr = [group["lr"] for group in groups]
 
 
@@ -143,11 +134,3 @@ def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _look_up(section: Any, keys: list[str], default: Any) -> Any:
-    for key in keys:
-        if not isinstance(section, Mapping) or key not in section:
-            return default
-        section = section[key]
-    return section

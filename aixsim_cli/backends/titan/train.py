@@ -22,7 +22,7 @@ from torchtitan.train import Trainer
 from aixsim_cli.backends.titan import compat, folder
 from aixsim_cli.backends.titan.checkpointer import Checkpointer
 from aixsim_cli.backends.titan.converter import TransformConverter
-from aixsim_cli.backends.titan.plan import describe_moved_budget
+from aixsim_cli.backends.titan.plan import describe_moved_budget, make_plan
 from aixsim_cli.backends.titan.schema import CONVERTER_NAME, PretrainConfig
 from aixsim_cli.backends.titan.spec import build_train_spec
 from aixsim_cli.config.budget import check_ranks
@@ -220,9 +220,10 @@ def pretrain(config: PretrainConfig) -> Path | None:
     _single_rank_environment()
     check_ranks(config, int(os.environ["WORLD_SIZE"]))
     _init_logging()
-    moved = describe_moved_budget(config, int(os.environ["WORLD_SIZE"]))
-    if moved is not None:
-        logger.info(moved)
+    if os.environ["RANK"] == "0":
+        moved = describe_moved_budget(config, make_plan(config, int(os.environ["WORLD_SIZE"])))
+        if moved is not None:
+            logger.info(moved)
     torchtitan.train.CheckpointManager = Checkpointer
     register_train_spec(config.model.name, build_train_spec(config))
     if CONVERTER_NAME in config.model.converters:

@@ -80,6 +80,7 @@ def test_under_torchrun(config, plain, tmp_path, how):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    assert "will be overridden" not in done.stderr
     assert losses(tmp_path) == plain
 
 
