@@ -4,7 +4,7 @@ from enum import Enum
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.manifest import is_complete, verify, verify_if_listed
+from aixsim_cli.run.manifest import is_complete, verify, verify_if_listed
 
 
 class SourceKind(Enum):

@@ -36,7 +36,7 @@ from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_ch
 from aixsim_cli.config.load import Document
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.manifest import is_complete, write_manifest
+from aixsim_cli.run.manifest import is_complete, write_manifest
 from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
 CHECKED_TOKENS = 128

@@ -29,8 +29,8 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.manifest import write_manifest
-from aixsim_cli.signals import EXIT_CODES
+from aixsim_cli.run.manifest import write_manifest
+from aixsim_cli.run.signals import EXIT_CODES
 from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aixsim_cli.errors import RunError
-from aixsim_cli.signals import StopSignals
+from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")

@@ -11,7 +11,7 @@ from pathlib import Path
 from aixsim_cli.backends.titan import device
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.signals import EXIT_CODES
+from aixsim_cli.run.signals import EXIT_CODES
 
 GRACE_SECONDS = 10
 # from a signal to the ranks until they are killed: time for a step and a checkpoint

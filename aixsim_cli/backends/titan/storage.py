@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.manifest import Digest, write_manifest
+from aixsim_cli.run.manifest import Digest, write_manifest
 
 METADATA_FILE = ".metadata"
 _DCP = "torch.distributed.checkpoint."

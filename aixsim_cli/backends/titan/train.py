@@ -19,7 +19,7 @@ from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
-from aixsim_cli.backends.titan import compat, folder
+from aixsim_cli.backends.titan import compat
 from aixsim_cli.backends.titan.checkpointer import Checkpointer
 from aixsim_cli.backends.titan.converter import TransformConverter
 from aixsim_cli.backends.titan.plan import describe_moved_budget, make_plan
@@ -27,7 +27,8 @@ from aixsim_cli.backends.titan.schema import CONVERTER_NAME, PretrainConfig
 from aixsim_cli.backends.titan.spec import build_train_spec
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.errors import RunError
-from aixsim_cli.signals import EXIT_CODES, StopSignals
+from aixsim_cli.run import folder
+from aixsim_cli.run.signals import EXIT_CODES, StopSignals
 
 logger = logging.getLogger("aixsim")
 

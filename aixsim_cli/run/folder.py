@@ -14,7 +14,7 @@ import torch.distributed as dist
 from filelock import FileLock, Timeout
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.manifest import MANIFEST_FILE, is_complete, read_manifest, verify
+from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete, read_manifest, verify
 
 LOCK_FILE = ".run.lock"
 OWNER_FILE = ".run.json"
