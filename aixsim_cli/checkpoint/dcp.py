@@ -13,7 +13,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from aixsim_cli.backends.titan.checkpointer import reason_of
-from aixsim_cli.run.folder import verify_by_all_ranks
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig, load_config
 from aixsim_cli.backends.titan.storage import (
     CheckpointPlanner,
@@ -21,6 +20,7 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointWriter,
 )
 from aixsim_cli.errors import UserError
+from aixsim_cli.run.folder import verify_by_all_ranks
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
 

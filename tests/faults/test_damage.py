@@ -16,7 +16,6 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
-from aixsim_cli.run import folder as run_folder  # noqa: E402
 from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
 from aixsim_cli.backends.titan.storage import (  # noqa: E402
@@ -28,6 +27,7 @@ from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa:
 from aixsim_cli.data.resume import _PlainUnpickler  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.run import folder as run_folder  # noqa: E402
 from aixsim_cli.run.manifest import MANIFEST_FILE, verify, write_manifest  # noqa: E402
 from aixsim_cli.source import find_source  # noqa: E402
 

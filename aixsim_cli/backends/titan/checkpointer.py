@@ -27,7 +27,6 @@ from torchtitan.components.checkpoint import (
     GarbageCollection,
 )
 
-from aixsim_cli.run import folder as run_folder
 from aixsim_cli.backends.titan import resume
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig, dump_config
 from aixsim_cli.backends.titan.storage import (
@@ -36,6 +35,7 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointWriter,
 )
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.run import folder as run_folder
 from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete
 
 logger = logging.getLogger("aixsim")
