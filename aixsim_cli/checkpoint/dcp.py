@@ -20,7 +20,7 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointWriter,
 )
 from aixsim_cli.errors import UserError
-from aixsim_cli.run.folder import verify_by_all_ranks
+from aixsim_cli.run.checkpoints import verify_by_all_ranks
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
 

@@ -14,6 +14,9 @@ from pathlib import Path, PurePosixPath
 from aixsim_cli.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
+# is there from before the first file is written until the manifest is: tells a torn folder from
+# another program's, which never had a manifest
+SAVING_FILE = ".saving"
 _FORMAT = 1
 
 
@@ -37,22 +40,45 @@ def digest_of(path: Path) -> Digest:
         return Digest(file.tell(), digest.hexdigest())
 
 
+def begin_saving(folder: str | Path) -> None:
+    """Declare that a folder is being written, or deleted: it is torn until it has a manifest.
+
+    Args:
+        folder: made where it is not there; one that is written over is complete no more.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SAVING_FILE).touch()
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
+
+
+def is_being_saved(folder: str | Path) -> bool:
+    """Whether a folder's saving, or deleting, has begun and not ended."""
+    return (Path(folder) / SAVING_FILE).exists() and not is_complete(folder)
+
+
 def write_manifest(
-    folder: str | Path, known: Mapping[str, Digest] | None = None, *, recurse: bool = True
+    folder: str | Path,
+    known: Mapping[str, Digest] | None = None,
+    *,
+    recurse: bool = True,
+    leave_out: Iterable[str] = (),
 ) -> None:
     """Declare a folder complete, as it is now.
 
     Args:
         folder: every file in it is listed.
-        recurse: False leaves out what is in folders within it.
         known: relative name -> digest of files that need no reading.
+        recurse: False leaves out what is in folders within it.
+        leave_out: relative names of files that may change later, and are not listed.
     """
     folder, known = Path(folder), known or {}
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in (folder.rglob("*") if recurse else folder.iterdir())
-        if path.is_file() and path.name != MANIFEST_FILE
+        if path.is_file() and path.name not in (MANIFEST_FILE, SAVING_FILE)
     )
+    names = [name for name in names if name not in set(leave_out)]
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
     temporary = folder / f".{MANIFEST_FILE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
@@ -60,7 +86,12 @@ def write_manifest(
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST_FILE)
-    # a rename survives a power cut once the folder itself is on the disk
+    sync_folder(folder)
+    (folder / SAVING_FILE).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on the disk: only then does a rename in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -132,10 +163,16 @@ def verify_if_listed(folder: str | Path) -> None:
     """`verify`, for a folder that another program may have made, without a manifest.
 
     Raises:
-        UserError: naming the first file that is missing, cut or changed.
+        UserError: naming the first file that is missing, cut or changed; or the folder, whose
+            saving did not end.
     """
     if is_complete(folder):
         verify(folder)
+    elif is_being_saved(folder):
+        raise UserError(
+            f"{folder}: incomplete, its saving did not end; expected a whole folder: the command "
+            "that was writing it, run again, writes the rest"
+        )
 
 
 def _is_inside(name: str) -> bool:

@@ -16,6 +16,7 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
+from aixsim_cli.backends.titan.checkpointer import checkpoints_in  # noqa: E402
 from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
 from aixsim_cli.backends.titan.storage import (  # noqa: E402
@@ -27,8 +28,14 @@ from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa:
 from aixsim_cli.data.resume import _PlainUnpickler  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.run import folder as run_folder  # noqa: E402
-from aixsim_cli.run.manifest import MANIFEST_FILE, verify, write_manifest  # noqa: E402
+from aixsim_cli.run.folder import locked  # noqa: E402
+from aixsim_cli.run.manifest import (  # noqa: E402
+    MANIFEST_FILE,
+    begin_saving,
+    is_being_saved,
+    verify,
+    write_manifest,
+)
 from aixsim_cli.source import find_source  # noqa: E402
 
 
@@ -162,12 +169,14 @@ def test_hugging_face_folder_with_a_manifest(tmp_path):
 
 
 def folders(root, **kinds):
-    """Checkpoint folders: whole, torn (never completed) or flipped (damaged since)."""
+    """Checkpoint folders: whole, torn (never completed), flipped (damaged since) or unlisted."""
     for name, kind in kinds.items():
         path = root / name.replace("_", "-")
         path.mkdir(parents=True)
         (path / "__0_0.distcp").write_bytes(bytes(100))
-        if kind != "torn":
+        if kind != "unlisted":
+            begin_saving(path)
+        if kind not in ("torn", "unlisted"):
             write_manifest(path)
         if kind == "flipped":
             flip(path / "__0_0.distcp", 50)
@@ -183,7 +192,7 @@ def test_resume_takes_the_newest_whole_one(tmp_path, caplog):
         tmp_path / "checkpoint", step_2="whole", step_4="whole", step_6="flipped", step_8="torn"
     )
     with caplog.at_level(logging.WARNING):
-        assert run_folder.agree_on_step(root) == 4
+        assert checkpoints_in(root).agree() == 4
     assert left(root) == ["step-2", "step-4"]
     assert left(tmp_path / "checkpoint.set-aside") == ["step-6", "step-8"]
     assert "step-6/__0_0.distcp: damaged" in caplog.text
@@ -193,7 +202,7 @@ def test_resume_takes_the_newest_whole_one(tmp_path, caplog):
 def test_setting_aside_replaces_nothing(tmp_path):
     for kind in ("torn", "torn"):
         root = folders(tmp_path / "checkpoint", step_8=kind)
-        assert run_folder.agree_on_step(root) is None
+        assert checkpoints_in(root).agree() is None
     aside = sorted(path.name for path in (tmp_path / "checkpoint.set-aside").iterdir())
     assert aside == ["step-8", "step-8.1"]
 
@@ -201,16 +210,60 @@ def test_setting_aside_replaces_nothing(tmp_path):
 def test_all_damaged_is_not_started_anew(tmp_path):
     root = folders(tmp_path / "checkpoint", step_2="flipped", step_4="flipped")
     with pytest.raises(UserError, match="no checkpoint is whole"):
-        run_folder.agree_on_step(root)
+        checkpoints_in(root).agree()
     assert left(root) == ["step-2", "step-4"]
+
+
+def test_checkpoints_without_a_manifest_are_not_started_anew(tmp_path):
+    """Another program's, or their manifests were deleted: a torn one is told apart by its mark."""
+    root = folders(tmp_path / "checkpoint", step_2="unlisted", step_4="unlisted", step_6="torn")
+    with pytest.raises(UserError, match=r"step-4, step-2: without a manifest.json.*load_step"):
+        checkpoints_in(root).agree()
+    assert left(root) == ["step-2", "step-4", "step-6"]
+
+
+def test_one_without_a_manifest_is_read_when_asked_for_and_a_torn_one_never(tmp_path, caplog):
+    root = folders(tmp_path / "checkpoint", step_2="unlisted", step_4="torn")
+    with caplog.at_level(logging.WARNING):
+        checkpoints_in(root).check(2)
+    assert "step-2: has no manifest.json" in caplog.text
+    with pytest.raises(UserError, match="step-4: incomplete, its saving did not end"):
+        checkpoints_in(root).check(4)
+
+
+def test_a_step_is_spelled_in_one_way(tmp_path):
+    root = folders(tmp_path / "checkpoint", step_2="whole", step_007="whole")
+    assert checkpoints_in(root).steps() == [2]
+
+
+def test_what_a_kill_leaves_of_a_deletion_is_torn(tmp_path, monkeypatch):
+    root = folders(tmp_path / "checkpoint", step_2="whole", step_4="whole", step_6="whole")
+    monkeypatch.setattr("shutil.rmtree", lambda *arguments, **keywords: None)
+    checkpoints_in(root).remove_old(keep=2)
+    assert is_being_saved(root / "step-2") and checkpoints_in(root).agree() == 6
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    names = ("step_2", "step_4", "step_6", "step_8")
+    root = folders(tmp_path / "checkpoint", **dict.fromkeys(names, "whole"))
+    checkpoints_in(root).remove_old(keep=1, best=root / "step-4")
+    assert left(root) == ["step-4", "step-8"]
+
+
+def test_the_owner_of_a_folder_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json").symlink_to(tmp_path / "mine")
+    with locked(tmp_path / "run", "job.dump_folder"):
+        assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_step_asked_for_is_refused_and_another_offered(tmp_path):
     root = folders(tmp_path / "checkpoint", step_2="whole", step_4="flipped")
     with pytest.raises(UserError, match=r"step-4/.*the newest other checkpoint is step 2"):
-        run_folder.agree_on_step(root, 4)
+        checkpoints_in(root).check(4)
     with pytest.raises(UserError, match=r"got 3; .* has: 4, 2"):
-        run_folder.agree_on_step(root, 3)
+        checkpoints_in(root).check(3)
 
 
 @pytest.mark.parametrize(
@@ -226,5 +279,5 @@ def test_the_step_asked_for_is_refused_and_another_offered(tmp_path):
 def test_retention_keeps_the_last_whole_one(tmp_path, kinds, remaining):
     names = dict(zip(("step_2", "step_4", "step_6", "step_8"), kinds, strict=True))
     root = folders(tmp_path / "checkpoint", **names)
-    run_folder.remove_old(root, keep=2)
+    checkpoints_in(root).remove_old(keep=2)
     assert left(root) == [f"step-{step}" for step in remaining]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aixsim_cli.errors import RunError
+from aixsim_cli.run.finite import all_finite
+from aixsim_cli.run.ranks import true_on_all
 from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
@@ -147,8 +149,8 @@ class FiniteCallback(TrainerCallback):
         finite = self.finite
         if (control.should_save or ends) and model is not None:
             # a loss says nothing of the step that was just taken
-            finite = finite & _all_finite(model)
-        if not _on_all_ranks(finite):
+            finite = finite & all_finite(model)
+        if not true_on_all(finite):
             raise RunError(
                 f"loss or weights are not finite at step {state.global_step}; nothing was saved "
                 f"of it, {_last_checkpoint(args)}; expected a lower --learning_rate"
@@ -188,25 +190,6 @@ class SimulationTrainer(Trainer):
         if self.transform is not None and "loss" in logs:
             logs |= {name: value.item() for name, value in self.transform.metrics().items()}
         super().log(logs, *arguments, **keywords)
-
-
-def _all_finite(model: nn.Module) -> Tensor:
-    parameters = [_local(parameter) for parameter in model.parameters()]
-    norms = torch._foreach_norm([p for p in parameters if p.is_floating_point() and p.numel()])
-    return torch.stack([norm.isfinite() for norm in norms]).all()
-
-
-def _local(parameter: Tensor) -> Tensor:
-    to_local = getattr(parameter, "to_local", None)
-    return (to_local() if to_local is not None else parameter).detach()
-
-
-def _on_all_ranks(finite: Tensor) -> bool:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        flag = finite.to(torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-        return bool(flag.item())
-    return bool(finite.item())
 
 
 def _last_checkpoint(args: TrainingArguments) -> str:

@@ -35,8 +35,8 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointWriter,
 )
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run import folder as run_folder
-from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete
+from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
+from aixsim_cli.run.manifest import begin_saving, is_complete
 
 logger = logging.getLogger("aixsim")
 
@@ -63,6 +63,11 @@ class Checkpointer(CheckpointManager):
     def root(self) -> Path:
         """The folder of all checkpoints."""
         return Path(self.folder)
+
+    @property
+    def folders(self) -> Checkpoints:
+        """The checkpoints in it."""
+        return checkpoints_in(self.root)
 
     def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
         if curr_step == self._loaded:
@@ -113,8 +118,8 @@ class Checkpointer(CheckpointManager):
         folder = self.root / f"step-{step}"
         # every rank has met the error; one of them cleans up
         if dist.get_rank() == 0 and not is_complete(folder):
-            run_folder.remove(folder)
-        newest = run_folder.newest_complete(self.root)
+            remove(folder)
+        newest = self.folders.newest_complete()
         kept = f"the newest whole one is {newest}" if newest else "there is no other checkpoint"
         said = f"{folder}: could not be written to disk: {reason_of(error)}; {kept}"
         if self.run_config.reliability.on_save_error == "stop":
@@ -137,9 +142,7 @@ class Checkpointer(CheckpointManager):
             )
         folder = Path(checkpoint_id)
         if dist.get_rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            # a checkpoint that is written over is incomplete until the new one is whole
-            (folder / MANIFEST_FILE).unlink(missing_ok=True)
+            begin_saving(folder)
             dump_config(self.run_config, folder / CONFIG_FILE)
         writer = CheckpointWriter(folder)
         if async_mode == AsyncMode.DISABLED:
@@ -175,7 +178,9 @@ class Checkpointer(CheckpointManager):
         """
         if not self.enable:
             return False
-        found = run_folder.agree_on_step(self.root, step)
+        if step >= 0:
+            self.folders.check(step)
+        found = step if step >= 0 else self.folders.agree()
         if found is None:
             return self._load_initial()
         self._load_step(found)
@@ -190,7 +195,7 @@ class Checkpointer(CheckpointManager):
         if not self.enable:
             return False
         self.wait()
-        found = run_folder.agree_on_step(self.root)
+        found = self.folders.agree()
         if found is None:
             return False
         self._load_step(found, rewind_data=False)
@@ -228,7 +233,7 @@ class Checkpointer(CheckpointManager):
                 "checkpoint that `aixsim convert-ckpt` made of it"
             )
         if not self.initial_load_in_hf:
-            run_folder.verify_by_all_ranks(Path(source))
+            verify_by_all_ranks(Path(source))
         states = self._states_to_load(self.initial_load_model_only)
         in_hf, quantized = self.initial_load_in_hf, self.initial_load_in_hf_quantized
         self.dcp_load(states, source, in_hf, quantized)
@@ -268,12 +273,27 @@ class Checkpointer(CheckpointManager):
 
     def _purge_stale_checkpoints(self) -> None:
         if self.keep_latest_k > 0 and dist.get_rank() == 0:
-            self._remover.submit(run_folder.remove_old, self.root, self.keep_latest_k)
+            self._remover.submit(self.folders.remove_old, self.keep_latest_k)
 
     def close(self) -> None:
         if hasattr(self, "_remover"):
             self._remover.shutdown()
         super().close()
+
+
+def checkpoints_in(root: Path) -> Checkpoints:
+    """The checkpoints of a pretraining run.
+
+    Args:
+        root: of the `step-N` folders.
+    """
+    return Checkpoints(
+        root,
+        prefix="step-",
+        aside=root.with_name(f"{root.name}.set-aside"),
+        key="job.dump_folder",
+        asked_by="checkpoint.load_step",
+    )
 
 
 def _is_range(key: str) -> bool:

@@ -31,6 +31,7 @@ from aixsim_cli.run import folder
 from aixsim_cli.run.signals import EXIT_CODES, StopSignals
 
 logger = logging.getLogger("aixsim")
+_FOLDER_KEY = "job.dump_folder"
 
 
 class _StepGivenUp(Exception):
@@ -230,7 +231,8 @@ def pretrain(config: PretrainConfig) -> Path | None:
     if CONVERTER_NAME in config.model.converters:
         register_model_converter(TransformConverter, CONVERTER_NAME)  # pyright: ignore[reportArgumentType]
     dump = Path(config.job.dump_folder)
-    with folder.locked(dump) if os.environ["RANK"] == "0" else contextlib.nullcontext():
+    main = os.environ["RANK"] == "0"
+    with folder.locked(dump, _FOLDER_KEY) if main else contextlib.nullcontext():
         trainer = _train(config, dump)
     if trainer.stopped_by:
         raise SystemExit(EXIT_CODES[trainer.stopped_by])
@@ -244,7 +246,7 @@ def _train(config: PretrainConfig, dump: Path) -> PretrainTrainer:
     try:
         trainer = PretrainTrainer(config)
         if config.checkpoint.enable and not config.checkpoint.load_only:
-            folder.check_free_space(dump, trainer.checkpoint_bytes())
+            folder.check_free_space(dump, trainer.checkpoint_bytes(), _FOLDER_KEY)
         with trainer.signals:
             trainer.train()
             trainer.checkpoints.wait()

@@ -1,0 +1,44 @@
+"""What the ranks of a run tell each other; alone where there is one."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def several() -> bool:
+    """Whether there are ranks to wait for."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value on every rank: the others may see a shared folder a little later."""
+    if not several():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def of_all(value: Any) -> list[Any]:
+    """Every rank's value, in the order of the ranks, on every rank."""
+    if not several():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def true_on_all(flag: Tensor) -> bool:
+    """Whether a flag, () bool on the device of the run, is true on every rank."""
+    if not several():
+        return bool(flag.item())
+    flag = flag.to(torch.int32)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
