@@ -38,14 +38,19 @@ def digest_of(path: Path) -> Digest:
 
 
 def write_manifest(
-    folder: str | Path, known: Mapping[str, Digest] | None = None, *, recurse: bool = True
+    folder: str | Path,
+    known: Mapping[str, Digest] | None = None,
+    *,
+    recurse: bool = True,
+    maker: str | None = None,
 ) -> None:
     """Declare a folder complete, as it is now.
 
     Args:
         folder: every file in it is listed.
-        recurse: False leaves out what is in folders within it.
         known: relative name -> digest of files that need no reading.
+        recurse: False leaves out what is in folders within it.
+        maker: noted, for `maker_of`.
     """
     folder, known = Path(folder), known or {}
     names = sorted(
@@ -56,7 +61,8 @@ def write_manifest(
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
     temporary = folder / f".{MANIFEST_FILE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"format": _FORMAT, "files": files}, file, indent=1)
+        noted = {} if maker is None else {"maker": maker}
+        json.dump({"format": _FORMAT, **noted, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST_FILE)
@@ -95,6 +101,17 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
     if outside:
         raise UserError(f"{path}: damaged: names a file outside the folder: {outside[0]!r}")
     return files
+
+
+def maker_of(folder: str | Path) -> str | None:
+    """Who made a complete folder, where that was noted.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    read_manifest(folder)
+    data = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return data.get("maker")
 
 
 def verify(
