@@ -1,8 +1,5 @@
 """torchtitan checkpoint <-> Hugging Face folder, each way checked by its own logits."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +33,14 @@ from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_ch
 from aixsim_cli.config.load import Document
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run.manifest import is_complete, write_manifest
+from aixsim_cli.run.replace import new_folder
+from aixsim_cli.run.signals import ends_on_sigterm
 from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
 CHECKED_TOKENS = 128
 LOGIT_TOLERANCE = 1e-4
 DEFAULT_SEQ_LEN = 2048
+MAKER = "convert-ckpt"
 
 
 def titan_to_hf(
@@ -63,21 +62,23 @@ def titan_to_hf(
         target: a new folder, whole or not there at all.
         tokenizer: whose files to add; None = the training's.
         form: of the folder, see `backends/hf/folder.py`.
-        force: replace an existing target.
+        force: replace a target that a conversion made, see `run/replace.py`.
 
     Returns:
         The largest difference between the two models' digital logits on a few tokens.
 
     Raises:
-        UserError: source unreadable or of another flavor; target exists.
+        UserError: source unreadable or of another flavor; target in the way.
         RunError: the logits differ by more than 1e-4.
     """
-    checkpoint = read_checkpoint(source)
-    name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
-    if name is None:
-        raise UserError(f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path")
     disable_progress_bar()
-    with _whole_folder(target, force) as folder:
+    with _target(target, source, force) as folder:
+        checkpoint = read_checkpoint(source)
+        name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
+        if name is None:
+            raise UserError(
+                f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path"
+            )
         tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
         model, args = as_hf_model(
             arch, flavor, checkpoint, tokens, trained_transform(checkpoint, source)
@@ -140,7 +141,7 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         flavor: within the architecture.
         source: a folder or a hub name.
         target: a new folder, whole or not there at all.
-        force: replace an existing target.
+        force: as of `titan_to_hf`.
 
     Returns:
         The largest difference between the two models' logits on a few tokens.
@@ -150,7 +151,8 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         RunError: the logits differ by more than 1e-4.
     """
     disable_progress_bar()
-    with _whole_folder(target, force) as folder:
+    local = Path(source) if Path(source).is_dir() else None
+    with _target(target, local, force) as folder:
         model = load_llama(source)
         args = model_args(arch, flavor, model.config.vocab_size)
         _check_config(model.config, args, source)
@@ -239,32 +241,10 @@ def _check_logits(
     return difference
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @contextmanager
-def _whole_folder(target: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its name when the block ends without error."""
-    if target.exists() and not force:
-        raise UserError(f"{target}: exists; expected a new folder, or --force to replace it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        # mkdtemp and safetensors make private files; a model is as open as the umask lets it be
-        for path in (temporary, *temporary.rglob("*")):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-        if not is_complete(temporary):
-            write_manifest(temporary)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, old / target.name)
-            os.rename(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _target(target: Path, source: Path | None, force: bool) -> Iterator[Path]:
+    with (
+        ends_on_sigterm(),
+        new_folder(target, maker=MAKER, force=force, source=source) as folder,
+    ):
+        yield folder

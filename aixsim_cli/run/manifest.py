@@ -63,6 +63,7 @@ def write_manifest(
     *,
     recurse: bool = True,
     leave_out: Iterable[str] = (),
+    maker: str | None = None,
 ) -> None:
     """Declare a folder complete, as it is now.
 
@@ -71,6 +72,7 @@ def write_manifest(
         known: relative name -> digest of files that need no reading.
         recurse: False leaves out what is in folders within it.
         leave_out: relative names of files that may change later, and are not listed.
+        maker: noted, for `maker_of`.
     """
     folder, known = Path(folder), known or {}
     names = sorted(
@@ -82,7 +84,8 @@ def write_manifest(
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
     temporary = folder / f".{MANIFEST_FILE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"format": _FORMAT, "files": files}, file, indent=1)
+        noted = {} if maker is None else {"maker": maker}
+        json.dump({"format": _FORMAT, **noted, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST_FILE)
@@ -126,6 +129,17 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
     if outside:
         raise UserError(f"{path}: damaged: names a file outside the folder: {outside[0]!r}")
     return files
+
+
+def maker_of(folder: str | Path) -> str | None:
+    """Who made a complete folder, where that was noted.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    read_manifest(folder)
+    data = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return data.get("maker")
 
 
 def verify(

@@ -1,13 +1,19 @@
 """Signals that ask a run to stop: it writes a checkpoint after the step at hand, and ends."""
 
+import logging
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 # 75 is EX_TEMPFAIL, "try again later": what a scheduler may take for "start it again"
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _IMPATIENT_AFTER = 1.0
+
+logger = logging.getLogger("aixsim")
 
 
 class StopSignals:
@@ -41,3 +47,27 @@ class StopSignals:
             raise KeyboardInterrupt
         if not self.received:
             self.received, self._at = number, now
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Make a SIGTERM in the block end it as an exception does, so that it cleans up after itself.
+
+    Raises:
+        SystemExit: with the exit code of `EXIT_CODES`.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # once: cleaning up is not interrupted
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        logger.warning("stopped by SIGTERM")
+        raise SystemExit(EXIT_CODES[signal.SIGTERM])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,384 @@
+"""A folder that takes a name: nothing is lost that its maker did not make, whoever is killed."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from aixsim_cli.errors import UserError
+from aixsim_cli.run import replace
+from aixsim_cli.run.manifest import verify, write_manifest
+from aixsim_cli.run.replace import new_folder
+from aixsim_cli.run.signals import ends_on_sigterm
+
+
+def make(target, text="new", **options):
+    with new_folder(target, maker="tests", **options) as folder:
+        (folder / "weights").write_text(text)
+
+
+def tree(root):
+    """Every path below, and what files hold."""
+    return {
+        str(p.relative_to(root)): p.read_bytes() if p.is_file() and not p.is_symlink() else None
+        for p in root.rglob("*")
+    }
+
+
+def left(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+@pytest.fixture
+def made(tmp_path):
+    make(tmp_path / "hf", "old")
+    return tmp_path / "hf"
+
+
+def test_a_new_folder_is_whole_and_alone(tmp_path):
+    make(tmp_path / "a" / "hf")
+    verify(tmp_path / "a" / "hf")
+    assert left(tmp_path / "a") == ["hf"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "a" / "hf").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_an_empty_folder_is_no_obstacle(tmp_path):
+    (tmp_path / "hf").mkdir()
+    make(tmp_path / "hf")
+    assert (tmp_path / "hf" / "weights").read_text() == "new"
+
+
+def test_a_failure_leaves_what_was(made):
+    before = tree(made.parent)
+    with (
+        pytest.raises(ZeroDivisionError),
+        new_folder(made, maker="tests", force=True) as folder,
+    ):
+        (folder / "weights").write_text("half")
+        raise ZeroDivisionError
+    assert tree(made.parent) == before
+
+
+def test_force_replaces_what_the_maker_made_and_nobody_changed(made):
+    with pytest.raises(UserError, match="exists; expected a new folder, or --force"):
+        make(made)
+    make(made, force=True)
+    assert (made / "weights").read_text() == "new" and left(made.parent) == ["hf"]
+
+
+def foreign_file(target):
+    (target / "thesis.txt").write_text("years")
+
+
+def foreign_folder(target):
+    (target / "checkpoint" / "step-1").mkdir(parents=True)
+
+
+def changed(target):
+    (target / "weights").write_text("fine-tuned")
+
+
+def other_maker(target):
+    shutil.rmtree(target)
+    target.mkdir()
+    (target / "weights").write_text("x")
+    write_manifest(target)
+
+
+def no_manifest(target):
+    (target / "manifest.json").unlink()
+
+
+def a_file(target):
+    shutil.rmtree(target)
+    target.write_text("thesis")
+
+
+def a_link(target):
+    target.rename(target.with_name("elsewhere"))
+    target.symlink_to("elsewhere")
+
+
+def a_link_within(target):
+    (target / "weights").rename(target.parent / "precious")
+    (target / "weights").symlink_to(target.parent / "precious")
+
+
+OBSTACLES = {
+    foreign_file: "holds thesis.txt, which tests did not write",
+    foreign_folder: "holds checkpoint, which tests did not write",
+    changed: "was changed since",
+    other_maker: "was not made by tests",
+    no_manifest: "was not made by tests",
+    a_file: "exists and is no folder",
+    a_link: "is a symbolic link",
+    a_link_within: "holds weights",
+}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda o: o.__name__)
+def test_anything_else_is_refused_before_the_work(made, obstacle, force):
+    obstacle(made)
+    before = tree(made.parent)
+    with (
+        pytest.raises(UserError, match=OBSTACLES[obstacle]),
+        new_folder(made, maker="tests", force=force),
+    ):
+        pytest.fail("started to work")
+    assert tree(made.parent) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda o: o.__name__)
+@pytest.mark.parametrize("existed", [False, True])
+def test_anything_that_appears_meanwhile_is_kept(tmp_path, obstacle, force, existed):
+    target = tmp_path / "hf"
+    if existed and not force:
+        pytest.skip("refused at once")
+    if existed:
+        make(target, "old")
+    with pytest.raises(UserError), new_folder(target, maker="tests", force=force) as folder:
+        (folder / "weights").write_text("new")
+        if not existed:
+            make(tmp_path / "elsewhere-first", "other")
+            (tmp_path / "elsewhere-first").rename(target)
+        obstacle(target)
+        before = tree(tmp_path)
+    after = tree(tmp_path)
+    assert after == {k: v for k, v in before.items() if not k.startswith(".hf.aixsim")}
+
+
+def test_what_changes_between_the_last_look_and_the_rename_is_put_back(made, monkeypatch):
+    rename = os.rename
+
+    def late(source, target):
+        if source == made:
+            foreign_file(made)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(UserError, match=r"thesis\.txt.*nothing was replaced"):
+        make(made, force=True)
+    assert (made / "thesis.txt").read_text() == "years" and left(made.parent) == ["hf"]
+    assert (made / "weights").read_text() == "old"
+
+
+def test_a_target_that_is_taken_between_the_two_renames_loses_nobody_anything(made, monkeypatch):
+    rename = os.rename
+
+    def late(source, target):
+        rename(source, target)
+        if source == made:
+            made.mkdir()
+            foreign_file(made)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(UserError, match="somebody else"):
+        make(made, force=True)
+    monkeypatch.undo()
+    home = made.parent / ".hf.aixsim"
+    assert (made / "thesis.txt").read_text() == "years"
+    assert (home / "old" / "weights").read_text() == "old"
+    with pytest.raises(UserError, match="somebody else"):
+        make(made, force=True)
+    assert (home / "old" / "weights").read_text() == "old"
+
+
+def test_source_and_target_are_apart(made):
+    for target in (made, made / "within", made.parent, made.parent / "x" / ".." / "hf"):
+        before = tree(made.parent)
+        with pytest.raises(UserError, match="source"):
+            make(target, force=True, source=made)
+        assert tree(made.parent) == before
+    (made.parent / "link").symlink_to("hf")
+    with pytest.raises(UserError, match="is the source itself"):
+        make(made, force=True, source=made.parent / "link")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_place_without_a_name_of_its_own(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.txt").write_text("years")
+    monkeypatch.chdir(tmp_path / "here")
+    before = tree(tmp_path)
+    with pytest.raises(UserError):
+        make(type(tmp_path)(name), force=True)
+    assert tree(tmp_path) == before
+
+
+def test_two_at_once(made):
+    with new_folder(made, maker="tests", force=True) as folder:
+        (folder / "weights").write_text("first")
+        with pytest.raises(UserError, match="another process is writing it"):
+            make(made, "second", force=True)
+    assert (made / "weights").read_text() == "first" and left(made.parent) == ["hf"]
+
+
+def killed_at(target, call, count, how="SIGKILL"):
+    """Make a folder in a process that is killed before the `count`-th call of `os.call`."""
+    code = f"""
+import os, signal, shutil
+from pathlib import Path
+from aixsim_cli.run.replace import new_folder
+from aixsim_cli.run.signals import ends_on_sigterm
+real, seen = getattr({call}), [0]
+def hurt(*a, **k):
+    seen[0] += 1
+    if seen[0] == {count}:
+        os.kill(os.getpid(), signal.{how})
+    return real(*a, **k)
+setattr({call}, hurt)
+with ends_on_sigterm(), new_folder(Path({str(target)!r}), maker="tests", force=True) as folder:
+    (folder / "weights").write_text("new")
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+# between what is said and what follows it: the manifest, the two renames, the deletion of the old
+MOMENTS = [
+    ("os, 'replace'", 1),
+    ("os, 'rename'", 1),
+    ("os, 'rename'", 2),
+    ("shutil, 'rmtree'", 1),
+]
+
+
+@pytest.mark.parametrize(("call", "count"), MOMENTS)
+def test_a_kill_leaves_the_old_or_the_new_and_the_next_puts_it_in_order(made, caplog, call, count):
+    done = killed_at(made, call, count)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    between = (call, count) == ("os, 'rename'", 2)
+    home = made.parent / ".hf.aixsim"
+    where = home / "old" if between else made
+    verify(where)
+    assert (where / "weights").read_text() == ("new" if "rmtree" in call else "old")
+    hint = replace.interrupted(made)
+    assert (hint is not None) == between
+    (made.parent / ".hf.other").mkdir()
+    with pytest.raises(UserError, match="--force to replace it"):
+        make(made)
+    assert ("put back" in caplog.text) == between
+    assert str(home) in caplog.text
+    verify(made)
+    assert left(made.parent) == [".hf.other", "hf"]
+
+
+@pytest.mark.parametrize(("call", "count"), MOMENTS)
+def test_sigterm_cleans_up(made, call, count):
+    done = killed_at(made, call, count, "SIGTERM")
+    assert done.returncode == 75, done.stderr
+    assert "Traceback" not in done.stderr
+    verify(made)
+    assert (made / "weights").read_text() in ("old", "new")
+    make(made, "again", force=True)
+    assert left(made.parent) == ["hf"]
+
+
+def test_sigterm_is_the_process_again_afterwards():
+    before = signal.getsignal(signal.SIGTERM)
+    with ends_on_sigterm():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_workspace_that_is_not_ours_is_left_alone(made):
+    home = made.parent / ".hf.aixsim"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match=r"thesis\.txt, which is not ours"):
+        make(made, force=True)
+    assert (home / "thesis.txt").read_text() == "years"
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        make(tmp_path / "file" / "hf")
+
+
+# files that a trainer puts in place in a folder that holds other things too
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, text in {"model": "old", "shard-2": "old", "notes": "mine"}.items():
+        (folder / name).write_text(text)
+    write_manifest(folder)
+    # from here on what is not the model's
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "model").write_text("earlier")
+    (folder / "results.json").write_text("{}")
+    return folder
+
+
+def fill(folder):
+    staged = replace.stage(folder)
+    (staged / "model").write_text("new")
+    (staged / "sub").mkdir()
+    (staged / "sub" / "extra").write_text("new")
+
+
+def assert_new(folder):
+    verify(folder)
+    assert (folder / "model").read_text() == "new"
+    assert left(folder) == ["checkpoint-2", "manifest.json", "model", "results.json", "sub"]
+
+
+def test_published_files_take_the_place_of_the_models(run):
+    fill(run)
+    replace.publish(run)
+    assert_new(run)
+
+
+def test_what_was_staged_and_not_published_is_nothing(run):
+    fill(run)
+    verify(run)
+    assert (run / "model").read_text() == "old"
+    staged = replace.stage(run)
+    assert not any(staged.iterdir())
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
+    """At every call that changes something."""
+    calls = 0
+
+    def hurt(real):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                raise OSError(errno.EINTR, "killed")
+            return real(*arguments, **options)
+
+        return call
+
+    fill(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", hurt(os.rename))
+        patch.setattr(os, "replace", hurt(os.replace))
+        patch.setattr(shutil, "rmtree", hurt(shutil.rmtree))
+        with pytest.raises(OSError, match="killed"):
+            replace.publish(run)
+    if count <= 2:
+        # the manifest of what was staged, and the rename that publishes it
+        verify(run)
+        assert (run / "model").read_text() == "old"
+        fill(run)
+        replace.publish(run)
+    else:
+        assert "in place" in replace.interrupted(run)
+        replace.finish_publishing(run)
+    assert replace.interrupted(run) is None
+    staged = run / ".saving"
+    assert not staged.exists()
+    assert_new(run)
