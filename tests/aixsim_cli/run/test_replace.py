@@ -379,6 +379,6 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
         assert "in place" in replace.interrupted(run)
         replace.finish_publishing(run)
     assert replace.interrupted(run) is None
-    staged = run / ".saving"
+    staged = run / ".staged"
     assert not staged.exists()
     assert_new(run)
