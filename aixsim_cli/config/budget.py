@@ -25,7 +25,16 @@ class Budget:
 
 
 def token_budget(parameters: int, token_num_scale: float) -> int:
-    """Tokens to train on: `token_num_scale` a parameter."""
+    """Tokens to train on: `token_num_scale` a parameter.
+
+    Raises:
+        UserError: the scale is no positive number, or would take more tokens than can be counted.
+    """
+    # NaN fails every comparison
+    if not 0 < token_num_scale * parameters < 2**63:
+        raise UserError(
+            f"token_num_scale: got {token_num_scale}; expected more than 0, and finite tokens"
+        )
     return int(parameters * token_num_scale)
 
 

@@ -5,8 +5,9 @@ the wording of messages are ours.
 """
 
 import dataclasses
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -182,10 +183,23 @@ def _leaf(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: got {value!r}; expected true or false")
         return None
     try:
-        return _adapter(hint).validate_python(value)
+        valid = _adapter(hint).validate_python(value)
     except ValidationError:
         problems.append(f"{where}: got {value!r}; expected {_describe(hint)}")
         return None
+    problems += (f"{where}: {said}" for said in _numbers_out_of_range(valid))
+    return valid
+
+
+def _numbers_out_of_range(value: Any) -> Iterator[str]:
+    """What is wrong with the numbers of a leaf: no field means NaN, infinity or more than int64."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers_out_of_range(item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"got {_yaml(value)}; expected a finite number"
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        yield f"got a whole number of {value.bit_length()} bits; expected at most 63"
 
 
 def _names(hint: Any) -> set[str]:

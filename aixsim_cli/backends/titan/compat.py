@@ -19,6 +19,7 @@ import torchtitan.train
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
+from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3.infra import parallelize
 
 from aixsim_cli.backends.titan import device
@@ -40,6 +41,7 @@ def install() -> None:
     forget_launcher_settings()
     save_simulated_ops()
     skip_autocast_to_float32()
+    take_odd_lengths()
     if device.device_type() == "cpu":
         # the table of peak FLOPS runs lspci and warns for each CPU; utilisation means nothing here
         titan_utils.get_peak_flops = lambda device_name: float("inf")
@@ -74,6 +76,16 @@ def skip_autocast_to_float32() -> None:
         return original(parallel_dims, mixed_precision_param, device_type)
 
     torchtitan.train.dist_utils.maybe_enable_amp = maybe_enable_amp
+
+
+def take_odd_lengths() -> None:
+    """torchtitan asks for an even sequence length, for the sake of a context parallelism of 1."""
+    original = ParallelDims.seq_len_divisor.fget
+
+    def seq_len_divisor(dims: ParallelDims) -> int:
+        return original(dims) if dims.cp_enabled else dims.tp
+
+    ParallelDims.seq_len_divisor = property(seq_len_divisor)
 
 
 def sum_gradients_over_replicas(model: nn.Module) -> None:

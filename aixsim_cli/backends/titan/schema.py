@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,50 @@ CONFIG_FILE = "config.yaml"
 OPTIMIZERS = ("Adam", "AdamW")
 # torchtitan imports whatever module these name
 CODE_KEYS = ("experimental.custom_import", "experimental.custom_args_module")
+
+_MOST_STEPS = 2**31 - 1  # a C int, in torch and datasets
+# what a number may be, and which may; that it is finite is checked for every field
+_RANGES: dict[tuple[Callable[[Any], bool], str], tuple[str, ...]] = {
+    (lambda value: value > 0, "more than 0"): (
+        "training.seq_len",
+        "training.local_batch_size",
+        "training.max_norm",
+        "training.gc_freq",
+        "optimizer.lr",
+        "optimizer.eps",
+        "metrics.log_freq",
+        "checkpoint.interval",
+        "comm.init_timeout_seconds",
+        "comm.train_timeout_seconds",
+        "parallelism.data_parallel_replicate_degree",
+        "parallelism.tensor_parallel_degree",
+        "parallelism.context_parallel_degree",
+        "parallelism.pipeline_parallel_degree",
+    ),
+    (lambda value: value >= 0, "0 or more"): (
+        "optimizer.weight_decay",
+        "lr_scheduler.warmup_steps",
+        "reliability.max_nonfinite",
+        "reliability.data_retries",
+    ),
+    (lambda value: 0 < value <= _MOST_STEPS, f"1 to {_MOST_STEPS:,}"): (
+        "training.steps",
+        "lr_scheduler.total_steps",
+    ),
+    (lambda value: 0 <= value < 1, "at least 0 and less than 1"): (
+        "optimizer.beta1",
+        "optimizer.beta2",
+    ),
+    (lambda value: 0 <= value <= 1, "0 to 1"): (
+        "lr_scheduler.min_lr_factor",
+        "lr_scheduler.decay_ratio",
+        "activation_checkpoint.memory_budget",
+    ),
+    (lambda value: value == -1 or value > 0, "-1 or more than 0"): (
+        "parallelism.data_parallel_shard_degree",
+    ),
+    (lambda value: value >= -1, "-1 (the newest) or a step"): ("checkpoint.load_step",),
+}
 
 
 @dataclass
@@ -113,7 +158,7 @@ def check(config: PretrainConfig) -> list[tuple[str, str]]:
     """
     return [
         *_check_model(config),
-        *_check_positive(config),
+        *_check_ranges(config),
         *_check_batch(config),
         *_check_data(config),
         *_check_transform(config),
@@ -144,45 +189,14 @@ def _check_model(config: PretrainConfig) -> list[tuple[str, str]]:
     return []
 
 
-def _check_positive(config: PretrainConfig) -> list[tuple[str, str]]:
-    positive = {
-        "training.steps": config.training.steps,
-        "training.seq_len": config.training.seq_len,
-        "training.local_batch_size": config.training.local_batch_size,
-        "training.max_norm": config.training.max_norm,
-        "optimizer.lr": config.optimizer.lr,
-        "metrics.log_freq": config.metrics.log_freq,
-        "checkpoint.interval": config.checkpoint.interval,
-    }
-    degrees = {
-        f"parallelism.{name}": getattr(config.parallelism, name)
-        for name in (
-            "data_parallel_replicate_degree",
-            "tensor_parallel_degree",
-            "context_parallel_degree",
-            "pipeline_parallel_degree",
-        )
-    }
-    problems = [
-        (key, f"got {value}; expected more than 0")
-        for key, value in {**positive, **degrees}.items()
-        if value <= 0
-    ]
-    shard = config.parallelism.data_parallel_shard_degree
-    if shard != -1 and shard < 1:
-        problems.append(
-            ("parallelism.data_parallel_shard_degree", f"got {shard}; expected -1 or more than 0")
-        )
-    not_negative = {
-        "lr_scheduler.warmup_steps": config.lr_scheduler.warmup_steps,
-        "reliability.max_nonfinite": config.reliability.max_nonfinite,
-        "reliability.data_retries": config.reliability.data_retries,
-    }
-    problems.extend(
-        (key, f"got {value}; expected 0 or more")
-        for key, value in not_negative.items()
-        if value < 0
-    )
+def _check_ranges(config: PretrainConfig) -> list[tuple[str, str]]:
+    problems = []
+    for (is_valid, expected), keys in _RANGES.items():
+        for key in keys:
+            section, name = key.split(".")
+            value = getattr(getattr(config, section), name)
+            if value is not None and not is_valid(value):
+                problems.append((key, f"got {value}; expected {expected}"))
     return problems
 
 
@@ -240,7 +254,10 @@ def _check_layout(config: PretrainConfig) -> list[tuple[str, str]]:
         for name, reason in reasons.items()
         if getattr(config.parallelism, name) > 1
     ]
-    tensor = config.parallelism.tensor_parallel_degree
+    tensor, length = config.parallelism.tensor_parallel_degree, config.training.seq_len
+    if tensor > 1 and length % tensor:
+        said = f"got {length}; its ranks share every sequence, expected a multiple of"
+        problems.append(("training.seq_len", f"{said} tensor_parallel_degree ({tensor})"))
     if tensor > 1 and config.compile.enable:
         reason = "the backward of compiled blocks over shards fails in torch 2.13"
         problems.append(

@@ -64,3 +64,9 @@ def test_a_fixed_global_batch_keeps_the_budget():
 def test_ranks_that_do_not_fit_the_parallelism():
     with pytest.raises(UserError, match=r"3 rank\(s\) were started.*1 \(replicate\) x 2 \(shard\)"):
         check_ranks(config(shard=2), 3)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0, -1, 1e30])
+def test_a_token_scale_that_is_no_number_of_tokens_is_refused(scale):
+    with pytest.raises(UserError, match=r"token_num_scale: got .*; expected more than 0"):
+        make_plan(Request(model_flavor="debug", tokenizer_path="builtin", token_num_scale=scale))

@@ -18,6 +18,7 @@ class Inner:
     kind: Literal["a", "b"] = "a"
     flag: bool = False
     items: list[str] = field(default_factory=list)
+    bounds: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass
@@ -46,6 +47,14 @@ def test_values_and_defaults(tmp_path):
         ("steps: 1.5", "got 1.5; expected a whole number"),
         ("steps: true", "got true; expected a whole number"),
         ("rate: false", "expected a number"),
+        ("rate: .nan", "c.yaml:2: training.rate: got .nan; expected a finite number"),
+        ("rate: -.inf", "training.rate: got -.inf; expected a finite number"),
+        ("rate: nan", "training.rate: got .nan; expected a finite number"),
+        ("rate: 1e400", "training.rate: got .inf; expected a finite number"),
+        ("bounds: [0, .inf]", "training.bounds: got .inf; expected a finite number"),
+        ("steps: 1.0e+23", "training.steps: got 1e+23; expected a whole number"),
+        (f"steps: {10**23}", "got a whole number of 77 bits; expected at most 63"),
+        (f"maybe: {2**63}", "training.maybe: got a whole number of 64 bits; expected"),
         ("name: 3", "expected a text"),
         ("maybe: x", "expected a whole number or null"),
         ("kind: c", "expected one of a, b"),
