@@ -1,4 +1,4 @@
-"""torchtitan checkpoint <-> Hugging Face folder, each way checked by its own logits."""
+"""torchtitan checkpoint <-> Hugging Face folder, each way checked: digitally, and as simulated."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from aixsim_cli.backends.titan.schema import (
 )
 from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint import hf
+from aixsim_cli.checkpoint.agree import difference_in_step
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
 from aixsim_cli.config.load import Document
 from aixsim_cli.data.tokenizer import resolve_tokenizer
@@ -65,11 +66,12 @@ def titan_to_hf(
         force: replace a target that a conversion made, see `run/replace.py`.
 
     Returns:
-        The largest difference between the two models' digital logits on a few tokens.
+        The largest difference between the two models' logits on a few tokens, digital and
+        simulated.
 
     Raises:
         UserError: source unreadable or of another flavor; target in the way.
-        RunError: the logits differ by more than 1e-4.
+        RunError: the logits differ by more than 1e-4, or other modules are simulated.
     """
     disable_progress_bar()
     with _target(target, source, force) as folder:
@@ -80,14 +82,16 @@ def titan_to_hf(
                 f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path"
             )
         tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
-        model, args = as_hf_model(
-            arch, flavor, checkpoint, tokens, trained_transform(checkpoint, source)
-        )
+        transform = trained_transform(checkpoint, source)
+        model, args = as_hf_model(arch, flavor, checkpoint, tokens, transform)
         tokens.model_max_length = model.config.max_position_embeddings
         write_model(model, folder, form)
         tokens.save_pretrained(folder)
-        _check_ranges(model, load_model(str(folder), dtype=torch.float32)[0])
-        return _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
+        simulated = load_model(str(folder), dtype=torch.float32)[0].eval()
+        _check_ranges(model, simulated)
+        digital = _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
+        in_step = _check_simulation(args, checkpoint.state_dict, transform, simulated)
+        return max(digital, in_step)
 
 
 def trained_transform(checkpoint: TitanCheckpoint, source: Path) -> TransformConfig | None:
@@ -144,11 +148,12 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         force: as of `titan_to_hf`.
 
     Returns:
-        The largest difference between the two models' logits on a few tokens.
+        The largest difference between the two models' logits on a few tokens, digital and
+        simulated.
 
     Raises:
         UserError: the model is of another flavor, or has a RoPE that the architecture lacks.
-        RunError: the logits differ by more than 1e-4.
+        RunError: the logits differ by more than 1e-4, or other modules are simulated.
     """
     disable_progress_bar()
     local = Path(source) if Path(source).is_dir() else None
@@ -166,7 +171,11 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         check_shapes(meta_model(args), state_dict)
         dump_config(_config_of(arch, flavor, source, simulated), folder / CONFIG_FILE)
         write_checkpoint(state_dict, folder)
-        return _check_logits(args, read_checkpoint(folder).state_dict, model)
+        written = read_checkpoint(folder)
+        digital = _check_logits(args, written.state_dict, model)
+        transform = trained_transform(written, folder)
+        in_step = _check_simulation(args, written.state_dict, transform, simulated.eval())
+        return max(digital, in_step)
 
 
 def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> PretrainConfig:
@@ -228,14 +237,32 @@ def _check_ranges(written: PreTrainedModel, reloaded: PreTrainedModel) -> None:
 def _check_logits(
     args: TransformerModelArgs, state_dict: dict[str, Tensor], model: LlamaForCausalLM
 ) -> float:
+    tokens = _tokens(args, model)
+    titan = build_titan_model(args, state_dict, seq_len=tokens.shape[1])
+    return _small_enough((titan(tokens) - model(tokens).logits).abs().max().item(), "logits")
+
+
+def _check_simulation(
+    args: TransformerModelArgs,
+    state_dict: dict[str, Tensor],
+    transform: TransformConfig | None,
+    model: PreTrainedModel,
+) -> float:
+    tokens = _tokens(args, model)
+    titan = build_titan_model(args, state_dict, seq_len=tokens.shape[1], transform=transform)
+    return _small_enough(difference_in_step(args, titan, model, tokens), "simulated logits")
+
+
+def _tokens(args: TransformerModelArgs, model: PreTrainedModel) -> Tensor:
     length = min(CHECKED_TOKENS, model.config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(args.vocab_size, (1, length), generator=generator)
-    titan = build_titan_model(args, state_dict, seq_len=length)
-    difference = (titan(tokens) - model(tokens).logits).abs().max().item()
+    return torch.randint(args.vocab_size, (1, length), generator=generator)
+
+
+def _small_enough(difference: float, what: str) -> float:
     if not difference <= LOGIT_TOLERANCE:
         raise RunError(
-            f"the converted model's logits differ by {difference:.2e} (allowed: "
+            f"the converted model's {what} differ by {difference:.2e} (allowed: "
             f"{LOGIT_TOLERANCE:.0e}); nothing was written"
         )
     return difference

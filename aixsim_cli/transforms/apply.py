@@ -87,7 +87,7 @@ def _unmatched(transform: Transform, sites: Sequence[Site]) -> list[str]:
         if transform.reaches(site) and (rule := transform.match(site)) is not None
     }
     reached = [site for site in sites if transform.reaches(site)]
-    names = [name for site in reached for name in (site.name, site.hf_name)]
+    names = [name for site in reached for name in site.names]
     kinds = "linear or attention" if transform.paradigm.attention is not None else "linear"
     # a null pattern may match nothing: it asks for no change, and then there is none
     return [

@@ -78,7 +78,7 @@ class Transform:
         }
 
     def match(self, site: Site) -> Rule | None:
-        """The rule for a site: the first pattern that matches either of its names in full."""
+        """The rule for a site: the first pattern that matches one of its names in full."""
         for rule in self.rules:
             if rule.is_default:
                 if not site.is_head and rule.kind in (None, site.kind):
@@ -90,10 +90,7 @@ class Transform:
     def _matches(self, pattern: str, site: Site) -> bool:
         compiled = self._patterns[pattern]
         try:
-            return any(
-                compiled.fullmatch(name, timeout=_PATTERN_SECONDS)
-                for name in (site.name, site.hf_name)
-            )
+            return any(compiled.fullmatch(name, timeout=_PATTERN_SECONDS) for name in site.names)
         except TimeoutError:
             raise ConfigError(
                 [

@@ -22,12 +22,19 @@ class Site:
             Noise is keyed by it, so both backends draw the same noise.
         kind: "linear" for an `nn.Linear`, "attention" for the two products of an attention.
         is_head: the model's output projection, which only an explicit pattern transforms.
+        aliases: what else a pattern may call it; torchtitan's name in a Hugging Face Llama.
     """
 
     name: str
     hf_name: str
     kind: Literal["linear", "attention"]
     is_head: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a pattern is matched with, each once."""
+        return tuple(dict.fromkeys((self.name, self.hf_name, *self.aliases)))
 
 
 Build = Callable[[Any, Any, Site], nn.Module]

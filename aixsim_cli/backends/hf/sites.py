@@ -1,16 +1,18 @@
 """Where a transformers model can be simulated: its linears and its attentions, by behaviour.
 
-Nothing here knows an architecture. An attention is a module whose forward calls transformers'
-attention interface; the head is what lies outside the base model.
+Nothing here knows an architecture, but for the second names of a Llama's modules. An attention is a
+module whose forward calls transformers' attention interface; the head is what lies outside the base
+model.
 """
 
 import inspect
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from aixsim_cli.errors import ConfigError
+from aixsim_cli.models.names import titan_name
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.protocol import Site
 
@@ -21,10 +23,33 @@ def hf_sites(model: PreTrainedModel) -> list[Site]:
     sites = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
-            sites.append(Site(name, name, "linear", is_head=not name.startswith(body)))
+            is_head, known = not name.startswith(body), aliases(model, name)
+            sites.append(Site(name, name, "linear", is_head=is_head, aliases=known))
         elif _is_attention(module) and _can_intercept(model):
-            sites.append(Site(name, name, "attention"))
+            sites.append(Site(name, name, "attention", aliases=aliases(model, name)))
     return sites
+
+
+def aliases(model: PreTrainedModel, name: str) -> tuple[str, ...]:
+    """What else a transform config may call a module of a transformers model.
+
+    A Llama's modules have torchtitan's names too, so that the file of a pretraining means the same
+    modules after its conversion. No other architecture has: `layers.0.…` is a name of its own in
+    some. A model without a head has the names of one with a head.
+
+    Args:
+        model: that the module is in.
+        name: of the module.
+    """
+    body = _body_prefix(model)
+    inside = name.removeprefix(body)
+    if not isinstance(model.base_model, LlamaModel):
+        return () if body or not model.base_model_prefix else (f"{model.base_model_prefix}.{name}",)
+    known = f"model.{inside}" if name.startswith(body) else name
+    try:
+        return known, titan_name(known)
+    except KeyError:
+        return (known,)
 
 
 def out_of_reach(model: PreTrainedModel) -> dict[str, str]:
@@ -60,7 +85,7 @@ def check_reach(model: PreTrainedModel, config: TransformConfig) -> None:
     problems = []
     for name, kind in out_of_reach(model).items():
         for transform in config.transforms:
-            site = Site(name, name, "attention")
+            site = Site(name, name, "attention", aliases=aliases(model, name))
             rule = transform.match(site) if transform.reaches(site) else None
             if rule is None or rule.params is None or rule.pattern == "default":
                 continue

@@ -1,6 +1,6 @@
-"""torchtitan's module names and Hugging Face's for the same model, and its state dict in both.
+"""A torchtitan Llama's sites, and its state dict under Hugging Face's names and back.
 
-The pairs of names come from torchtitan's own adapter; only what a transform adds is handled here.
+Weights are torchtitan's own adapter's; only what a transform adds is handled here.
 """
 
 import re
@@ -10,6 +10,7 @@ from torch import nn
 from torchtitan.models.llama3.model.args import TransformerModelArgs
 from torchtitan.models.llama3.model.state_dict_adapter import Llama3StateDictAdapter
 
+from aixsim_cli.models.names import hf_name, titan_name
 from aixsim_cli.transforms.protocol import Site
 
 _ATTENTION = re.compile(r"(layers\.\d+)\.attention")
@@ -42,45 +43,6 @@ class StateDictAdapter(Llama3StateDictAdapter):
 def _split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = {key: value for key, value in state_dict.items() if key.endswith(".weight")}
     return weights, {key: value for key, value in state_dict.items() if key not in weights}
-
-
-def _pairs() -> list[tuple[str, str]]:
-    adapter = Llama3StateDictAdapter.__new__(Llama3StateDictAdapter)
-    Llama3StateDictAdapter.__init__(adapter, None, None)  # pyright: ignore[reportArgumentType]
-    pairs = [
-        (titan.removesuffix(".weight"), hf.removesuffix(".weight"))
-        for hf, titan in adapter.from_hf_map.items()
-        if titan is not None
-    ]
-    return [*pairs, ("layers.{}.attention", "model.layers.{}.self_attn")]
-
-
-_PAIRS = _pairs()
-
-
-def hf_name(titan: str) -> str:
-    """`layers.0.attention.wq[.…]` -> `model.layers.0.self_attn.q_proj[.…]`.
-
-    Raises:
-        KeyError: no module of the model has that name.
-    """
-    return _rename(titan, _PAIRS)
-
-
-def titan_name(hf: str) -> str:
-    """The inverse of `hf_name`."""
-    return _rename(hf, [(b, a) for a, b in _PAIRS])
-
-
-def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
-    layer = re.search(r"\d+", name)
-    index = layer.group() if layer else ""
-    # the longest prefix wins: an attention's linear before the attention itself
-    for old, new in sorted(pairs, key=lambda pair: -len(pair[0])):
-        prefix = old.format(index)
-        if name == prefix or name.startswith(f"{prefix}."):
-            return new.format(index) + name[len(prefix) :]
-    raise KeyError(name)
 
 
 def titan_sites(model: nn.Module) -> list[Site]:

@@ -8,13 +8,9 @@ from aixsim_cli.backends.titan import device
 device.prepare()
 
 from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
-from aixsim_cli.backends.titan.names import (  # noqa: E402
-    StateDictAdapter,
-    hf_name,
-    titan_name,
-    titan_sites,
-)
+from aixsim_cli.backends.titan.names import StateDictAdapter, titan_sites  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
+from aixsim_cli.models.names import PAIRS, hf_name, titan_name  # noqa: E402
 
 ARGS = model_args("aixsim", "debug", 64)
 
@@ -35,6 +31,15 @@ ARGS = model_args("aixsim", "debug", 64)
 def test_names_both_ways(titan, hf):
     assert hf_name(titan) == hf
     assert titan_name(hf) == titan
+
+
+def test_the_table_is_torchtitans_own():
+    theirs = {
+        titan.removesuffix(".weight"): hf.removesuffix(".weight")
+        for hf, titan in StateDictAdapter(ARGS).from_hf_map.items()
+        if titan is not None
+    }
+    assert theirs == {key: name for key, name in PAIRS.items() if key != "layers.{}.attention"}
 
 
 def test_unknown_name():
