@@ -7,8 +7,21 @@ picks the exit code. Everything else that is raised is a bug or a failed run.
 import difflib
 from collections.abc import Iterable
 
+# what one message may take, and how many of them and of the words that they offer are shown
+_LONGEST_MESSAGE = 2000
+_LONGEST_VALUE = 200
+MOST_PROBLEMS = 20
+_MOST_WORDS = 20
 
-class UserError(Exception):
+
+class _Told(Exception):
+    """Its message goes to a terminal: bounded, and without characters that would steer it."""
+
+    def __init__(self, message: str = "", *, limit: int = _LONGEST_MESSAGE) -> None:
+        super().__init__(_printable(shorten(message, limit)))
+
+
+class UserError(_Told):
     """A user's mistake: the message says what is wrong, where, and what would be right (exit 2)."""
 
 
@@ -20,11 +33,14 @@ class ConfigError(UserError):
     """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        told = [shorten(problem, _LONGEST_MESSAGE) for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            told.append(f"… and {len(problems) - MOST_PROBLEMS} more")
+        super().__init__("\n".join(told), limit=(MOST_PROBLEMS + 1) * (_LONGEST_MESSAGE + 1))
         self.problems = problems
 
 
-class RunError(Exception):
+class RunError(_Told):
     """A run that started and failed for a reason that can be named (exit 1)."""
 
 
@@ -43,4 +59,25 @@ def nearest(word: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{lowered[close[0]]}'?"
-    return f"; expected one of: {', '.join(valid)}"
+    rest = f", … ({len(valid)} in all)" if len(valid) > _MOST_WORDS else ""
+    return f"; expected one of: {', '.join(valid[:_MOST_WORDS])}{rest}"
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: Python's own form of it, its middle left out where long."""
+    return shorten(repr(value), _LONGEST_VALUE)
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text of at most `limit` characters: what is too much is taken out of its middle.
+
+    A message begins with what is wrong and ends with what would be right.
+    """
+    if len(text) <= limit:
+        return text
+    head = limit * 2 // 3
+    return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -16,7 +16,7 @@ from aixsim_cli.commands import (
     pretrain,
     transforms,
 )
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, UserError, shorten
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,9 +84,9 @@ def main() -> NoReturn:
             print("aixsim: interrupted", file=sys.stderr)
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[:1] or [""]
+        first = shorten((str(error).strip().splitlines() or [""])[0], 1000)
         hint = "set AIXSIM_DEBUG=1 for the traceback"
-        _fail(f"aixsim: run failed: {type(error).__name__}: {first[0]} ({hint})", 1, error)
+        _fail(f"aixsim: run failed: {type(error).__name__}: {first} ({hint})", 1, error)
     sys.exit(0)
 
 

@@ -11,7 +11,7 @@ FILES = sorted(
 )
 # each may import those to its right, and nothing to its left
 LAYERS = ["main", "commands", "eval", "checkpoint", "backends", "transforms"]
-SERVANTS = {"config", "models", "data", "errors", "run", "source"}
+SERVANTS = {"config", "models", "data", "errors", "run", "source", "files"}
 LIGHT = ("main.py", "options.py", "errors.py", "__init__.py", "__main__.py", "models/flavors.py")
 HEAVY = {"torch", "torchtitan", "transformers", "datasets", "wandb", "triton", "accelerate"}
 

@@ -1,6 +1,6 @@
 """Configuration from YAML into dataclasses, with every mistake named by file, line and key.
 
-YAML by safe loading only. Types are checked by pydantic, field by field; names, line numbers and
+Types are checked by pydantic, field by field; names, line numbers and
 the wording of messages are ours.
 """
 
@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from aixsim_cli.errors import ConfigError, UserError, nearest
+from aixsim_cli.config.formats import MAX_SIZE, Lines, dump_yaml, parse_yaml
+from aixsim_cli.errors import MOST_PROBLEMS, ConfigError, UserError, nearest, shown
+from aixsim_cli.files import read_text
 
 T = TypeVar("T")
 
@@ -28,83 +29,42 @@ class Document:
     Args:
         data: the top-level mapping.
         source: path of the file, for messages.
-        lines: dotted key -> line, from 1.
+        lines: of its keys, from 1.
         origins: dotted key -> where its value came from, when not from the file.
     """
 
     data: dict[str, Any]
     source: str
-    lines: Mapping[str, int] = field(default_factory=dict)
+    lines: Lines = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, key: str) -> str:
         """`file:line: key` of a dotted key, or the option that set it."""
         if key in self.origins:
             return self.origins[key]
-        line = self.lines.get(key)
+        line = _line_of(self.lines, key)
         return f"{self.source}:{line}: {key}" if line else f"{self.source}: {key}"
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    result: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, str | int | float | bool):
-            raise UserError(f"{loader.name}:{line}: got the key {key!r}; expected a plain word")
-        if key in result:
-            raise UserError(f"{loader.name}:{line}: {key}: given twice; expected once")
-        result[key] = loader.construct_object(value_node, deep=True)
-    return result
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+def _line_of(lines: Lines, key: str) -> int | None:
+    """The line of a dotted key, whose parts may have dots of their own."""
+    if key in lines:
+        return lines[key][0]
+    dots = [place for place, letter in enumerate(key) if letter == "."]
+    inner = (_line_of(lines[key[:at]][1], key[at + 1 :]) for at in dots if key[:at] in lines)
+    return next(filter(None, inner), None)
 
 
 def load_yaml(path: str | Path) -> Document:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: no such file, not YAML, not a mapping, or a key given twice.
+        UserError: no such file, not YAML, not a mapping, a key given twice, or out of bounds.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a text file; expected YAML") from None
-    try:
-        loader = _Loader(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    loader.name = str(path)
-    try:
-        node = loader.get_single_node()
-        data = loader.construct_document(node) if node is not None else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {reason}") from None
-    finally:
-        loader.dispose()
+    data, lines = parse_yaml(read_text(path, limit=MAX_SIZE), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: got {type(data).__name__}; expected a mapping of sections")
-    return Document(data, str(path), _lines(node) if node is not None else {})
-
-
-def _lines(node: yaml.Node, prefix: str = "") -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            lines[name] = key.start_mark.line + 1
-            lines |= _lines(value, f"{name}.")
-    return lines
+    return Document(data, str(path), lines)
 
 
 def build(cls: type[T], document: Document) -> T:
@@ -140,14 +100,18 @@ def build_dataclass(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
 
 def _build(cls: type, data: Any, document: Document, prefix: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
-        problems.append(f"{document.where(prefix[:-1])}: got {data!r}; expected a section of keys")
+        problems.append(
+            f"{document.where(prefix[:-1])}: got {shown(data)}; expected a section of keys"
+        )
         return None
     fields = _fields(cls)
     values = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            problems.append(f"{document.where(name)}: unknown key{nearest(str(key), fields)}")
+            # thousands of them are counted, not all looked up
+            hint = nearest(str(key), fields) if len(problems) < MOST_PROBLEMS else ""
+            problems.append(f"{document.where(name)}: unknown key{hint}")
         elif dataclasses.is_dataclass(fields[key]):
             values[key] = _build(fields[key], value, document, f"{name}.", problems)
         else:
@@ -173,19 +137,18 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def _leaf(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    # pydantic takes true for 1 and "12" for 12; YAML has types of its own, and `1e-4` is the one
-    # number that YAML 1.1 reads as a string
+    # pydantic takes true for 1; YAML has types of its own
     is_number = _names(hint) & {"int", "float"} and "bool" not in _names(hint)
     if is_number and isinstance(value, bool):
         problems.append(f"{where}: got {_yaml(value)}; expected {_describe(hint)}")
         return None
     if "bool" in _names(hint) and isinstance(value, str | int | float) and type(value) is not bool:
-        problems.append(f"{where}: got {value!r}; expected true or false")
+        problems.append(f"{where}: got {shown(value)}; expected true or false")
         return None
     try:
         valid = _adapter(hint).validate_python(value)
     except ValidationError:
-        problems.append(f"{where}: got {value!r}; expected {_describe(hint)}")
+        problems.append(f"{where}: got {shown(value)}; expected {_describe(hint)}")
         return None
     problems += (f"{where}: {said}" for said in _numbers_out_of_range(valid))
     return valid
@@ -230,4 +193,4 @@ def _describe(hint: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value).split("\n")[0]
+    return dump_yaml(value).split("\n")[0]

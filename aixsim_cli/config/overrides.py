@@ -4,10 +4,9 @@ import dataclasses
 import typing
 from typing import Any
 
-import yaml
-
+from aixsim_cli.config.formats import parse_yaml
 from aixsim_cli.config.load import Document
-from aixsim_cli.errors import ConfigError, nearest
+from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 
 
 def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
@@ -47,9 +46,9 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
             problems.append(f"--{name}: no value; expected one after it")
             continue
         try:
-            values[dotted] = yaml.safe_load(text) if has_value else True
-        except yaml.YAMLError:
-            problems.append(f"--{name}: got {text!r}; expected a YAML value")
+            values[dotted] = parse_yaml(text, f"--{name}")[0] if has_value else True
+        except UserError as error:
+            problems.append(f"{error}; got {shown(text)}, expected a YAML value")
     if problems:
         raise ConfigError(problems)
     return values

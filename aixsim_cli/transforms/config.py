@@ -13,7 +13,7 @@ gives parameters to all attentions and all linears (the output projection aside)
 mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modules of its own.
 """
 
-import tomllib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,8 +22,10 @@ from typing import Any
 
 import regex
 
+from aixsim_cli.config.formats import MAX_TOML_SIZE, parse_toml
 from aixsim_cli.config.load import build_dataclass, load_yaml
-from aixsim_cli.errors import ConfigError, UserError, nearest
+from aixsim_cli.errors import ConfigError, UserError, nearest, shown
+from aixsim_cli.files import read_text
 from aixsim_cli.transforms.protocol import Lora, Paradigm, Site
 from aixsim_cli.transforms.registry import get_paradigm, paradigms_with
 
@@ -198,13 +200,10 @@ def load_transform_file(path: str | Path) -> dict[str, Any]:
         ConfigError: naming file, pattern, parameter and the nearest valid word.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: no such transform config; expected a .yaml or .toml file")
     if path.suffix == ".toml":
-        try:
-            data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{path}: not valid TOML: {error}") from None
+        data: Any = parse_toml(read_text(path, limit=MAX_TOML_SIZE), str(path))
     else:
         data = load_yaml(path).data
     parse_transform(data, source=str(path))
@@ -223,7 +222,7 @@ def parse_transform(data: Any, *, source: str) -> TransformConfig:
     """
     if not isinstance(data, Mapping):
         keys = ", ".join((*KEYS, LIST_KEY))
-        raise ConfigError([f"{source}: got {data!r}; expected a mapping with {keys}"])
+        raise ConfigError([f"{source}: got {shown(data)}; expected a mapping with {keys}"])
     items, problems = [(source, data)], []
     if LIST_KEY in data:
         listed = data[LIST_KEY]
@@ -285,7 +284,7 @@ def _lora(data: Mapping[str, Any], source: str, problems: list[str]) -> Lora | N
     if not data.get("use_lora", value is not None):
         return None
     if not isinstance(value or {}, Mapping):
-        problems.append(f"{source}: lora: got {value!r}; expected r and alpha, or null")
+        problems.append(f"{source}: lora: got {shown(value)}; expected r and alpha, or null")
         return None
     given = {("alpha" if key == "lora_alpha" else key): v for key, v in (value or {}).items()}
     try:
@@ -307,7 +306,7 @@ def _rule(
         return Rule(pattern, None, kind)
     where = f"{source}: {pattern}" if kind else f"{source}: layer_name_to_config: {pattern}"
     if not isinstance(value, Mapping):
-        problems.append(f"{where}: got {value!r}; expected parameters or null")
+        problems.append(f"{where}: got {shown(value)}; expected parameters or null")
         return Rule(pattern, None, kind)
     try:
         return Rule(pattern, build_dataclass(paradigm.params, value, where=where), kind)

@@ -4,13 +4,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from aixsim_cli import __version__
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.folder import saved_transform
+from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.transforms.config import parse_transform
 
 _SHOWN = ("train_loss", "eval_loss", "perplexity", "train_runtime", "epoch")
@@ -61,7 +61,7 @@ def _body(
     parts = [f"# {folder.name}", f"Trained with aixsim {__version__}."]
     if transform is not None:
         loud = ": it does not load at all" if arguments.simulation.strict else ""
-        described = yaml.safe_dump(transform, sort_keys=False).strip()
+        described = dump_yaml(transform).strip()
         parts += [
             f"Its linear layers and attention run on simulated hardware: **{hardware}**.",
             "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -19,6 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig
 from aixsim_cli.backends.hf.strict import make_strict
+from aixsim_cli.config.formats import dump_yaml
+from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
@@ -190,7 +191,7 @@ def _make_plain(folder: Path, transform: dict[str, Any]) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     del config["quantization_config"]
     _write_json(path, config)
-    text = yaml.safe_dump(transform, sort_keys=False)
+    text = dump_yaml(transform)
     (folder / TRANSFORM_FILE).write_text(text, encoding="utf-8")
     save_file(ranges, folder / TRANSFORM_STATE_FILE)
 
@@ -204,7 +205,7 @@ def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None
             raise UserError(
                 f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}"
             )
-    return yaml.safe_load(config.read_text(encoding="utf-8")), load_file(state)
+    return load_yaml(config).data, load_file(state)
 
 
 def _write_json(path: Path, value: Any) -> None:

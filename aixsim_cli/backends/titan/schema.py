@@ -1,19 +1,18 @@
 """The pretraining config: torchtitan's sections, and two of ours."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from aixsim_cli.backends.titan import device
 from aixsim_cli.config import overrides
 from aixsim_cli.config.budget import Budget
+from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.config.load import Document, build, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
+from aixsim_cli.files import write_whole
 from aixsim_cli.models.flavors import FLAVORS, find_flavor
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
@@ -328,8 +327,4 @@ def _check_code(config: PretrainConfig) -> list[tuple[str, str]]:
 
 def dump_config(config: PretrainConfig, path: str | Path) -> None:
     """Write a config whole, every key resolved; `load_config` reads it back."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, dump_yaml(dataclasses.asdict(config)))
