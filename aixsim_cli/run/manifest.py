@@ -61,7 +61,6 @@ def write_manifest(
     folder: str | Path,
     known: Mapping[str, Digest] | None = None,
     *,
-    recurse: bool = True,
     leave_out: Iterable[str] = (),
     maker: str | None = None,
 ) -> None:
@@ -70,14 +69,13 @@ def write_manifest(
     Args:
         folder: every file in it is listed.
         known: relative name -> digest of files that need no reading.
-        recurse: False leaves out what is in folders within it.
         leave_out: relative names of files that may change later, and are not listed.
         maker: noted, for `maker_of`.
     """
     folder, known = Path(folder), known or {}
     names = sorted(
         path.relative_to(folder).as_posix()
-        for path in (folder.rglob("*") if recurse else folder.iterdir())
+        for path in folder.rglob("*")
         if path.is_file() and path.name not in (MANIFEST_FILE, SAVING_FILE)
     )
     names = [name for name in names if name not in set(leave_out)]

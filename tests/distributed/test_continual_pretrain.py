@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.run.manifest import read_manifest, verify
 
 STEPS = 3
 
@@ -120,7 +121,12 @@ def test_a_signal_writes_a_checkpoint(aixsim, folder, tmp_path, name, ranks):
         assert run.wait(timeout=100) == expected, said.read_text()
     finally:
         run.kill()
-    (checkpoint,) = output.iterdir()
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert {path.name for path in output.iterdir()} == {checkpoint.name, ".run.lock"}
+    # declared whole when the files of all ranks were there
+    states = ["rng_state.pth"] if ranks == 1 else ["rng_state_0.pth", "rng_state_1.pth"]
+    verify(checkpoint)
+    assert [n for n in read_manifest(checkpoint) if n.startswith("rng_state")] == states
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     stopped = state["global_step"]
     assert checkpoint.name == f"checkpoint-{stopped}" and stopped < steps

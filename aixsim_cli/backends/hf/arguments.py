@@ -5,13 +5,16 @@ A YAML file given as `--config` holds the same keys; the command line wins.
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
@@ -28,7 +31,13 @@ ALIASES = {
     "use_auth_token": "token",
 }
 # flags of earlier transformers that ask for what is always done today
-OBSOLETE = ("save_safetensors", "low_cpu_mem_usage", "with_tracking", "overwrite_output_dir")
+OBSOLETE = (
+    "save_safetensors",
+    "low_cpu_mem_usage",
+    "with_tracking",
+    "overwrite_output_dir",
+    "enable_jit_checkpoint",
+)
 
 
 def _help(text: str, default: Any = None, **metadata: Any) -> Any:
@@ -144,6 +153,8 @@ def _make_parser() -> _Parser:
     # accelerate connects ranks without an accelerator only when it is told that they have none
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(dataloader_pin_memory=has_accelerator, use_cpu=not has_accelerator)
+    # Trainer copies a checkpoint that it pushes over the finished model
+    parser.set_defaults(hub_strategy="end")
     parser.add_argument("--config", help="YAML file with the same keys; the command line wins.")
     return parser
 
@@ -238,11 +249,8 @@ def _check(arguments: Arguments, given: set[str]) -> None:
         problems.append("--streaming: expected --max_steps or --token_num_scale with it")
     if "output_dir" not in given:
         problems.append("--output_dir: missing; expected a new folder for what the run writes")
-    if arguments.training.fsdp and arguments.training.use_cpu:
-        problems.append(
-            "--fsdp: accelerate shards on accelerators alone, and would copy the model to every "
-            "rank here; expected no --fsdp, or an accelerator"
-        )
+    problems += _wrong_numbers(arguments)
+    problems += _not_supported(arguments.training)
     if problems:
         raise ConfigError(problems)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -250,6 +258,63 @@ def _check(arguments: Arguments, given: set[str]) -> None:
         raise RunError(
             f"the launcher started {launched} processes, and transformers sees "
             f"{arguments.training.world_size}: each would train a model of its own"
+        )
+
+
+def _not_supported(training: TrainingArguments) -> Iterator[str]:
+    if training.fsdp and training.use_cpu:
+        yield (
+            "--fsdp: accelerate shards on accelerators alone, and would copy the model to every "
+            "rank here; expected no --fsdp, or an accelerator"
+        )
+    strategy = HubStrategy(training.hub_strategy)
+    if strategy != HubStrategy.END:
+        yield (
+            f"--hub_strategy: got {strategy.value}; expected end: the finished model alone is "
+            "pushed"
+        )
+    if training.save_on_each_node:
+        yield (
+            "--save_on_each_node: a checkpoint is one folder that all nodes see; expected a shared "
+            "--output_dir"
+        )
+
+
+def _wrong_numbers(arguments: Arguments) -> Iterator[str]:
+    """Numbers that train nothing, or nothing that can be used."""
+    training, data = arguments.training, arguments.data
+    for group in (training, data, arguments.simulation):
+        for item in dataclasses.fields(group):
+            value = getattr(group, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                yield f"--{item.name}: got {value}; expected a number"
+    if training.max_steps < -1 or training.max_steps == 0:
+        yield f"--max_steps: got {training.max_steps}; expected at least 1, or -1 to count epochs"
+    by_epochs = training.max_steps == -1 and arguments.simulation.token_num_scale is None
+    if by_epochs and training.num_train_epochs <= 0:
+        yield f"--num_train_epochs: got {training.num_train_epochs}; expected > 0"
+    at_least_one = {
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "per_device_eval_batch_size": training.per_device_eval_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "effective_batch_size": arguments.simulation.effective_batch_size,
+        "max_train_samples": data.max_train_samples,
+        "max_eval_samples": data.max_eval_samples,
+        "preprocessing_num_workers": data.preprocessing_num_workers,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and not value > 0:
+            yield f"--{name}: got {value}; expected at least 1"
+    if training.learning_rate < 0:
+        yield f"--learning_rate: got {training.learning_rate}; expected at least 0"
+    for name in ("seed", "data_seed"):
+        value = getattr(training, name)
+        if value is not None and not 0 <= value < 2**32:
+            yield f"--{name}: got {value}; expected 0 to {2**32 - 1}"
+    if not 0 < data.validation_split_percentage < 100:
+        yield (
+            f"--validation_split_percentage: got {data.validation_split_percentage}; expected 1 "
+            "to 99"
         )
 
 
@@ -281,16 +346,21 @@ def set_steps_and_batch(arguments: Arguments, parameters: int, block_size: int) 
         training.max_steps = max(1, -(-int(tokens) // a_step))
 
 
-def as_mapping(arguments: Arguments) -> dict[str, Any]:
-    """The arguments that differ from their defaults, without secrets, for the model card."""
-    groups = (arguments.model, arguments.data, arguments.simulation)
-    result: dict[str, Any] = {}
-    for group in groups:
-        for item in dataclasses.fields(group):
-            value = getattr(group, item.name)
-            if value != item.default and item.name != "token":
-                result[item.name] = value
-    return result
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line without its tokens, to be shown or kept."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if word.startswith("--"):
+            is_secret = _key(word).endswith("token")
+            skip = is_secret and "=" not in word
+            if is_secret:
+                continue
+        elif skip:
+            skip = False
+            continue
+        kept.append(word)
+    return kept
 
 
 def print_help() -> None:

@@ -8,13 +8,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from aixsim_cli import __version__
-from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.backends.hf.arguments import Arguments, without_secrets
 from aixsim_cli.backends.hf.folder import saved_transform
 from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.transforms.config import parse_transform
 
 _SHOWN = ("train_loss", "eval_loss", "perplexity", "train_runtime", "epoch")
-_SECRETS = ("token", "hub_token", "hub-token")
+CARD_FILE = "README.md"
 
 _LOAD = """```python
 import aixsim_cli  # without this line the model loads without its hardware{loud}
@@ -30,7 +30,7 @@ def write_card(
     """Write `README.md` into a saved model's folder.
 
     Args:
-        folder: of the model.
+        folder: to write into; the card is named after `--output_dir`.
         model: as saved.
         arguments: of the run; tokens among them are left out.
         metrics: of training and evaluation.
@@ -43,8 +43,8 @@ def write_card(
         datasets=arguments.data.dataset_name if _on_hub(arguments) else None,
         tags=["aixsim", *(name.split("+") if name else [])],
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(folder, name, transform, arguments, metrics)}"
-    ModelCard(text).save(folder / "README.md")
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(name, transform, arguments, metrics)}"
+    ModelCard(text).save(folder / CARD_FILE)
 
 
 def _on_hub(arguments: Arguments) -> bool:
@@ -52,13 +52,13 @@ def _on_hub(arguments: Arguments) -> bool:
 
 
 def _body(
-    folder: Path,
     hardware: str | None,
     transform: dict[str, Any] | None,
     arguments: Arguments,
     metrics: dict[str, Any],
 ) -> str:
-    parts = [f"# {folder.name}", f"Trained with aixsim {__version__}."]
+    folder = Path(str(arguments.training.output_dir)).absolute().name
+    parts = [f"# {folder}", f"Trained with aixsim {__version__}."]
     if transform is not None:
         loud = ": it does not load at all" if arguments.simulation.strict else ""
         described = dump_yaml(transform).strip()
@@ -66,28 +66,13 @@ def _body(
             f"Its linear layers and attention run on simulated hardware: **{hardware}**.",
             "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."
             if arguments.simulation.plain
-            else _LOAD.format(name=folder.name, loud=loud),
+            else _LOAD.format(name=folder, loud=loud),
             "Runtimes that replace transformers' layers (vLLM, llama.cpp) cannot simulate it.",
             "## Transform",
             f"```yaml\n{described}\n```",
         ]
-    command = shlex.join(["aixsim", "continual-pretrain", *_without_secrets(arguments.command)])
+    command = shlex.join(["aixsim", "continual-pretrain", *without_secrets(arguments.command)])
     parts += ["## Training", f"```bash\n{command}\n```", "## Results"]
     rows = [f"| {key} | {metrics[key]:.6g} |" for key in _SHOWN if key in metrics]
     parts.append("\n".join(["| metric | value |", "|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
-
-
-def _without_secrets(words: tuple[str, ...]) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if skip:
-            skip = False
-            continue
-        key = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if word.startswith("--") and key in {s.replace("-", "_") for s in _SECRETS}:
-            skip = "=" not in word
-            continue
-        kept.append(word)
-    return kept

@@ -1,6 +1,7 @@
 """Text for HF's Trainer: documents become tokens as in pretraining, and tokens become blocks."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from aixsim_cli.backends.hf.arguments import Arguments, DataArguments
 from aixsim_cli.data.local import find_files
 from aixsim_cli.data.sources import articles, open_source
 from aixsim_cli.data.tokenizer import DocumentEncoder
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import RunError, UserError
 
 
 def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[str, Any]:
@@ -39,14 +40,61 @@ def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[s
     blocks = {}
     for split in wanted:
         files = data.train_file if split == "train" else data.validation_file
-        rows = _open(data, split, files, arguments.model.token)
+        with _causes_named(files, split, block_size):
+            rows = _open(data, split, files, arguments.model.token)
         encoder = DocumentEncoder(tokenizer)
         # the main process tokenises, the others read its cache
-        with training.main_process_first(desc="tokenise"):
+        with training.main_process_first(desc="tokenise"), _causes_named(files, split, block_size):
             found = _cut(rows, encoder, data, files, block_size)
         limit = data.max_train_samples if split == "train" else data.max_eval_samples
         blocks[split] = _first(found, limit, split, block_size)
     return blocks
+
+
+@contextmanager
+def _causes_named(files: str | None, split: str, block_size: int) -> Iterator[None]:
+    """What went wrong while `datasets` wrote its cache: it tells neither what nor where."""
+    from datasets.arrow_writer import SchemaInferenceError
+    from datasets.config import HF_DATASETS_CACHE
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except (DatasetGenerationError, OSError) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError | OSError):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from error
+        if isinstance(cause, SchemaInferenceError):
+            raise _too_short(split, block_size) from error
+        if isinstance(cause, OSError):
+            raise RunError(
+                f"{HF_DATASETS_CACHE}: the blocks of the {split} text cannot be kept: "
+                f"{cause.strerror or cause}; expected room there, or another HF_DATASETS_CACHE"
+            ) from error
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if isinstance(cause, UnicodeDecodeError):
+            first = f"line {_first_undecodable(str(files))} is not UTF-8"
+        raise UserError(f"{files}: cannot be read: {first}") from error
+
+
+def _first_undecodable(path: str) -> int:
+    """The first line, counted from 1, that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
+
+
+def _too_short(split: str, block_size: int) -> UserError:
+    return UserError(
+        f"the {split} text is shorter than one block of {block_size} tokens; expected more text "
+        "or a smaller --block_size"
+    )
 
 
 def _open(data: DataArguments, split: str, files: str | None, token: str | None) -> Any:
@@ -162,8 +210,5 @@ def _first(blocks: Any, limit: int | None, split: str, block_size: int) -> Any:
     if not isinstance(blocks, Dataset):
         return blocks if limit is None else blocks.take(limit)
     if not len(blocks):
-        raise UserError(
-            f"the {split} text is shorter than one block of {block_size} tokens; expected more "
-            "text or a smaller --block_size"
-        )
+        raise _too_short(split, block_size)
     return blocks if limit is None else blocks.select(range(min(limit, len(blocks))))

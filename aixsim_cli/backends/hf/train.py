@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import upload_folder
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,32 +17,33 @@ from transformers import (
     default_data_collator,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from aixsim_cli import __version__
 from aixsim_cli.backends.hf import folder as hf_folder
+from aixsim_cli.backends.hf import resume
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
-from aixsim_cli.backends.hf.card import write_card
 from aixsim_cli.backends.hf.data import load_blocks
+from aixsim_cli.backends.hf.save import save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
-from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run.manifest import write_manifest
+from aixsim_cli.errors import UserError
+from aixsim_cli.run import ranks
+from aixsim_cli.run.folder import check_free_space, locked
+from aixsim_cli.run.replace import finish_publishing
+from aixsim_cli.run.resume import describe
 from aixsim_cli.run.signals import EXIT_CODES
 from aixsim_cli.source import check_hf_source
 from aixsim_cli.transforms.config import (
     TransformConfig,
-    hardware_difference,
     load_transform_file,
     parse_transform,
-    without_lora,
 )
-from aixsim_cli.transforms.lora import add_lora, merge_lora
+from aixsim_cli.transforms.lora import add_lora
 from aixsim_cli.transforms.state import state_of
 
 logger = logging.getLogger("aixsim")
 LONGEST_DEFAULT_BLOCK = 1024
+_FOLDER_KEY = "--output_dir"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Result:
     """What a run came to.
 
     Args:
-        folder: where the model was saved; None when nothing was trained.
+        folder: where the model was saved; None when none was.
         metrics: Trainer's, of training and evaluation.
     """
 
@@ -63,21 +63,30 @@ def continual_pretrain(arguments: Arguments) -> Result:
     """Train and evaluate as the arguments say, and save the model with its hardware.
 
     Raises:
-        UserError: a model, text or setting that cannot be used.
-        RunError: the loss or the weights stopped being finite.
+        UserError: a model, text, folder or setting that cannot be used.
+        RunError: the loss or the weights stopped being finite, or a save failed.
         SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
     """
+    output = Path(str(arguments.training.output_dir))
+    _log_on_main(arguments.training)
+    if not ranks.is_main():
+        return _run(arguments, output)
+    with locked(output, _FOLDER_KEY):
+        finish_publishing(output)
+        return _run(arguments, output)
+
+
+def _run(arguments: Arguments, output: Path) -> Result:
     training = arguments.training
-    _log_on_main(training)
-    resume_from = _checkpoint(arguments)
+    checkpoint = resume.find_checkpoint(arguments)
     set_seed(training.seed)
     transform = _transform(arguments)
     # before the tokenizer, which would be looked for in the same place
     _check_source(arguments.model)
     tokenizer = _tokenizer(arguments)
     model = _model(arguments.model, transform, len(tokenizer))
-    if resume_from is not None:
-        _check_hardware(Path(resume_from), model)
+    if checkpoint is not None:
+        resume.check_hardware(checkpoint, model)
     block_size = _block_size(arguments, model)
     set_steps_and_batch(arguments, _parameters(model), block_size)
     blocks = load_blocks(arguments, tokenizer, block_size)
@@ -90,80 +99,78 @@ def continual_pretrain(arguments: Arguments) -> Result:
         processing_class=tokenizer,
         data_collator=default_data_collator,
     )
-    metrics: dict[str, float] = {}
-    if training.do_train:
-        metrics |= _train(trainer, resume_from)
-    if training.do_eval:
-        found = trainer.evaluate()
-        # not clipped: a perplexity beyond what a float holds is infinite
-        found["perplexity"] = _exp(found["eval_loss"])
-        metrics |= found
-        trainer.save_metrics("eval", found)
     if not training.do_train:
+        metrics = _evaluate(trainer)
+        if ranks.is_main():
+            write_results(output, metrics)
         return Result(None, metrics)
-    return Result(_save(trainer, arguments, metrics), metrics)
+    trainer.settings = resume.settings_of(
+        arguments,
+        steps=trainer.planned_steps(),
+        block_size=block_size,
+        blocks=len(blocks["train"]) if hasattr(blocks["train"], "__len__") else None,
+    )
+    if checkpoint is not None and _goes_on(trainer, checkpoint):
+        return _finish(trainer, arguments, checkpoint)
+    if ranks.is_main():
+        check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
+    metrics = _train(trainer, checkpoint)
+    if training.do_eval:
+        metrics |= _evaluate(trainer)
+    return Result(save_finished(trainer, arguments, metrics), metrics)
 
 
-def _train(trainer: SimulationTrainer, resume_from: str | None) -> dict[str, float]:
-    stop = trainer.stop
+def _goes_on(trainer: SimulationTrainer, checkpoint: Path) -> bool:
+    """Compare a checkpoint with the run, and say what differs; whether it has all steps already."""
+    now, step = trainer.settings, resume.read_state(checkpoint).global_step
+    resume.check_steps(checkpoint, step, now["max_steps"])
+    changed = resume.changes(resume.read_settings(checkpoint), now)
+    other_data = resume.reads_other_data(changed)
+    trainer.args.ignore_data_skip |= other_data
+    logger.info(describe(step, checkpoint, changed, now["max_steps"], other_data=other_data))
+    return step == now["max_steps"]
+
+
+def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) -> Result:
+    """Nothing is left to train: a finished folder stays as it is, another one gets its model."""
+    output = Path(str(arguments.training.output_dir))
+    step = resume.read_state(checkpoint).global_step
+    is_finished = ranks.from_main(resume.holds_model_of(output, step))
+    if is_finished and not arguments.training.do_eval:
+        return Result(None, {})
+    trainer.restore(checkpoint)
+    metrics = _evaluate(trainer) if arguments.training.do_eval else {}
+    if not is_finished:
+        return Result(save_finished(trainer, arguments, metrics), metrics)
+    if ranks.is_main():
+        write_results(output, metrics)
+    return Result(None, metrics)
+
+
+def _evaluate(trainer: SimulationTrainer) -> dict[str, float]:
+    found = trainer.evaluate()
+    # not clipped: a perplexity beyond what a float holds is infinite
+    return found | {"perplexity": _exp(found["eval_loss"])}
+
+
+def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, float]:
+    stop, path = trainer.stop, None if checkpoint is None else str(checkpoint)
     with stop.signals:
-        metrics = trainer.train(resume_from_checkpoint=resume_from).metrics
+        metrics = trainer.train(resume_from_checkpoint=path).metrics
     if not stop.stopped_by:
         return metrics
+    goes_on = "the same command with --resume_from_checkpoint true goes on from there"
+    if trainer.args.save_only_model:
+        goes_on = "which --save_only_model left without what going on needs"
     logger.info(
-        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; the same command with "
-        "--resume_from_checkpoint true goes on from there",
+        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; %s",
         signal.Signals(stop.stopped_by).name,
         trainer.state.global_step,
         trainer.args.output_dir,
         trainer.state.global_step,
+        goes_on,
     )
     raise SystemExit(EXIT_CODES[stop.stopped_by])
-
-
-def _save(trainer: SimulationTrainer, arguments: Arguments, metrics: dict[str, float]) -> Path:
-    folder = Path(str(arguments.training.output_dir))
-    form: hf_folder.Form = "aixsim"
-    if arguments.simulation.strict or arguments.simulation.plain:
-        form = "strict" if arguments.simulation.strict else "plain"
-    _merge(trainer.accelerator.unwrap_model(trainer.model))
-    # sharded weights are gathered by the Trainer; every rank takes part. Not yet the whole folder,
-    # so nothing is pushed from there
-    trainer.save_model(_internal_call=True)
-    trainer.save_state()
-    trainer.save_metrics("train", {k: v for k, v in metrics.items() if not k.startswith("eval_")})
-    if trainer.is_world_process_zero():
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
-        hf_folder.finish_folder(model, folder, form)
-        write_card(folder, model, arguments, metrics)
-        # checkpoints within it come and go
-        write_manifest(folder, recurse=False)
-        if arguments.training.push_to_hub:
-            _push(trainer, folder)
-    return folder
-
-
-def _merge(model: Any) -> None:
-    """Put low-rank updates into the weights: what is saved is the hardware and its weights."""
-    if not merge_lora(model):
-        return
-    saved = model.config.quantization_config
-    saved.transform = without_lora(saved.transform)
-
-
-def _push(trainer: SimulationTrainer, folder: Path) -> None:
-    # Trainer's own push would save the model once more, in the default form
-    try:
-        upload_folder(
-            repo_id=str(trainer.hub_model_id),
-            folder_path=folder,
-            commit_message=f"Trained by aixsim {__version__}",
-            token=trainer.args.hub_token,
-            revision=trainer.args.hub_revision,
-            ignore_patterns=["checkpoint-*", "training_args.bin"],
-        )
-    except Exception as error:  # what a failed connection raises differs between hub versions
-        raise RunError(f"{folder} is saved, but was not pushed to the hub: {error}") from error
 
 
 def _transform(arguments: Arguments) -> TransformConfig | None:
@@ -269,41 +276,6 @@ def _parameters(model: PreTrainedModel) -> int:
     embedding = model.get_input_embeddings()
     skipped = set() if model.config.tie_word_embeddings else {id(p) for p in embedding.parameters()}
     return sum(p.numel() for p in model.parameters() if id(p) not in skipped)
-
-
-def _checkpoint(arguments: Arguments) -> str | None:
-    """The checkpoint to resume from: as asked, none otherwise; a finished folder is not reused."""
-    training = arguments.training
-    output = Path(str(training.output_dir))
-    asked = training.resume_from_checkpoint
-    if asked is not None and str(asked).lower() not in ("true", "false"):
-        if not Path(asked).is_dir():
-            raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
-        return asked
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if asked is not None and str(asked).lower() == "true":
-        if last is None:
-            raise UserError(f"--resume_from_checkpoint: {output} holds no checkpoint-N")
-        return last
-    if training.do_train and asked is None and (last or (output / "config.json").is_file()):
-        raise UserError(
-            f"--output_dir: {output} holds {'checkpoints' if last else 'a model'} already; "
-            "expected a new folder, or --resume_from_checkpoint true"
-        )
-    return None
-
-
-def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Trainer loads of a checkpoint what fits the model, and begins the rest anew."""
-    saved, asked = hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model)
-    difference = hardware_difference(saved, asked, source=str(checkpoint))
-    if difference is None:
-        return
-    began, asks = difference
-    raise UserError(
-        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
-        " expected the hardware that the run began with (--transform_config), or a new --output_dir"
-    )
 
 
 def _log_on_main(training: Any) -> None:

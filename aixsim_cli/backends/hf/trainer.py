@@ -3,16 +3,26 @@ a checkpoint where a signal ends the run.
 """
 
 import logging
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aixsim_cli.errors import RunError
+from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, write_settings
+from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.run import ranks
+from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite
-from aixsim_cli.run.ranks import true_on_all
+from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
+from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
@@ -44,36 +54,8 @@ class SimulationCallback(TrainerCallback):
         self.state.end_step()
 
 
-class ResumeCallback(TrainerCallback):
-    """Says that a resumed run keeps its learning rate: Trainer restores it with the moments."""
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Compare the peak that was restored with the flag."""
-        if state.global_step == 0 or optimizer is None:
-            return
-        restored = optimizer.param_groups[0].get("initial_lr", args.learning_rate)
-        if restored != args.learning_rate:
-            logger.warning(
-                "--learning_rate %g is not used: the run goes on with its checkpoint's, %g; to "
-                "change it, start from the checkpoint by --model_name_or_path",
-                args.learning_rate,
-                restored,
-            )
-
-
 class StopCallback(TrainerCallback):
-    """Ends a run after the step in which a signal came, with a checkpoint: all ranks in one step.
-
-    With transformers' `--enable_jit_checkpoint` every rank saves when its own signal comes, and
-    SIGINT is not heard.
-    """
+    """Ends a run after the step in which a signal came, with a checkpoint: all ranks in one."""
 
     def __init__(self) -> None:
         self.signals = StopSignals()
@@ -150,15 +132,18 @@ class FiniteCallback(TrainerCallback):
         if (control.should_save or ends) and model is not None:
             # a loss says nothing of the step that was just taken
             finite = finite & all_finite(model)
-        if not true_on_all(finite):
+        if not ranks.true_on_all(finite):
+            kept = _last_checkpoint(Path(str(args.output_dir)))
             raise RunError(
                 f"loss or weights are not finite at step {state.global_step}; nothing was saved "
-                f"of it, {_last_checkpoint(args)}; expected a lower --learning_rate"
+                f"of it, {kept}; expected a lower --learning_rate"
             )
 
 
 class SimulationTrainer(Trainer):
-    """HF's Trainer with these callbacks.
+    """HF's Trainer with these callbacks, and with checkpoints that are whole or are none.
+
+    `settings` are written into every checkpoint.
 
     Args:
         transform: state of the model's transform; None for a digital model.
@@ -168,13 +153,103 @@ class SimulationTrainer(Trainer):
     def __init__(self, *, transform: TransformState | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.transform = transform
+        self.settings: dict[str, Any] = {}
+        self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
+        # Trainer would delete before a checkpoint is whole, and by age
+        self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
         self.stop, self.finite = StopCallback(), FiniteCallback()
         # in this order: what is saved at a signal is looked at too
-        self.add_callback(ResumeCallback())
         self.add_callback(self.stop)
         self.add_callback(self.finite)
         if transform is not None:
             self.add_callback(SimulationCallback(transform))
+
+    def planned_steps(self) -> int:
+        """Steps of the whole training, from its start."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        # the order of the data is drawn later, and must not depend on this
+        with torch.random.fork_rng(devices=[]):
+            loader = self.get_train_dataloader()
+        return int(self.set_initial_training_values(self.args, loader)[-1])
+
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on the disk: weights, and Adam's moments of the trained."""
+        model: Any = self.model
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+        return sum(size * (3 if is_trained else 1) for size, is_trained in sizes)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over the weights and counters of a checkpoint that has all steps of the run."""
+        self.state = read_state(checkpoint)
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            checkpoint = Path(best)
+        self._load_from_checkpoint(str(checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's; the manifest comes last, when every rank's files are there."""
+        folder = self.checkpoints.folder(self.state.global_step)
+        try:
+            if ranks.is_main():
+                begin_saving(folder)
+            super()._save_checkpoint(model, trial)
+            if ranks.is_main():
+                write_settings(folder, self.settings)
+            if ranks.several():
+                dist.barrier()
+            if ranks.is_main():
+                write_manifest(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not is_complete(folder) and ranks.is_main():
+                remove(folder)
+            raise not_written(self.checkpoints.root, folder.name, error) from error
+        if self._keep > 0 and ranks.is_main():
+            best = self.state.best_model_checkpoint
+            self.checkpoints.remove_old(self._keep, Path(best) if best else None)
+
+    def _save(self, *arguments: Any, **keywords: Any) -> None:
+        """Trainer's, which saves its arguments too: without the tokens among them."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(*arguments, **keywords)
+        finally:
+            self.args.hub_token = token
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """What Trainer warns of: weights that a checkpoint lacks would be those of the start."""
+        model: Any = self.model
+        state = model.state_dict()
+        lacking = set(load_result.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in lacking}
+        # a tied weight is saved once
+        lost = sorted(name for name in lacking if state[name].data_ptr() not in loaded)
+        if lost or load_result.unexpected_keys:
+            name = lost[0] if lost else load_result.unexpected_keys[0]
+            raise ValueError(
+                f"{'lacks' if lost else 'holds'} {name}, which this run's model has"
+                f"{'' if lost else ' not'}"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Trainer's, which restores the settings with the moments: the run's own are put back."""
+        if checkpoint is None:
+            return
+        optimizers: Any = [self.optimizer]
+        settings = hyperparameters(optimizers)
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if isinstance(self.lr_scheduler, LambdaLR):
+            set_hyperparameters(optimizers, [self.lr_scheduler], settings)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with _readable(checkpoint):
+                super()._load_rng_state(checkpoint)
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         """One micro-batch; its loss is remembered."""
@@ -192,8 +267,40 @@ class SimulationTrainer(Trainer):
         super().log(logs, *arguments, **keywords)
 
 
-def _last_checkpoint(args: TrainingArguments) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
+@contextmanager
+def _readable(checkpoint: str) -> Iterator[None]:
+    """What cannot be read is named: the libraries say what went wrong, but not where."""
+    try:
+        yield
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+        pickle.UnpicklingError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{checkpoint}: cannot be loaded into this run: {_first_line(error)}; expected a whole "
+            "checkpoint of the same model"
+        ) from error
 
-    last = get_last_checkpoint(args.output_dir or ".")
-    return f"the newest checkpoint is {last}" if last else "there is no checkpoint yet"
+
+def not_written(output: Path, what: str, error: BaseException) -> RunError:
+    """The error of a save that failed.
+
+    Args:
+        output: the run's folder.
+        what: was to be saved.
+        error: that the writer raised.
+    """
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+    return RunError(
+        f"{output}: {what} could not be written to disk: {reason}; {_last_checkpoint(output)}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _last_checkpoint(output: Path) -> str:
+    last = checkpoints_in(output).newest_complete()
+    return f"the newest whole checkpoint is {last}" if last else "there is no checkpoint yet"

@@ -165,17 +165,6 @@ def test_resuming_takes_the_same_hardware(
     assert (output / "model.safetensors").read_bytes() == saved
 
 
-def test_a_learning_rate_that_is_not_used_is_told(train, whole, tmp_path):
-    shutil.copytree(whole[0] / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
-    again = ("--transform_config", OPTICAL, "--seed", 3, "--resume_from_checkpoint", "true")
-    done = train(tmp_path / "again", *again, "--learning_rate", "1e-5", steps=3)
-    assert "--learning_rate 1e-05 is not used: the run goes on with its checkpoint's, 0.01" in (
-        done.stderr
-    )
-    rates = [r["learning_rate"] for r in history(tmp_path / "again") if "learning_rate" in r]
-    assert rates[2] > 1e-4
-
-
 def test_accumulated_batches_are_one_large_batch(train, tmp_path):
     noiseless = tmp_path / "t.yaml"
     noiseless.write_text("layer_name_to_config:\n  default: {q_noise: false, q_levels: 65536}\n")
@@ -268,7 +257,7 @@ def test_push_sends_the_finished_folder(train_in_process, dataset_folder, tmp_pa
     def create(trainer, *arguments):
         trainer.hub_model_id = "owner/model"
 
-    monkeypatch.setattr("aixsim_cli.backends.hf.train.upload_folder", upload)
+    monkeypatch.setattr("aixsim_cli.backends.hf.save.upload_folder", upload)
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", create)
     train_in_process(
         tmp_path / "o", dataset_folder, "--push_to_hub", "--hub_token", "hf_secret", "--strict"

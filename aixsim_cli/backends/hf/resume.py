@@ -1,0 +1,225 @@
+"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since."""
+
+import enum
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+from aixsim_cli.backends.hf import folder as hf_folder
+from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.errors import UserError
+from aixsim_cli.run import ranks
+from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
+from aixsim_cli.run.manifest import is_complete
+from aixsim_cli.transforms.config import hardware_difference
+
+SETTINGS_FILE = "settings.json"
+# what shapes the training; where files lie, what is logged and how often is saved do not
+_TRAINING = (
+    "seed", "data_seed", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "max_grad_norm", "bf16", "fp16",
+)  # fmt: skip
+_DATA = (
+    "dataset_name", "dataset_config_name", "train_file", "max_train_samples", "streaming",
+    "validation_split_percentage",
+)  # fmt: skip
+_OTHER_DATA = ("dataset_name", "dataset_config_name")
+
+
+def checkpoints_in(output: Path) -> Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        output: `--output_dir`, of the `checkpoint-N` folders.
+    """
+    return Checkpoints(
+        output,
+        prefix="checkpoint-",
+        aside=output / "checkpoint.set-aside",
+        key="--output_dir",
+        asked_by="--resume_from_checkpoint PATH",
+    )
+
+
+def find_checkpoint(arguments: Arguments) -> Path | None:
+    """The checkpoint to go on from, whole, the same on all ranks; None = the run starts anew.
+
+    Torn and damaged ones are moved aside, and so are those that the run would write over.
+
+    Raises:
+        UserError: the folder holds a run already and nothing was said of it, there is no
+            checkpoint, it is damaged, or it lacks what going on needs.
+    """
+    training = arguments.training
+    output = Path(str(training.output_dir))
+    if not training.do_train:
+        return None
+    asked = training.resume_from_checkpoint
+    checkpoints = checkpoints_in(output)
+    found = None
+    if asked is None:
+        _refuse_a_used_folder(output)
+    elif str(asked).lower() == "true":
+        found = _newest(checkpoints)
+    elif str(asked).lower() != "false":
+        found = Path(asked)
+        if not ranks.from_main(found.is_dir()):
+            raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
+        verify_by_all_ranks(found)
+    if found is not None:
+        _check_files(found, arguments)
+    if ranks.is_main():
+        begins = -1 if found is None else read_state(found).global_step
+        for step in checkpoints.steps():
+            folder = checkpoints.folder(step)
+            if step > begins and folder != found:
+                checkpoints.set_aside(folder, f"{folder}: the run starts before it")
+    return found
+
+
+def _refuse_a_used_folder(output: Path) -> None:
+    holds = "checkpoints" if checkpoints_in(output).steps() else None
+    if holds is None and (output / "config.json").is_file():
+        holds = "a model"
+    if holds := ranks.from_main(holds):
+        raise UserError(
+            f"--output_dir: {output} holds {holds} already; expected a new folder, or "
+            "--resume_from_checkpoint true"
+        )
+
+
+def _newest(checkpoints: Checkpoints) -> Path:
+    step = checkpoints.agree()
+    if step is None:
+        raise UserError(
+            f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N that is whole; "
+            "expected --resume_from_checkpoint false to start anew"
+        )
+    return checkpoints.folder(step)
+
+
+def _check_files(folder: Path, arguments: Arguments) -> None:
+    """Trainer begins anew, without a word, what it does not find."""
+    names = {path.name for path in folder.iterdir()}
+    needed = ["trainer_state.json"]
+    if not arguments.training.deepspeed:
+        needed += ["scheduler.pt", "optimizer", "rng_state"]
+    missing = [need for need in needed if not any(name.startswith(need) for name in names)]
+    if missing:
+        raise UserError(
+            f"{folder}: holds no {', no '.join(missing)} (--save_only_model leaves some out), and "
+            "they would begin anew; expected a full checkpoint, or --model_name_or_path "
+            f"{folder} to start from its weights"
+        )
+
+
+def read_state(folder: Path) -> TrainerState:
+    """Trainer's counters in a checkpoint or a finished folder.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    path = folder / TRAINER_STATE_NAME
+    try:
+        return TrainerState.load_from_json(str(path))
+    except (OSError, ValueError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: damaged: {first}; expected a whole checkpoint") from error
+
+
+def holds_model_of(output: Path, step: int) -> bool:
+    """Whether the finished model in a run's folder is that of a step."""
+    return is_complete(output) and read_state(output).global_step == step
+
+
+def check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Trainer loads of a checkpoint what fits the model, and begins the rest anew.
+
+    Raises:
+        UserError: it was trained on other hardware.
+    """
+    saved, asked = hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model)
+    difference = hardware_difference(saved, asked, source=str(checkpoint))
+    if difference is None:
+        return
+    began, asks = difference
+    raise UserError(
+        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
+        " expected the hardware that the run began with (--transform_config), or a new --output_dir"
+    )
+
+
+def check_steps(checkpoint: Path, step: int, last: int) -> None:
+    """See that a checkpoint is not beyond the run's end.
+
+    Raises:
+        UserError: it is.
+    """
+    if step > last:
+        raise UserError(
+            f"--max_steps: got {last}; {checkpoint} is beyond it; expected at least {step}, or a "
+            "new --output_dir to start anew"
+        )
+
+
+def settings_of(
+    arguments: Arguments, *, steps: int, block_size: int, blocks: int | None
+) -> dict[str, Any]:
+    """What shapes the training, under the names of the flags; no tokens.
+
+    Args:
+        arguments: of the run.
+        steps: of the whole training.
+        block_size: tokens a sequence.
+        blocks: sequences of the training text; None where it is streamed.
+    """
+    training, data = arguments.training, arguments.data
+    found = {name: getattr(data, name) for name in _DATA}
+    found |= {name: getattr(training, name) for name in _TRAINING if hasattr(training, name)}
+    found |= {
+        "dtype": arguments.model.dtype or "float32",
+        "max_steps": steps,
+        "block_size": block_size,
+        "training blocks": blocks,
+        "processes": training.world_size,
+    }
+    # as they come back from the file
+    return json.loads(json.dumps(found, default=_plain))
+
+
+def read_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings that a checkpoint was trained with; empty where it holds none."""
+    path = checkpoint / SETTINGS_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}; expected a whole checkpoint") from None
+
+
+def write_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    """Put a run's settings into its checkpoint."""
+    text = json.dumps(settings, indent=1)
+    (checkpoint / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ: name -> (the checkpoint's, the run's)."""
+    return {k: (saved[k], v) for k, v in now.items() if k in saved and saved[k] != v}
+
+
+def reads_other_data(changed: Mapping[str, Any]) -> bool:
+    """Whether a position in the old data means nothing in the new.
+
+    Files that have moved are the same data; another data set is not.
+    """
+    return any(key in changed for key in _OTHER_DATA)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, enum.Enum) else str(value)

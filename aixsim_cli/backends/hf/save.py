@@ -1,0 +1,131 @@
+"""The finished model of continual-pretrain: written beside, and put in place all at once."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import upload_folder
+from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
+
+from aixsim_cli import __version__
+from aixsim_cli.backends.hf import folder as hf_folder
+from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.backends.hf.card import CARD_FILE, write_card
+from aixsim_cli.backends.hf.trainer import SimulationTrainer, not_written
+from aixsim_cli.errors import RunError
+from aixsim_cli.run import ranks
+from aixsim_cli.run.replace import publish, stage
+from aixsim_cli.transforms.config import without_lora
+from aixsim_cli.transforms.lora import merge_lora
+
+_ALL_RESULTS = "all_results.json"
+# about the model, not of it: a later evaluation adds to them, and a card may be edited
+_NOT_OF_THE_MODEL = (CARD_FILE, _ALL_RESULTS, "train_results.json", "eval_results.json")
+
+logger = logging.getLogger("aixsim")
+
+
+def save_finished(
+    trainer: SimulationTrainer, arguments: Arguments, metrics: Mapping[str, float]
+) -> Path:
+    """Put the trained model into `--output_dir`, in the place of an earlier one; all ranks.
+
+    Args:
+        trainer: after the training.
+        arguments: of the run.
+        metrics: of training and evaluation.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: it could not be written, or not be pushed.
+    """
+    folder = Path(str(arguments.training.output_dir))
+    _merge(trainer.accelerator.unwrap_model(trainer.model))
+    main = trainer.is_world_process_zero()
+    staged: Path | None = None
+    try:
+        staged = stage(folder) if main else None
+        staged = ranks.from_main(staged)
+        # sharded weights are gathered by the Trainer; every rank takes part. Not yet the whole
+        # folder, so nothing is pushed from there
+        trainer.save_model(str(staged), _internal_call=True)
+        if main:
+            _complete(Path(str(staged)), trainer, arguments, metrics)
+            publish(folder, leave_out=_NOT_OF_THE_MODEL)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if main and staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        raise not_written(folder, "the model", error) from error
+    if main and arguments.training.push_to_hub:
+        _push(trainer, folder)
+    return folder
+
+
+def _complete(
+    staged: Path, trainer: SimulationTrainer, arguments: Arguments, metrics: Mapping[str, float]
+) -> None:
+    form: hf_folder.Form = "aixsim"
+    if arguments.simulation.strict or arguments.simulation.plain:
+        form = "strict" if arguments.simulation.strict else "plain"
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    hf_folder.finish_folder(model, staged, form)
+    trainer.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+    write_results(staged, metrics)
+    write_card(staged, model, arguments, dict(metrics))
+
+
+def write_results(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Add results to a folder's, in the files that Trainer writes.
+
+    Args:
+        folder: `train_results.json`, `eval_results.json`, and `all_results.json` of both.
+        metrics: those of an evaluation are named `eval_…` or `perplexity`.
+    """
+    evaluated = {k: v for k, v in metrics.items() if k.startswith("eval_") or k == "perplexity"}
+    trained = {k: v for k, v in metrics.items() if k not in evaluated and k != "epoch"}
+    epoch = {"epoch": metrics["epoch"]} if "epoch" in metrics else {}
+    path = folder / _ALL_RESULTS
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    for name, found in (("train_results.json", trained), ("eval_results.json", evaluated)):
+        if found:
+            _write_json(folder / name, found | epoch)
+    _write_json(path, {**before, **metrics})
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=4, sort_keys=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _merge(model: Any) -> None:
+    """Put low-rank updates into the weights: what is saved is the hardware and its weights."""
+    if not merge_lora(model):
+        return
+    saved = model.config.quantization_config
+    saved.transform = without_lora(saved.transform)
+
+
+def _push(trainer: SimulationTrainer, folder: Path) -> None:
+    # Trainer's own push would save the model once more, in the default form
+    try:
+        upload_folder(
+            repo_id=str(trainer.hub_model_id),
+            folder_path=folder,
+            commit_message=f"Trained by aixsim {__version__}",
+            token=trainer.args.hub_token,
+            revision=trainer.args.hub_revision,
+            ignore_patterns=["checkpoint-*", "checkpoint.*", "training_args.bin", ".*"],
+        )
+    except Exception as error:  # what a failed connection raises differs between hub versions
+        raise RunError(f"{folder} is saved, but was not pushed to the hub: {error}") from error

@@ -1,0 +1,534 @@
+"""continual-pretrain is killed, starved, misled and started twice; nothing saved is lost by it.
+
+In one process, or in a child forked from it: a kill comes at an exact place.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from aixsim_cli.backends.hf.arguments import parse_arguments
+from aixsim_cli.backends.hf.data import load_blocks
+from aixsim_cli.backends.hf.resume import find_checkpoint
+from aixsim_cli.backends.hf.train import continual_pretrain
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import ConfigError, RunError, UserError
+from aixsim_cli.run.folder import locked
+from aixsim_cli.run.manifest import MANIFEST_FILE, begin_saving, is_complete, read_manifest, verify
+from aixsim_cli.source import find_source
+
+SECRET = "hf_planted0planted0"
+WORDS = "the interpreter evaluates an expression and returns its value to the caller "
+RESUME = ("--resume_from_checkpoint", "true")
+
+
+def make_model(folder, layers=2):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, eos_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A tiny model, a text, and the cache of its blocks."""
+    folder = tmp_path_factory.mktemp("continual")
+    make_model(folder / "model")
+    (folder / "train.txt").write_text(WORDS * 300)
+    patch = pytest.MonkeyPatch()
+    patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    patch.setenv("HF_TOKEN", SECRET)
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def words(home):
+    """The arguments of a run of four noisy optical steps, with a checkpoint every two."""
+
+    def make(output, *flags):
+        return [str(word) for word in (
+            "--model_name_or_path", home / "model", "--train_file", home / "train.txt",
+            "--do_train", "--max_steps", 4, "--save_steps", 2, "--logging_steps", 1,
+            "--block_size", 32, "--per_device_train_batch_size", 2, "--learning_rate", "1e-2",
+            "--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true",
+            "--transform_config", "configs/transforms/optical.yaml", "--output_dir", output, *flags,
+        )]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train(words):
+    return lambda output, *flags: continual_pretrain(parse_arguments(words(output, *flags)))
+
+
+@pytest.fixture(scope="module")
+def base(train, tmp_path_factory):
+    """The run that nothing happened to, given tokens in three ways."""
+    output = tmp_path_factory.mktemp("runs") / "base"
+    tokens = ("--hub_token", SECRET, f"--token={SECRET}", "--use-auth-token", SECRET)
+    train(output, *tokens)
+    return output
+
+
+@pytest.fixture
+def copy(base, tmp_path):
+    return shutil.copytree(base, tmp_path / "run")
+
+
+@pytest.fixture
+def interrupted(copy):
+    """As a kill after the last checkpoint leaves it: the finished model is not there yet."""
+    for path in copy.iterdir():
+        if path.is_file():
+            path.unlink()
+    return copy
+
+
+def digests(folder):
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".run")
+    }
+
+
+def assert_same_model(one, two):
+    verify(one)
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def in_a_child(action, expect):
+    """Run `action` in a fork; `expect` is its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if not child:
+        code = 99
+        try:
+            action()
+            code = 0
+        except UserError:
+            code = 2
+        except RunError as error:
+            print(error, flush=True)
+            code = 1
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == expect
+
+
+def killed_in(patch, place, when=lambda *arguments: True):
+    """Have SIGKILL come where the function at `place` would be called."""
+    module, name = place.rsplit(".", 1)
+    owner = __import__(module, fromlist=[name])
+    real = getattr(owner, name)
+
+    def call(*arguments, **options):
+        if when(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+
+    patch.setattr(owner, name, call)
+
+
+# one run, one folder
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_written(train, tmp_path):
+    output = tmp_path / "run"
+    with locked(output, "--output_dir"):
+        said = rf"--output_dir: {output} is in use by another run \(process {os.getpid()} on"
+        with pytest.raises(UserError, match=said):
+            train(output)
+    assert not [path for path in output.iterdir() if not path.name.startswith(".run")]
+
+
+def test_an_output_folder_that_is_a_file_is_refused(train, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--output_dir: .*file cannot be written to"):
+        train(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# what is saved
+
+
+def test_every_checkpoint_has_a_manifest_of_all_that_going_on_needs(base):
+    for step in (2, 4):
+        folder = base / f"checkpoint-{step}"
+        verify(folder)
+        needed = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
+        assert needed | {"trainer_state.json", "settings.json"} <= read_manifest(folder).keys()
+    verify(base)
+    listed = read_manifest(base).keys()
+    assert {"model.safetensors", "config.json", "trainer_state.json"} <= listed
+    assert not [name for name in listed if "results" in name or name == "README.md"]
+
+
+def test_tokens_are_written_nowhere(base):
+    files = [path for path in base.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert "--train_file" in (base / "README.md").read_text()
+
+
+def test_an_evaluation_leaves_the_model_as_it_was(train, home, copy):
+    before = digests(copy)
+    result = continual_pretrain(
+        parse_arguments(
+            [
+                "--model_name_or_path", str(copy), "--validation_file", str(home / "train.txt"),
+                "--do_eval", "--max_eval_samples", "2", "--block_size", "32", "--report_to",
+                "none", "--output_dir", str(copy),
+            ]
+        )
+    )  # fmt: skip
+    assert result.metrics["perplexity"] > 1
+    find_source(str(copy))
+    results = {"all_results.json", "eval_results.json"}
+    assert {n: d for n, d in digests(copy).items() if n not in results} == {
+        n: d for n, d in before.items() if n not in results
+    }
+    all_results = json.loads((copy / "all_results.json").read_text())
+    assert {"train_loss", "eval_loss"} <= all_results.keys()
+
+
+def test_rotation_keeps_whole_ones(train, tmp_path):
+    train(tmp_path / "run", "--save_steps", 1, "--save_total_limit", 2)
+    names = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert names == ["checkpoint-3", "checkpoint-4"]
+    for name in names:
+        verify(tmp_path / "run" / name)
+
+
+# going on
+
+
+def test_a_finished_run_is_finished(train, copy, caplog):
+    before = digests(copy)
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        result = train(copy, *RESUME, "--lr_scheduler_type", "constant")
+    assert result.folder is None and digests(copy) == before
+    assert "checkpoint-4 has all 4 steps; nothing to train" in caplog.text
+    with pytest.raises(UserError, match=r"--max_steps: got 3; .*checkpoint-4 is beyond it"):
+        train(copy, *RESUME, "--max_steps", 3)
+    assert digests(copy) == before
+
+
+def test_the_model_of_a_run_that_has_all_steps_is_made(train, base, interrupted):
+    assert train(interrupted, *RESUME).folder == interrupted
+    assert_same_model(interrupted, base)
+    assert sorted(p.name for p in interrupted.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+
+
+def test_what_changed_since_is_told_and_settings_are_the_runs(train, home, copy, caplog):
+    (home / "other.txt").write_text(WORDS * 200)
+    changed = ("--seed", 5, "--train_file", home / "other.txt", "--learning_rate", "4e-3")
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        train(copy, *RESUME, "--max_steps", 6, "--block_size", 16, *changed)
+    said = next(r.message for r in caplog.records if r.message.startswith("resumed from"))
+    for expected in (
+        "seed 42 -> 5", "max_steps 4 -> 6", "block_size 32 -> 16", "other.txt",
+        "learning_rate 0.01 -> 0.004", "training blocks",
+    ):  # fmt: skip
+        assert expected in said
+    state = json.loads((copy / "trainer_state.json").read_text())
+    rates = [r["learning_rate"] for r in state["log_history"] if "loss" in r]
+    # the linear schedule of six steps from 4e-3, not a step with the 0 that four steps end with
+    assert rates[4:] == pytest.approx([4e-3 * 2 / 6, 4e-3 * 1 / 6])
+
+
+DAMAGE = {
+    "a flipped byte": lambda f: flip(f / "model.safetensors"),
+    "no optimizer": lambda f: (f / "optimizer.pt").unlink(),
+    "no scheduler": lambda f: (f / "scheduler.pt").unlink(),
+    "no random state": lambda f: (f / "rng_state.pth").unlink(),
+    "half an optimizer": lambda f: os.truncate(f / "optimizer.pt", 5000),
+    "cut counters": lambda f: os.truncate(f / "trainer_state.json", 10),
+    "nothing in it": lambda f: [path.unlink() for path in f.iterdir()],
+    "torn": begin_saving,
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 64
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_whole_checkpoint_is_taken(words, interrupted, damage, caplog):
+    DAMAGE[damage](interrupted / "checkpoint-4")
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        found = find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
+    assert found == interrupted / "checkpoint-2"
+    aside = interrupted / "checkpoint.set-aside" / "checkpoint-4"
+    assert aside.is_dir() and f"set aside as {aside}" in caplog.text
+
+
+def test_the_run_goes_on_from_it_to_the_same_end(train, base, interrupted):
+    flip(interrupted / "checkpoint-4" / "model.safetensors")
+    train(interrupted, *RESUME)
+    assert_same_model(interrupted, base)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_one_that_is_asked_for_is_looked_at_too(words, tmp_path, interrupted, damage):
+    asked = interrupted / "checkpoint-4"
+    DAMAGE[damage](asked)
+    arguments = words(tmp_path / "new", "--resume_from_checkpoint", asked)
+    with pytest.raises(UserError, match=re.escape(str(asked))):
+        find_checkpoint(parse_arguments(arguments))
+    assert asked.is_dir()
+
+
+def test_nothing_is_begun_anew_where_all_are_damaged(words, interrupted):
+    for step in (2, 4):
+        flip(interrupted / f"checkpoint-{step}" / "model.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .*another --output_dir"):
+        find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
+    assert (interrupted / "checkpoint-4").is_dir()
+
+
+def test_checkpoints_of_another_program_are_said(words, tmp_path, interrupted, caplog):
+    for step in (2, 4):
+        (interrupted / f"checkpoint-{step}" / MANIFEST_FILE).unlink()
+    with pytest.raises(
+        UserError, match=r"checkpoint-4, .*without a manifest.json.*checkpoint PATH"
+    ):
+        find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
+    asked = interrupted / "checkpoint-4"
+    arguments = parse_arguments(words(tmp_path / "new", "--resume_from_checkpoint", asked))
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        assert find_checkpoint(arguments) == asked
+    assert "checkpoint-4: has no manifest.json" in caplog.text
+    (asked / "optimizer.pt").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-4: holds no optimizer .*begin anew"):
+        find_checkpoint(arguments)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_what_cannot_be_read_is_named(train, tmp_path, interrupted, name):
+    asked = interrupted / "checkpoint-4"
+    (asked / MANIFEST_FILE).unlink()
+    os.truncate(asked / name, 3000)
+    asked_for = ("--resume_from_checkpoint", asked, "--max_steps", 6)
+    with pytest.raises(UserError, match=rf"{asked}: cannot be loaded into this run: \w+"):
+        train(tmp_path / "new", *asked_for)
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(train, tmp_path, copy):
+    make_model(tmp_path / "deeper", layers=3)
+    deeper = ("--model_name_or_path", tmp_path / "deeper", *RESUME, "--max_steps", 6)
+    with pytest.raises(UserError, match=r"checkpoint-4.*other|lacks model\.layers\.2"):
+        train(copy, *deeper)
+
+
+def test_later_checkpoints_are_not_written_over(words, interrupted):
+    asked = interrupted / "checkpoint-2"
+    arguments = words(interrupted, "--resume_from_checkpoint", asked)
+    assert find_checkpoint(parse_arguments(arguments)) == asked
+    assert not (interrupted / "checkpoint-4").exists()
+    verify(interrupted / "checkpoint.set-aside" / "checkpoint-4")
+
+
+# kills
+
+
+def test_a_kill_within_a_checkpoint_costs_that_checkpoint(train, base, tmp_path):
+    output = tmp_path / "run"
+
+    def hurt():
+        patch = pytest.MonkeyPatch()
+        there = "checkpoint-4/optimizer.pt"
+        killed_in(patch, "torch.save", lambda data, path: str(path).endswith(there))
+        train(output)
+
+    in_a_child(hurt, expect=-signal.SIGKILL)
+    assert (output / "checkpoint-4").is_dir() and not is_complete(output / "checkpoint-4")
+    train(output, *RESUME)
+    assert_same_model(output, base)
+    assert (output / "checkpoint.set-aside" / "checkpoint-4").is_dir()
+
+
+def place_files_until(patch, output, count):
+    """Have SIGKILL come where the file after the first `count` would be put in place."""
+    moved = []
+
+    def is_next(source, target):
+        if Path(source).parent == output / ".saved":
+            moved.append(target)
+        return len(moved) > count
+
+    killed_in(patch, "os.replace", is_next)
+
+
+@pytest.mark.parametrize("moment", ["last checkpoint", "model written", "three files in place"])
+def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_path, moment):
+    output = tmp_path / "run"
+
+    def hurt():
+        patch = pytest.MonkeyPatch()
+        if moment == "last checkpoint":
+            killed_in(patch, "aixsim_cli.backends.hf.trainer.write_manifest")
+        elif moment == "model written":
+            killed_in(patch, "aixsim_cli.backends.hf.folder.finish_folder")
+        else:
+            place_files_until(patch, output, 3)
+        train(output, "--save_steps", 4)
+
+    in_a_child(hurt, expect=-signal.SIGKILL)
+    with pytest.raises(UserError):
+        find_source(str(output))
+    has_checkpoint = moment != "last checkpoint"
+    train(output, RESUME[0], "true" if has_checkpoint else "false", "--save_steps", 4)
+    assert_same_model(output, base)
+    assert not (output / ".saving").exists() and not (output / ".saved").exists()
+
+
+@pytest.mark.parametrize("files", [0, 3])
+def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, copy, files):
+    """Before the first file is put in place, and in the midst of it."""
+    old = shutil.copytree(copy, tmp_path / "old")
+
+    def hurt():
+        patch = pytest.MonkeyPatch()
+        if files:
+            place_files_until(patch, copy, files)
+        else:
+            killed_in(patch, "aixsim_cli.backends.hf.folder.finish_folder")
+        train(copy, *RESUME, "--max_steps", 5)
+
+    in_a_child(hurt, expect=-signal.SIGKILL)
+    if files:
+        with pytest.raises(UserError):
+            find_source(str(copy))
+    else:
+        assert_same_model(copy, old)
+    train(copy, *RESUME, "--max_steps", 5)
+    verify(copy)
+    assert json.loads((copy / "trainer_state.json").read_text())["global_step"] == 5
+    assert digests(copy / "checkpoint-2") == digests(old / "checkpoint-2")
+
+
+# disks
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(train, tmp_path, capfd):
+    output = tmp_path / "run"
+
+    def starved():
+        # the optimizer's moments take about twice the model's 300 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        train(output)
+
+    in_a_child(starved, expect=1)
+    said = capfd.readouterr().out
+    assert f"{output}: checkpoint-2 could not be written to disk: " in said
+    assert "there is no checkpoint yet" in said
+    assert not list(output.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["checkpoint-4/optimizer.pt", ".saving/training_args.bin"])
+def test_earlier_checkpoints_outlive_a_full_disk(train, tmp_path, monkeypatch, place):
+    save = torch.save
+
+    def full(data, path, *arguments, **options):
+        if str(path).endswith(place):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(data, path, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    newest = "checkpoint-2" if "checkpoint" in place else "checkpoint-4"
+    said = rf"could not be written to disk: No space left on device; the newest whole .*{newest}"
+    with pytest.raises(RunError, match=said):
+        train(tmp_path / "run")
+    verify(tmp_path / "run" / newest)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left - {".run.lock"} <= {"checkpoint-2", newest}
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_refused_at_the_start(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(
+        UserError, match=r"--output_dir: the disk of .* MiB left; a checkpoint takes"
+    ):
+        train(tmp_path / "run")
+
+
+# texts
+
+
+BAD = {
+    "latin.txt": (WORDS.encode() + b"\xff\n", "latin.txt: is not UTF-8"),
+    "bad.jsonl": (b'{"text": "a b"}\n{"text": \n', "bad.jsonl: cannot be read: line 2"),
+    "short.txt": (b"too short", "the train text is shorter than one block of 32 tokens"),
+    "latin.csv": (b"text\na\n\xff\n", "latin.csv: cannot be read: line 3 is not UTF-8"),
+    "quote.csv": (b'text\n"unclosed\n', "quote.csv: cannot be read: .*row 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_text_is_named(words, tmp_path, name):
+    text, said = BAD[name]
+    (tmp_path / name).write_bytes(text)
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", tmp_path / name))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with pytest.raises(UserError, match=said) as caught:
+        load_blocks(arguments, tokenizer, 32)
+    assert "DatasetGenerationError" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named(words, home, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    (tmp_path / "t.txt").write_text(WORDS * 20)
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", tmp_path / "t.txt"))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with pytest.raises(
+        RunError, match=r"file/cache: the blocks .* cannot be kept: Not a directory"
+    ):
+        load_blocks(arguments, tokenizer, 32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--max_steps", 0], "--max_steps: got 0; expected at least 1"),
+        (["--max_steps", -5], "--max_steps: got -5; expected at least 1"),
+        (["--max_steps", -1, "--num_train_epochs", 0], "--num_train_epochs: got 0.0; expected > 0"),
+        (["--per_device_train_batch_size", 0], "--per_device_train_batch_size: got 0; expected at"),
+        (["--gradient_accumulation_steps", -1], "--gradient_accumulation_steps: got -1"),
+        (["--effective_batch_size", -4], "--effective_batch_size: got -4; expected at least 1"),
+        (["--max_train_samples", 0], "--max_train_samples: got 0; expected at least 1"),
+        (["--learning_rate", "nan"], "--learning_rate: got nan; expected a number"),
+        (["--adam_beta2", "inf"], "--adam_beta2: got inf; expected a number"),
+        (["--seed", 10**23], "--seed: got 1000000"),
+        (["--hub_strategy", "every_save"], "--hub_strategy: got every_save; expected end"),
+    ],
+)
+def test_numbers_that_train_nothing_are_refused(words, tmp_path, flags, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_arguments(words(tmp_path / "run", *flags))
