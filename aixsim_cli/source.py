@@ -5,6 +5,7 @@ from pathlib import Path
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.manifest import is_complete, verify, verify_if_listed
+from aixsim_cli.run.replace import interrupted
 
 
 class SourceKind(Enum):
@@ -24,6 +25,8 @@ def find_source(source: str) -> SourceKind:
         UserError: nothing there, neither format, or a file is not what was written.
     """
     path = Path(source)
+    if killed := interrupted(path):
+        raise UserError(f"{source}: {killed}")
     if (path / ".metadata").is_file():
         return SourceKind.TITAN
     if (path / "config.json").is_file():

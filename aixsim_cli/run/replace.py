@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -244,12 +244,16 @@ def stage(folder: Path) -> Path:
     return staged
 
 
-def publish(folder: Path) -> None:
+def publish(folder: Path, leave_out: Iterable[str] = ()) -> None:
     """Put what was staged in the place of the model that is in `folder`, with its manifest.
 
     What the model's manifest lists and the new one does not is deleted; other files are left alone.
+
+    Args:
+        folder: in which files were staged.
+        leave_out: names of files that go along, but may change later: no manifest lists them.
     """
-    write_manifest(folder / _STAGED)
+    write_manifest(folder / _STAGED, leave_out=leave_out)
     # from here on a kill delays, and changes nothing
     os.rename(folder / _STAGED, folder / _PUBLISHED)
     finish_publishing(folder, said=False)
@@ -270,10 +274,10 @@ def finish_publishing(folder: Path, *, said: bool = True) -> None:
         stale = read_manifest(folder).keys() - names.keys() if is_complete(folder) else set()
         for name in stale:
             (folder / name).unlink(missing_ok=True)
-        for name in names:
-            if (whole / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(whole / name, folder / name)
+        for path in [p for p in whole.rglob("*") if p.is_file() and p.name != MANIFEST_FILE]:
+            place = folder / path.relative_to(whole)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
         os.replace(whole / MANIFEST_FILE, folder / MANIFEST_FILE)
         if said:
             logger.warning("%s: the save of its model, which was killed, is completed", folder)

@@ -378,7 +378,7 @@ def place_files_until(patch, output, count):
     moved = []
 
     def is_next(source, target):
-        if Path(source).parent == output / ".saved":
+        if Path(source).parent == output / ".published":
             moved.append(target)
         return len(moved) > count
 
@@ -400,12 +400,13 @@ def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_
         train(output, "--save_steps", 4)
 
     in_a_child(hurt, expect=-signal.SIGKILL)
-    with pytest.raises(UserError):
+    said = "put its model in place" if "place" in moment else "holds neither"
+    with pytest.raises(UserError, match=said):
         find_source(str(output))
     has_checkpoint = moment != "last checkpoint"
     train(output, RESUME[0], "true" if has_checkpoint else "false", "--save_steps", 4)
     assert_same_model(output, base)
-    assert not (output / ".saving").exists() and not (output / ".saved").exists()
+    assert not (output / ".staged").exists() and not (output / ".published").exists()
 
 
 @pytest.mark.parametrize("files", [0, 3])
@@ -423,7 +424,7 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
 
     in_a_child(hurt, expect=-signal.SIGKILL)
     if files:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="put its model in place"):
             find_source(str(copy))
     else:
         assert_same_model(copy, old)
@@ -451,7 +452,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_whole(train, tmp_path, capfd
     assert not list(output.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("place", ["checkpoint-4/optimizer.pt", ".saving/training_args.bin"])
+@pytest.mark.parametrize("place", ["checkpoint-4/optimizer.pt", ".staged/training_args.bin"])
 def test_earlier_checkpoints_outlive_a_full_disk(train, tmp_path, monkeypatch, place):
     save = torch.save
 
