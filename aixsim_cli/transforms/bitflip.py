@@ -10,7 +10,7 @@ import torch
 from aixsim_kernels import bitflip
 from torch import Tensor, nn
 
-from aixsim_cli.transforms.protocol import Paradigm, Site, param
+from aixsim_cli.transforms.protocol import Paradigm, Site, check_seed, param
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
 
 _SOURCE = "NewComputeBench"
@@ -43,6 +43,7 @@ class BitflipParams:
     seed: int = param(0, "seed of the flips", source="aixsim")
 
     def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
         for name in ("x_p_exp", "x_p_frac", "w_p_exp", "w_p_frac"):
             p = getattr(self, name)
             if p and not RESOLUTION <= p <= 1:

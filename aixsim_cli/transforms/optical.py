@@ -12,7 +12,7 @@ import torch
 from aixsim_kernels import optical_attention, optical_linear
 from torch import Tensor, nn
 
-from aixsim_cli.transforms.protocol import Paradigm, Site, param
+from aixsim_cli.transforms.protocol import Paradigm, Site, check_seed, param
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
 
 _PAPER = "arXiv 2302.10360"
@@ -63,6 +63,7 @@ class OpticalParams:
             raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
         if not 0 <= self.q_smooth_factor <= 1:
             raise ValueError(f"q_smooth_factor: got {self.q_smooth_factor}; expected 0 to 1")
+        check_seed("q_init_seed", self.q_init_seed)
         if self.q_quantiles is not None:
             low, high = self.q_quantiles
             if not 0 <= low < high <= 1:

@@ -83,7 +83,7 @@ class AixsimQuantizer(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
-        from aixsim_cli.backends.hf.apply import finish_layout, simulate
+        from aixsim_cli.backends.hf.apply import finish_layout, simulate, tell
         from aixsim_cli.transforms.config import parse_transform
         from aixsim_cli.transforms.lora import add_lora
 
@@ -99,7 +99,10 @@ class AixsimQuantizer(HfQuantizer):
             return
         mapping = self.quantization_config.transform
         config = parse_transform(mapping, source="quantization_config: transform")
-        simulate(model, config)
+        _, report = simulate(model, config)
+        if self.quantization_config.modules is None:
+            # another hardware than the folder's, whose own patterns were told of once
+            tell(report)
         if config.uses_lora and self.quantization_config.modules is not None:
             # saved in the middle of a run, its updates not merged yet
             finish_layout(model)
