@@ -24,7 +24,7 @@ from aixsim_cli.config.load import build_dataclass, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.transforms.patterns import Matcher, problems_of, shown
 from aixsim_cli.transforms.protocol import Lora, Paradigm, Site
-from aixsim_cli.transforms.registry import get_paradigm, paradigms_with
+from aixsim_cli.transforms.registry import get_paradigm, paradigm_names, paradigms_with
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
 LIST_KEY = "transforms"
@@ -156,6 +156,12 @@ def hardware_difference(
     return _name_beside(a, b), _name_beside(b, a)
 
 
+def is_same_hardware(saved: Mapping[str, Any], asked: TransformConfig) -> bool:
+    """Whether a saved config, its paradigms perhaps not installed, is another in other words."""
+    installed = all(name in paradigm_names() for name in _paradigms_of(saved))
+    return installed and parse_transform(saved, source="saved").transforms == asked.transforms
+
+
 def _name_beside(config: TransformConfig | None, other: TransformConfig | None) -> str:
     if config is None:
         return "digital hardware"
@@ -182,6 +188,43 @@ def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:
     if LIST_KEY in kept:
         kept[LIST_KEY] = [without_lora(part) for part in kept[LIST_KEY]]
     return kept
+
+
+def require_paradigms(mapping: Any, *, source: str) -> None:
+    """Refuse what a model was saved with where the package that simulates it is missing.
+
+    Args:
+        mapping: a transform config as saved, whatever is in it; None = digital.
+        source: the file that holds it, for messages.
+
+    Raises:
+        UserError: naming the paradigms.
+    """
+    missing = [name for name in _paradigms_of(mapping) if name not in paradigm_names()]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise UserError(
+            f"{source}: transform: {names}: a paradigm that is not installed here; expected the "
+            "package that brings it, or --no-transform for the weights alone"
+        )
+
+
+def asks_for_lora(mapping: Mapping[str, Any]) -> bool:
+    """Whether a transform config trains low-rank updates; its paradigms need not be installed."""
+    return any(_lora(part, "", []) is not None for part in _parts(mapping))
+
+
+def _parts(mapping: Any) -> list[Mapping[str, Any]]:
+    listed = mapping.get(LIST_KEY, [mapping]) if isinstance(mapping, Mapping) else []
+    return [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
+
+
+def _paradigms_of(mapping: Any) -> list[str]:
+    return list(dict.fromkeys(_name(part) for part in _parts(mapping)))
+
+
+def _name(part: Mapping[str, Any]) -> str:
+    return str(part.get("transform", "optical"))
 
 
 def load_transform_file(path: str | Path) -> dict[str, Any]:
@@ -249,7 +292,7 @@ def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Tra
     layers = _layers(data, source, problems)
     if not layers and not any(key in data for key in _KIND_KEYS):
         problems.append(f"{source}: nothing to transform; expected layer_name_to_config")
-    name = str(data.get("transform", "optical"))
+    name = _name(data)
     try:
         paradigm = get_paradigm(name)
     except UserError as error:

@@ -32,7 +32,7 @@ class AixsimConfig(QuantizationConfigMixin):
         quant_method: always "aixsim".
 
     Raises:
-        UserError: written by a newer version.
+        UserError: written by a newer version, or the package of its paradigm is missing.
         ConfigError: the transform config is wrong.
     """
 
@@ -44,7 +44,7 @@ class AixsimConfig(QuantizationConfigMixin):
         schema_version: int = SCHEMA_VERSION,
         quant_method: str = METHOD,
     ) -> None:
-        from aixsim_cli.transforms.config import parse_transform
+        from aixsim_cli.transforms.config import parse_transform, require_paradigms
 
         if schema_version != SCHEMA_VERSION:
             raise UserError(
@@ -52,7 +52,9 @@ class AixsimConfig(QuantizationConfigMixin):
                 f"aixsim reads {SCHEMA_VERSION}"
             )
         self.transform = _patterns(transform, as_list=False)
-        parse_transform(self.transform, source="quantization_config: transform")
+        if not dequantize:
+            require_paradigms(self.transform, source="quantization_config")
+            parse_transform(self.transform, source="quantization_config: transform")
         self.modules = modules
         self.dequantize = dequantize
         self.schema_version = schema_version
