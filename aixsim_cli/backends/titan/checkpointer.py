@@ -37,6 +37,7 @@ from aixsim_cli.backends.titan.storage import (
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
 from aixsim_cli.run.manifest import begin_saving, is_complete
+from aixsim_cli.run.resume import describe, hyperparameters, set_hyperparameters
 
 logger = logging.getLogger("aixsim")
 
@@ -212,12 +213,13 @@ class Checkpointer(CheckpointManager):
         if not rewind_data or resume.reads_other_data(changed):
             states.pop(DATALOADER, None)
         optimizers = list(self.states[OPTIMIZER])
-        settings = resume.hyperparameters(optimizers)
+        settings = hyperparameters(optimizers)
         self.dcp_load(states, str(folder), False, False)
-        resume.set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
+        set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
         self._loaded = step
         if rewind_data and dist.get_rank() == 0:
-            logger.info(resume.describe(step, folder, changed, self.run_config.training.steps))
+            last, other = self.run_config.training.steps, resume.reads_other_data(changed)
+            logger.info(describe(step, folder, changed, last, other_data=other))
 
     def _load_initial(self) -> bool:
         source = self.initial_load_path

@@ -5,12 +5,9 @@ learning rate included. The hardware has to be the same.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.config.load import load_yaml
@@ -74,58 +71,6 @@ def reads_other_data(changed: Mapping[str, Any]) -> bool:
     Files that have moved are the same data; another data set is not.
     """
     return "training.dataset" in changed
-
-
-def describe(step: int, folder: Path, changed: Mapping[str, tuple[Any, Any]], last: int) -> str:
-    """A line that says from where a run goes on, and what is new.
-
-    Args:
-        step: of the checkpoint.
-        folder: of the checkpoint.
-        changed: from `changes`.
-        last: the run's number of steps.
-    """
-    line = f"resumed from {folder}"
-    if step == last:
-        line = f"{folder} has all {last} steps; nothing to train"
-    if changed:
-        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        line += f"; changed since: {listed}"
-    if reads_other_data(changed):
-        line += "; the new data are read from their start"
-    return line
-
-
-def hyperparameters(optimizers: Sequence[Optimizer]) -> list[list[dict[str, Any]]]:
-    """The settings of each group of each optimizer."""
-    return [
-        [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        for optimizer in optimizers
-    ]
-
-
-def set_hyperparameters(
-    optimizers: Sequence[Optimizer],
-    schedulers: Sequence[LambdaLR],
-    settings: list[list[dict[str, Any]]],
-) -> None:
-    """Put a config's settings back after a checkpoint was loaded, which brought its own.
-
-    The learning rate becomes what the config's schedule says at the checkpoint's step; where
-    nothing was changed it is the very number that was loaded.
-
-    Args:
-        optimizers: after loading.
-        schedulers: of them, after loading.
-        settings: `hyperparameters` from before.
-    """
-    for optimizer, scheduler, wanted in zip(optimizers, schedulers, settings, strict=True):
-        groups = optimizer.param_groups
-        for group, values, factor in zip(groups, wanted, scheduler.lr_lambdas, strict=True):
-            group.update(values)
-            group["lr"] = group["initial_lr"] * factor(scheduler.last_epoch)
-        scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
