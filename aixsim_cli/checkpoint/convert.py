@@ -52,6 +52,7 @@ def titan_to_hf(
     *,
     tokenizer: str | None,
     form: Form = "aixsim",
+    digital: bool = False,
     force: bool,
 ) -> float:
     """Write a torchtitan checkpoint as a Hugging Face folder.
@@ -63,6 +64,7 @@ def titan_to_hf(
         target: a new folder, whole or not there at all.
         tokenizer: whose files to add; None = the training's.
         form: of the folder, see `backends/hf/folder.py`.
+        digital: write the weights alone, without the hardware that they were trained on.
         force: replace a target that a conversion made, see `run/replace.py`.
 
     Returns:
@@ -75,7 +77,7 @@ def titan_to_hf(
     """
     disable_progress_bar()
     with _target(target, source, force) as folder:
-        checkpoint = read_checkpoint(source)
+        checkpoint = read_checkpoint(source, digital=digital)
         name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
         if name is None:
             raise UserError(
@@ -89,9 +91,9 @@ def titan_to_hf(
         tokens.save_pretrained(folder)
         simulated = load_model(str(folder), dtype=torch.float32)[0].eval()
         _check_ranges(model, simulated)
-        digital = _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
+        difference = _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
         in_step = _check_simulation(args, checkpoint.state_dict, transform, simulated)
-        return max(digital, in_step)
+        return max(difference, in_step)
 
 
 def trained_transform(checkpoint: TitanCheckpoint, source: Path) -> TransformConfig | None:
@@ -135,7 +137,9 @@ def as_hf_model(
     return hf.build_model(config, renamed, transform), args
 
 
-def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: bool) -> float:
+def hf_to_titan(
+    arch: str, flavor: str, source: str, target: Path, *, digital: bool = False, force: bool
+) -> float:
     """Write a Hugging Face model as a torchtitan checkpoint that `pretrain` can start from.
 
     Its config.yaml names model, tokenizer and hardware, so that it can be evaluated and converted.
@@ -145,6 +149,7 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         flavor: within the architecture.
         source: a folder or a hub name.
         target: a new folder, whole or not there at all.
+        digital: as of `titan_to_hf`.
         force: as of `titan_to_hf`.
 
     Returns:
@@ -166,16 +171,16 @@ def hf_to_titan(arch: str, flavor: str, source: str, target: Path, *, force: boo
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
-        simulated, _ = load_model(source, dtype=torch.float32)
+        simulated, _ = load_model(source, digital=digital, dtype=torch.float32)
         state_dict |= adapter.from_hf(ranges_of(simulated))
         check_shapes(meta_model(args), state_dict)
         dump_config(_config_of(arch, flavor, source, simulated), folder / CONFIG_FILE)
         write_checkpoint(state_dict, folder)
         written = read_checkpoint(folder)
-        digital = _check_logits(args, written.state_dict, model)
+        difference = _check_logits(args, written.state_dict, model)
         transform = trained_transform(written, folder)
         in_step = _check_simulation(args, written.state_dict, transform, simulated.eval())
-        return max(digital, in_step)
+        return max(difference, in_step)
 
 
 def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> PretrainConfig:

@@ -19,8 +19,10 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointReader,
     CheckpointWriter,
 )
+from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
+from aixsim_cli.transforms.config import require_paradigms
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
 
@@ -43,8 +45,12 @@ class TitanCheckpoint:
         return self.state_dict["tok_embeddings.weight"].shape[0]
 
 
-def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
+def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckpoint:
     """Load the model of a `step-N` folder, on the CPU.
+
+    Args:
+        folder: that holds it.
+        digital: leave its config's transform out, whose paradigm then need not be installed.
 
     Raises:
         UserError: a file is missing or damaged, or there is no Llama model in it.
@@ -69,8 +75,15 @@ def read_checkpoint(folder: str | Path) -> TitanCheckpoint:
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
     config_path = folder / CONFIG_FILE
-    config = load_config(config_path) if config_path.is_file() else None
+    config = _read_config(config_path, digital) if config_path.is_file() else None
     return TitanCheckpoint(state_dict, config)
+
+
+def _read_config(path: Path, digital: bool) -> PretrainConfig:
+    if digital:
+        return load_config(path, {"transform": None})
+    require_paradigms(load_yaml(path).data.get("transform"), source=str(path))
+    return load_config(path)
 
 
 def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:

@@ -20,6 +20,9 @@ def convert_ckpt(
     plain: Annotated[
         bool, typer.Option(help="Digital weights, the transform in files beside them.")
     ] = False,
+    no_transform: Annotated[
+        bool, typer.Option(help="The weights alone, without the hardware they were trained on.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
 ) -> None:
     """Convert a checkpoint; the direction is read from SOURCE.
@@ -48,8 +51,11 @@ def convert_ckpt(
             target,
             tokenizer=tokenizer_path,
             form=form,
+            digital=no_transform,
             force=force,
         )
     else:
-        difference = convert.hf_to_titan(model_arch, model_flavor, source, target, force=force)
+        difference = convert.hf_to_titan(
+            model_arch, model_flavor, source, target, digital=no_transform, force=force
+        )
     typer.echo(f"{kind.value} {source} -> {target} (logits differ by at most {difference:.1e})")

@@ -49,6 +49,7 @@ def pretrain(
     if nproc_per_node is not None and "RANK" not in os.environ:
         launch.launch(loaded, nproc_per_node, max_restarts)
         return
-    folder = launch.run(loaded)
+    done = launch.run(loaded)
     if os.environ["RANK"] == "0":
-        typer.echo(f"trained; checkpoint: {folder or 'none, checkpoint.enable is false'}")
+        what = "trained" if done.trained else "nothing was trained"
+        typer.echo(f"{what}; checkpoint: {done.folder or 'none, checkpoint.enable is false'}")

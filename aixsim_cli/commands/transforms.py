@@ -70,7 +70,9 @@ def check(
         report = _plan_titan(config, model_arch, str(flavor))
     rows = [_row(place) for place in report.simulated]
     if as_json:
-        typer.echo(json.dumps({"simulated": rows, "digital": report.digital}))
+        typer.echo(
+            json.dumps({"simulated": rows, "digital": report.digital, "notes": report.notes})
+        )
         return
     columns = ("module", "kind", "transform", "pattern", "parameters", "lora")
     _print_table(f"{file} on {model or flavor}", columns, [_words(row) for row in rows])

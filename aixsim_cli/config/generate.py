@@ -113,9 +113,13 @@ def make_plan(request: Request) -> Plan:
 
 
 def default_dump_folder(request: Request) -> str:
-    """Where a run goes: outputs/<flavor>, and the paradigm where there is one."""
+    """Where a run goes: outputs/<flavor>, with the paradigm, and a seed that is not the default.
+
+    A folder has one run: those of several seeds do not meet in one.
+    """
     paradigm = request.transform and request.transform.get("transform", "optical")
-    return f"outputs/{request.model_flavor}" + (f"-{paradigm}" if paradigm else "")
+    seed = f"seed{request.seed}" if request.seed != Request.seed else None
+    return "outputs/" + "-".join(filter(None, (request.model_flavor, paradigm, seed)))
 
 
 def make_config(request: Request, plan: Plan) -> dict[str, Any]:

@@ -98,15 +98,16 @@ def _chosen_transform(path: str | None, no_transform: bool) -> TransformConfig |
 def _load_titan(
     folder: Path, chosen: TransformConfig | None, no_transform: bool, for_generation: bool
 ) -> LanguageModel:
-    checkpoint = read_checkpoint(folder)
+    # with other hardware, its own need not be installed
+    own = not no_transform and chosen is None
+    checkpoint = read_checkpoint(folder, digital=not own)
     config = checkpoint.config
     if config is None:
         raise UserError(
             f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
             "aixsim convert-ckpt first"
         )
-    trained = trained_transform(checkpoint, folder)
-    transform = None if no_transform else chosen or trained
+    transform = chosen or trained_transform(checkpoint, folder)
     tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer(config.model.hf_assets_path))
     arch, flavor, seq_len = config.model.name, config.model.flavor, config.training.seq_len
     if for_generation:

@@ -29,11 +29,15 @@ def describe(
     if step == last:
         line = f"{folder} has all {last} steps; nothing to train"
     if changed:
-        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        line += f"; changed since: {listed}"
+        line += f"; changed since: {listing(changed)}"
     if other_data:
         line += "; the new data are read from their start"
     return line
+
+
+def listing(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Changed settings as a message has them."""
+    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
 
 
 def hyperparameters(optimizers: Sequence[Optimizer]) -> list[list[dict[str, Any]]]:

@@ -9,8 +9,12 @@ from torch import nn
 
 from aixsim_cli.errors import ConfigError, nearest
 from aixsim_cli.transforms.config import Rule, Transform, TransformConfig
+from aixsim_cli.transforms.patterns import quoted
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import SimulatedModule, TransformState
+
+# patterns that match nothing are named up to here, and counted from here
+_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ class TransformReport:
     Args:
         simulated: every place that is simulated, in the order of the model.
         digital: names of the linears and attentions that stay digital.
+        notes: what is no mistake, and may be one: a `null` pattern that leaves nothing digital.
     """
 
     simulated: list[Simulation] = field(default_factory=list)
     digital: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def replaced(self) -> Counter[tuple[str, str]]:
@@ -47,9 +53,9 @@ class TransformReport:
 
     def __str__(self) -> str:
         lines = [f"{name}: {n} modules match {p}" for (name, p), n in self.replaced.items()]
-        shown = ", ".join(self.digital[:4]) + (", …" if len(self.digital) > 4 else "")
-        lines.append(f"digital: {len(self.digital)} modules" + (f" ({shown})" if shown else ""))
-        return "\n".join(lines)
+        some = ", ".join(self.digital[:4]) + (", …" if len(self.digital) > 4 else "")
+        lines.append(f"digital: {len(self.digital)} modules" + (f" ({some})" if some else ""))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def plan_transform(config: TransformConfig, sites: Sequence[Site]) -> TransformReport:
@@ -58,8 +64,14 @@ def plan_transform(config: TransformConfig, sites: Sequence[Site]) -> TransformR
     Raises:
         ConfigError: a pattern matches nothing, or two transforms simulate one module.
     """
-    problems = [problem for t in config.transforms for problem in _unmatched(t, sites)]
-    report = TransformReport()
+    problems, notes = [], []
+    for transform in config.transforms:
+        unmatched = _unmatched(transform, sites)
+        # null asks for no change: a file may name what one model has and another one lacks, as a
+        # folder's own does once it is loaded without a head
+        notes += _told(transform, [r for r in unmatched if r.params is None], sites)
+        problems += _told(transform, [r for r in unmatched if r.params is not None], sites)
+    report = TransformReport(notes=notes)
     for site in sites:
         found = [
             Simulation(site, transform, rule)
@@ -80,32 +92,57 @@ def plan_transform(config: TransformConfig, sites: Sequence[Site]) -> TransformR
     return report
 
 
-def _unmatched(transform: Transform, sites: Sequence[Site]) -> list[str]:
-    matched = {
+def _unmatched(transform: Transform, sites: Sequence[Site]) -> list[Rule]:
+    """The rules with a pattern that are no site's."""
+    used = {
         rule.pattern
         for site in sites
-        if transform.reaches(site) and (rule := transform.match(site)) is not None
+        if (rule := transform.match(site)) is not None
+        # null holds for what the paradigm would not simulate anyway
+        and (rule.params is None or transform.reaches(site))
     }
-    reached = [site for site in sites if transform.reaches(site)]
-    names = [name for site in reached for name in site.names]
-    kinds = "linear or attention" if transform.paradigm.attention is not None else "linear"
-    # a null pattern may match nothing: it asks for no change, and then there is none
+    idle = [rule for rule in transform.named if rule.pattern not in used]
+    digital = [site for site in sites if transform.simulates(site) is None]
+    # digital as asked, by an earlier null
     return [
-        f"{transform.source}: layer_name_to_config: {rule.pattern}: matches no {kinds} of this "
-        f"model{_hint(rule.pattern, names, transform.use_regex)}"
-        for rule in transform.rules
-        if not rule.is_default and rule.params is not None and rule.pattern not in matched
+        rule
+        for rule in idle
+        if rule.params is not None or not any(transform.names(rule, site) for site in digital)
     ]
+
+
+def _told(transform: Transform, rules: list[Rule], sites: Sequence[Site]) -> list[str]:
+    kinds = "linear or attention" if transform.paradigm.attention is not None else "linear"
+    reached = [site for site in sites if transform.reaches(site)]
+    names = list(dict.fromkeys(name for site in reached for name in site.names))
+    told = []
+    for rule in rules[:_TOLD]:
+        taken = [site for site in reached if transform.names(rule, site)]
+        earlier = transform.match(taken[0]) if taken else None
+        if earlier is not None:
+            said = (
+                f"an earlier pattern has all that it matches, {taken[0].name} as "
+                f"{quoted(earlier.pattern)}; expected it before that one"
+            )
+        else:
+            hint = _hint(rule.pattern, names, transform.use_regex)
+            said = f"matches no {kinds} of this model{hint}"
+        told.append(f"{transform.source}: layer_name_to_config: {quoted(rule.pattern)}: {said}")
+    if len(rules) > _TOLD:
+        told.append(
+            f"{transform.source}: layer_name_to_config: {len(rules) - _TOLD:,} more patterns match "
+            "nothing"
+        )
+    return told
 
 
 def _hint(pattern: str, names: list[str], use_regex: bool) -> str:
     if not use_regex and regex.search(r"[\\*+?\[\](){}|^$]", pattern):
         # no name of a module holds these characters
         return "; without `use_regex: true` it is taken as a name, not as a regular expression"
-    if len(names) < 40:
+    if len(names) < 40 and len(pattern) < 200:
         return nearest(pattern, names)
-    shown = list(dict.fromkeys(names))[:8]
-    return f"; names in this model are like {', '.join(shown)}"
+    return f"; names in this model are like {', '.join(names[:8])}"
 
 
 def apply_transform(

@@ -20,18 +20,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from aixsim_cli.config.formats import MAX_TOML_SIZE, parse_toml
 from aixsim_cli.config.load import build_dataclass, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.files import read_text
+from aixsim_cli.transforms.patterns import Matcher, problems_of, quoted
 from aixsim_cli.transforms.protocol import Lora, Paradigm, Site
-from aixsim_cli.transforms.registry import get_paradigm, paradigms_with
+from aixsim_cli.transforms.registry import get_paradigm, paradigm_names, paradigms_with
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
 LIST_KEY = "transforms"
-_PATTERN_SECONDS = 1
+DEFAULT = "default"
 _KIND_KEYS = {"attention": "attention", "fc": "linear"}
 
 
@@ -46,7 +45,7 @@ class Rule:
     @property
     def is_default(self) -> bool:
         """Whether this rule catches what no pattern names; such rules may match nothing."""
-        return self.kind is not None or self.pattern == "default"
+        return self.kind is not None or self.pattern == DEFAULT
 
 
 @dataclass(frozen=True)
@@ -70,36 +69,33 @@ class Transform:
     source: str = field(compare=False)
 
     @cached_property
-    def _patterns(self) -> dict[str, "regex.Pattern[str]"]:
-        return {
-            rule.pattern: regex.compile(
-                rule.pattern if self.use_regex else regex.escape(rule.pattern)
-            )
-            for rule in self.rules
-            if not rule.is_default
-        }
+    def named(self) -> tuple[Rule, ...]:
+        """The rules that have a pattern, in order of precedence."""
+        return tuple(rule for rule in self.rules if not rule.is_default)
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        patterns = [rule.pattern for rule in self.named]
+        return Matcher(patterns, use_regex=self.use_regex, source=self.source)
+
+    @cached_property
+    def _matched(self) -> dict[Site, Rule | None]:
+        return {}
 
     def match(self, site: Site) -> Rule | None:
         """The rule for a site: the first pattern that matches one of its names in full."""
-        for rule in self.rules:
-            if rule.is_default:
-                if not site.is_head and rule.kind in (None, site.kind):
-                    return rule
-            elif self._matches(rule.pattern, site):
-                return rule
-        return None
+        if site not in self._matched:
+            place = self._matcher.first(site.names)
+            self._matched[site] = self._default(site) if place is None else self.named[place]
+        return self._matched[site]
 
-    def _matches(self, pattern: str, site: Site) -> bool:
-        compiled = self._patterns[pattern]
-        try:
-            return any(compiled.fullmatch(name, timeout=_PATTERN_SECONDS) for name in site.names)
-        except TimeoutError:
-            raise ConfigError(
-                [
-                    f"{self.source}: {pattern}: takes more than {_PATTERN_SECONDS} s to match "
-                    f"{site.name}; expected a pattern without a repetition of repetitions"
-                ]
-            ) from None
+    def _default(self, site: Site) -> Rule | None:
+        fitting = (rule for rule in self.rules if rule.is_default and not site.is_head)
+        return next((rule for rule in fitting if rule.kind in (None, site.kind)), None)
+
+    def names(self, rule: Rule, site: Site) -> bool:
+        """Whether the pattern of a rule matches a site, whatever comes before it."""
+        return self._matcher.matches(self.named.index(rule), site.names)
 
     def reaches(self, site: Site) -> bool:
         """Whether the paradigm has a simulation of this kind of place."""
@@ -162,6 +158,12 @@ def hardware_difference(
     return _name_beside(a, b), _name_beside(b, a)
 
 
+def is_same_hardware(saved: Mapping[str, Any], asked: TransformConfig) -> bool:
+    """Whether a saved config, its paradigms perhaps not installed, is another in other words."""
+    installed = all(name in paradigm_names() for name in _paradigms_of(saved))
+    return installed and parse_transform(saved, source="saved").transforms == asked.transforms
+
+
 def _name_beside(config: TransformConfig | None, other: TransformConfig | None) -> str:
     if config is None:
         return "digital hardware"
@@ -188,6 +190,43 @@ def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:
     if LIST_KEY in kept:
         kept[LIST_KEY] = [without_lora(part) for part in kept[LIST_KEY]]
     return kept
+
+
+def require_paradigms(mapping: Any, *, source: str) -> None:
+    """Refuse what a model was saved with where the package that simulates it is missing.
+
+    Args:
+        mapping: a transform config as saved, whatever is in it; None = digital.
+        source: the file that holds it, for messages.
+
+    Raises:
+        UserError: naming the paradigms.
+    """
+    missing = [name for name in _paradigms_of(mapping) if name not in paradigm_names()]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise UserError(
+            f"{source}: transform: {names}: a paradigm that is not installed here; expected the "
+            "package that brings it, or --no-transform for the weights alone"
+        )
+
+
+def asks_for_lora(mapping: Mapping[str, Any]) -> bool:
+    """Whether a transform config trains low-rank updates; its paradigms need not be installed."""
+    return any(_lora(part, "", []) is not None for part in _parts(mapping))
+
+
+def _parts(mapping: Any) -> list[Mapping[str, Any]]:
+    listed = mapping.get(LIST_KEY, [mapping]) if isinstance(mapping, Mapping) else []
+    return [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
+
+
+def _paradigms_of(mapping: Any) -> list[str]:
+    return list(dict.fromkeys(_name(part) for part in _parts(mapping)))
+
+
+def _name(part: Mapping[str, Any]) -> str:
+    return str(part.get("transform", "optical"))
 
 
 def load_transform_file(path: str | Path) -> dict[str, Any]:
@@ -249,13 +288,10 @@ def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Tra
         f"{source}: {key}: unknown key{nearest(str(key), KEYS)}" for key in data if key not in KEYS
     ]
     lora = _lora(data, source, problems)
-    layers = data.get("layer_name_to_config") or {}
-    if not isinstance(layers, Mapping):
-        problems.append(f"{source}: layer_name_to_config: expected pattern: parameters")
-        layers = {}
+    layers = _layers(data, source, problems)
     if not layers and not any(key in data for key in _KIND_KEYS):
         problems.append(f"{source}: nothing to transform; expected layer_name_to_config")
-    name = str(data.get("transform", "optical"))
+    name = _name(data)
     try:
         paradigm = get_paradigm(name)
     except UserError as error:
@@ -263,27 +299,51 @@ def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Tra
         return None
     if data.get("attention") is not None and paradigm.attention is None:
         problems.append(f"{source}: attention: {name} has no simulation of it; expected null")
+    use_regex = _flag(data, "use_regex", source, problems)
+    patterns = [pattern for pattern in layers if pattern != DEFAULT]
+    wrong = list(problems_of(patterns, use_regex=use_regex))
+    if wrong:
+        problems += [f"{source}: {problem}" for problem in wrong]
+        return None
     lines = [
-        *((str(pattern), layers[pattern], None) for pattern in sorted(layers, key=_is_default)),
+        *((pattern, layers[pattern], None) for pattern in sorted(layers, key=_is_default)),
         *((key, data[key], kind) for key, kind in _KIND_KEYS.items() if key in data),
     ]
     rules = tuple(_rule(paradigm, p, value, kind, source, problems) for p, value, kind in lines)
-    use_regex = bool(data.get("use_regex", False))
-    if use_regex:
-        problems += _bad_patterns(rules, source)
     return Transform(name, paradigm, rules, use_regex, lora, source)
 
 
 def _is_default(pattern: object) -> bool:
-    return pattern == "default"
+    return pattern == DEFAULT
+
+
+def _layers(data: Mapping[str, Any], source: str, problems: list[str]) -> Mapping[str, Any]:
+    where = f"{source}: layer_name_to_config"
+    layers = data.get("layer_name_to_config")
+    if layers is None:
+        return {}
+    if not isinstance(layers, Mapping):
+        problems.append(f"{where}: got {str(layers)[:80]!r}; expected pattern: parameters")
+        return {}
+    other = [key for key in layers if not isinstance(key, str)]
+    problems += [f"{where}: got {key!r} as a pattern; expected a text" for key in other[:8]]
+    return {key: value for key, value in layers.items() if isinstance(key, str)}
+
+
+def _flag(data: Mapping[str, Any], key: str, source: str, problems: list[str]) -> bool:
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        problems.append(f"{source}: {key}: got {value!r}; expected true or false")
+    return value is True
 
 
 def _lora(data: Mapping[str, Any], source: str, problems: list[str]) -> Lora | None:
     """`lora: {r, alpha}`; the field says `use_lora: true` too, and `lora_alpha`."""
     value = data.get("lora")
-    if not data.get("use_lora", value is not None):
+    wanted = _flag(data, "use_lora", source, problems) if "use_lora" in data else value is not None
+    if not wanted:
         return None
-    if not isinstance(value or {}, Mapping):
+    if value is not None and not isinstance(value, Mapping):
         problems.append(f"{source}: lora: got {shown(value)}; expected r and alpha, or null")
         return None
     given = {("alpha" if key == "lora_alpha" else key): v for key, v in (value or {}).items()}
@@ -304,7 +364,7 @@ def _rule(
 ) -> Rule:
     if value is None:
         return Rule(pattern, None, kind)
-    where = f"{source}: {pattern}" if kind else f"{source}: layer_name_to_config: {pattern}"
+    where = f"{source}: {pattern if kind else f'layer_name_to_config: {quoted(pattern)}'}"
     if not isinstance(value, Mapping):
         problems.append(f"{where}: got {shown(value)}; expected parameters or null")
         return Rule(pattern, None, kind)
@@ -316,13 +376,3 @@ def _rule(
         if others and paradigm not in others.values():
             problems.append(f"{where}: these are parameters of `transform: {', '.join(others)}`")
         return Rule(pattern, None, kind)
-
-
-def _bad_patterns(rules: tuple[Rule, ...], source: str) -> list[str]:
-    problems = []
-    for rule in rules:
-        try:
-            regex.compile(rule.pattern)
-        except regex.error as error:
-            problems.append(f"{source}: {rule.pattern}: not a regular expression: {error}")
-    return problems

@@ -5,6 +5,7 @@ be programmed into the device is the sum. So it works for every paradigm: a para
 `weight` (`torch.nn.utils.parametrize`), which the simulated module reads like any other.
 """
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch.nn.utils import parametrize
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.protocol import Lora
 from aixsim_cli.transforms.state import noise_stream
+
+logger = logging.getLogger("aixsim")
 
 
 class LowRankUpdate(nn.Module):
@@ -76,6 +79,7 @@ def add_lora(model: nn.Module) -> list[str]:
                 f"lora: {name}: its weight is another module's too, which an update would change; "
                 "expected a transform config that leaves it digital"
             )
+    _tell_wide(model, wanted)
     if wanted:
         model.requires_grad_(False)
     for name, lora in wanted.items():
@@ -92,6 +96,23 @@ def add_lora(model: nn.Module) -> list[str]:
         unsafe = update.transposed or update.A.is_meta
         parametrize.register_parametrization(module, "weight", update, unsafe=unsafe)
     return list(wanted)
+
+
+def _tell_wide(model: nn.Module, wanted: dict[str, Lora]) -> None:
+    """Say where an update has more ranks than its weight: it costs more and can do no more."""
+    shapes = {name: model.get_submodule(name)._parameters["weight"] for name in wanted}
+    wide = [
+        f"{name} {tuple(weight.shape)}"
+        for name, weight in shapes.items()
+        if weight is not None and wanted[name].r > min(weight.shape)
+    ]
+    if wide:
+        logger.warning(
+            "lora: r: got %d, more than the rank of %d of the weights, %s for one",
+            max(lora.r for lora in wanted.values()),
+            len(wide),
+            wide[0],
+        )
 
 
 @torch.no_grad()

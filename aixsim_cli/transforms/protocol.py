@@ -4,11 +4,15 @@ A paradigm is one module: validated parameters, what replaces a module class, op
 attention's two matrix products are computed. Nothing here knows torchtitan or transformers.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import nn
+
+# of a low-rank update; the widest layers of the largest models have 53,248 channels
+MAX_RANK = 65_536
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Lora:
     """The low-rank update of a frozen weight, W + (alpha / r) B A (LoRA, arXiv 2106.09685).
 
     Raises:
-        ValueError: the rank is not positive.
+        ValueError: a value is out of range.
     """
 
     r: int = param(32, "rank of the update", source="arXiv 2106.09685, section 4.1")
@@ -67,6 +71,10 @@ class Lora:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"r: got {self.r}; expected 1 or more")
+        if self.r > MAX_RANK:
+            raise ValueError(f"r: got {self.r}; expected at most {MAX_RANK}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha: got {self.alpha}; expected a number above 0")
 
 
 class Paradigm:

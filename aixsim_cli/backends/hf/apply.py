@@ -36,6 +36,7 @@ def transform_hf_model(
         ConfigError: a pattern matches nothing, or names an attention that is out of reach.
     """
     state, report = simulate(model, config)
+    tell(report)
     finish_layout(model)
     _mark(model, AixsimConfig(config.mapping, modules=len(state.modules)))
     return state, report
@@ -86,6 +87,12 @@ def _mark(model: Any, saved: AixsimConfig) -> None:
     model.hf_quantizer = AixsimQuantizer(saved)
     model.quantization_method = METHOD
     model.is_quantized = True
+
+
+def tell(report: TransformReport) -> None:
+    """Say what a config asks for and the model has not."""
+    for note in report.notes:
+        logger.warning("note: %s", note)
 
 
 def finish_layout(model: PreTrainedModel) -> None:

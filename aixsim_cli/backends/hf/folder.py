@@ -21,7 +21,13 @@ from aixsim_cli.backends.hf.strict import make_strict
 from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
-from aixsim_cli.transforms.config import TransformConfig, parse_transform
+from aixsim_cli.transforms.config import (
+    TransformConfig,
+    asks_for_lora,
+    is_same_hardware,
+    parse_transform,
+    require_paradigms,
+)
 
 Form = Literal["aixsim", "strict", "plain"]
 TRANSFORM_FILE = "transform.yaml"
@@ -91,6 +97,8 @@ def load_model(
         is_ours = own.get("quant_method") == METHOD
         if is_ours and (digital or transform is not None):
             config.quantization_config = _other_hardware(source, own, transform).to_dict()
+        elif is_ours:
+            require_paradigms(own.get("transform"), source=source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, output_loading_info=True, **options
         )
@@ -107,6 +115,7 @@ def load_model(
         return model, is_ours and not digital
     beside = _read_plain(Path(source)) if Path(source).is_dir() else None
     if transform is None and beside is not None:
+        require_paradigms(beside[0], source=f"{source}/{TRANSFORM_FILE}")
         transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}")
     if transform is None:
         return model, False
@@ -160,18 +169,18 @@ def _other_hardware(
     source: str, own: dict[str, Any], transform: TransformConfig | None
 ) -> AixsimConfig:
     """What a simulated folder is loaded with in place of its own; None = digitally."""
-    saved: Any = AixsimConfig.from_dict(own)
-    trained = parse_transform(saved.transform, source=source)
-    if transform is not None and transform.transforms == trained.transforms:
+    # the weights and other hardware need nothing of what it was trained on
+    saved: Any = AixsimConfig.from_dict(own | {"dequantize": True})
+    if transform is not None and is_same_hardware(saved.transform, transform):
+        saved.dequantize = False
         return saved
-    if trained.uses_lora:
+    if asks_for_lora(saved.transform):
         raise UserError(
             f"{source}: a checkpoint within a low-rank run, its updates not merged yet: it loads "
             "with its own transform alone; expected the folder that the run saved at its end"
         )
     if transform is not None:
         return AixsimConfig(transform.mapping)
-    saved.dequantize = True
     return saved
 
 

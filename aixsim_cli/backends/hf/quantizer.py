@@ -32,7 +32,7 @@ class AixsimConfig(QuantizationConfigMixin):
         quant_method: always "aixsim".
 
     Raises:
-        UserError: written by a newer version.
+        UserError: written by a newer version, or the package of its paradigm is missing.
         ConfigError: the transform config is wrong.
     """
 
@@ -44,7 +44,7 @@ class AixsimConfig(QuantizationConfigMixin):
         schema_version: int = SCHEMA_VERSION,
         quant_method: str = METHOD,
     ) -> None:
-        from aixsim_cli.transforms.config import parse_transform
+        from aixsim_cli.transforms.config import parse_transform, require_paradigms
 
         if schema_version != SCHEMA_VERSION:
             raise UserError(
@@ -52,7 +52,9 @@ class AixsimConfig(QuantizationConfigMixin):
                 f"aixsim reads {SCHEMA_VERSION}"
             )
         self.transform = _patterns(transform, as_list=False)
-        parse_transform(self.transform, source="quantization_config: transform")
+        if not dequantize:
+            require_paradigms(self.transform, source="quantization_config")
+            parse_transform(self.transform, source="quantization_config: transform")
         self.modules = modules
         self.dequantize = dequantize
         self.schema_version = schema_version
@@ -83,7 +85,7 @@ class AixsimQuantizer(HfQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
-        from aixsim_cli.backends.hf.apply import finish_layout, simulate
+        from aixsim_cli.backends.hf.apply import finish_layout, simulate, tell
         from aixsim_cli.transforms.config import parse_transform
         from aixsim_cli.transforms.lora import add_lora
 
@@ -99,7 +101,10 @@ class AixsimQuantizer(HfQuantizer):
             return
         mapping = self.quantization_config.transform
         config = parse_transform(mapping, source="quantization_config: transform")
-        simulate(model, config)
+        _, report = simulate(model, config)
+        if self.quantization_config.modules is None:
+            # another hardware than the folder's, whose own patterns were told of once
+            tell(report)
         if config.uses_lora and self.quantization_config.modules is not None:
             # saved in the middle of a run, its updates not merged yet
             finish_layout(model)

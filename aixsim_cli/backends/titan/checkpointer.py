@@ -36,6 +36,7 @@ from aixsim_cli.backends.titan.storage import (
 )
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
+from aixsim_cli.run.inputs import Inputs, read_inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete
 from aixsim_cli.run.resume import describe, hyperparameters, set_hyperparameters
 
@@ -50,6 +51,7 @@ class Checkpointer(CheckpointManager):
     """
 
     run_config: PretrainConfig
+    inputs: Inputs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,6 +59,7 @@ class Checkpointer(CheckpointManager):
         self.last_saved: int | None = None
         self._pending: int | None = None
         self._loaded: int | None = None
+        self.began_at = 0
         # removing a large folder takes long; the training does not wait for it
         self._remover = ThreadPoolExecutor(1)
 
@@ -145,6 +148,7 @@ class Checkpointer(CheckpointManager):
         if dist.get_rank() == 0:
             begin_saving(folder)
             dump_config(self.run_config, folder / CONFIG_FILE)
+            write_inputs(self.inputs, folder)
         writer = CheckpointWriter(folder)
         if async_mode == AsyncMode.DISABLED:
             dcp.save(state_dict, storage_writer=writer)
@@ -179,6 +183,8 @@ class Checkpointer(CheckpointManager):
         """
         if not self.enable:
             return False
+        # now: the files may be others by the time of a save
+        self.inputs = resume.inputs_of(self.run_config)
         if step >= 0:
             self.folders.check(step)
         found = step if step >= 0 else self.folders.agree()
@@ -205,21 +211,25 @@ class Checkpointer(CheckpointManager):
     def _load_step(self, step: int, *, rewind_data: bool = True) -> None:
         folder = Path(self._create_checkpoint_id(step))
         saved = resume.read_settings(folder)
-        changed = {}
+        changed, other_data = {}, False
         if saved is not None:
-            resume.check_resume(saved, self.run_config, folder, step)
+            others = self.inputs.differing(read_inputs(folder))
+            resume.check_resume(saved, self.run_config, folder, step, others=others)
             changed = resume.changes(saved, self.run_config)
+            other_data = resume.reads_other_data(saved, self.run_config, others)
         states = self._states_to_load(model_only=step == 0)
-        if not rewind_data or resume.reads_other_data(changed):
+        if not rewind_data or other_data:
             states.pop(DATALOADER, None)
         optimizers = list(self.states[OPTIMIZER])
         settings = hyperparameters(optimizers)
         self.dcp_load(states, str(folder), False, False)
         set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
         self._loaded = step
+        if rewind_data:
+            self.began_at = step
         if rewind_data and dist.get_rank() == 0:
-            last, other = self.run_config.training.steps, resume.reads_other_data(changed)
-            logger.info(describe(step, folder, changed, last, other_data=other))
+            last = self.run_config.training.steps
+            logger.info(describe(step, folder, changed, last, other_data=other_data))
 
     def _load_initial(self) -> bool:
         source = self.initial_load_path

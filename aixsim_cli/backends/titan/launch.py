@@ -6,26 +6,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aixsim_cli.backends.titan import device
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.signals import EXIT_CODES
 
+if TYPE_CHECKING:
+    from aixsim_cli.backends.titan.train import Outcome
+
 GRACE_SECONDS = 10
 # from a signal to the ranks until they are killed: time for a step and a checkpoint
 SHUTDOWN_SECONDS = 300
 
 
-def run(config: PretrainConfig) -> Path | None:
+def run(config: PretrainConfig) -> "Outcome":
     """Train on this process's rank.
 
     Args:
         config: validated.
-
-    Returns:
-        The folder of the last checkpoint; None when checkpoints are switched off.
     """
     device.prepare()
     from aixsim_cli.backends.titan.train import pretrain

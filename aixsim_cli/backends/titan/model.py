@@ -1,5 +1,6 @@
 """A torchtitan model outside a training run: to check a conversion, and to evaluate."""
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,8 @@ from aixsim_cli.backends.titan.names import titan_sites
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.config import TransformConfig
+
+logger = logging.getLogger("aixsim")
 
 
 def meta_model(args: TransformerModelArgs) -> Transformer:
@@ -39,7 +42,11 @@ def build_model(
     """
     model = meta_model(replace(args, max_seq_len=seq_len))
     check_shapes(model, state_dict)
-    state = apply_transform(model, transform, titan_sites(model))[0] if transform else None
+    state = None
+    if transform is not None:
+        state, report = apply_transform(model, transform, titan_sites(model))
+        for note in report.notes:
+            logger.warning("note: %s", note)
     model.to_empty(device="cpu")
     with torch.no_grad():
         model.init_weights()

@@ -1,23 +1,35 @@
 """What a resumed run may change, and what the checkpoint decides.
 
 The weights, ranges, moments and counters are the checkpoint's; the settings are the config's,
-learning rate included. The hardware has to be the same.
+learning rate included. Hardware, model, seed, tokenizer and data have to be the same: with others
+it is another run, which has a folder of its own.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.config.load import load_yaml
+from aixsim_cli.data.corpus import builtin_documents
+from aixsim_cli.data.local import find_files
+from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
+from aixsim_cli.run.inputs import Inputs, files_digest, tokenizer_digest
+from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 
 # what shapes the training; the layout of the ranks and what is logged do not
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "training")
 # follows from the transform
 _IGNORED = ("model.converters",)
+# what makes another run
+_IDENTITY = ("model.name", "model.flavor", "debug.seed")
+# where something lies, told apart by its contents; how a step is computed, not what
+_PLACES = ("model.hf_assets_path", "training.dataset_path")
+_HOW = ("training.dataloader.", "training.gc_", "training.enable_cpu_offload")
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -26,7 +38,28 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return load_yaml(path).data if path.is_file() else None
 
 
-def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path, step: int) -> None:
+def inputs_of(config: PretrainConfig) -> Inputs:
+    """Digests of the tokenizer and the data that a run reads.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    data = config.training.dataset
+    try:
+        if data == "local":
+            data = files_digest(find_files(str(config.training.dataset_path)))
+        elif data == "builtin":
+            # another Python has another documentation
+            text = "\0".join(builtin_documents("train"))
+            data = f"builtin {hashlib.sha256(text.encode()).hexdigest()}"
+        return Inputs(tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path)), data)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
+
+
+def check_resume(
+    saved: Mapping[str, Any], config: PretrainConfig, folder: Path, step: int, *, others: list[str]
+) -> None:
     """Refuse to go on where the result would not be what the config says.
 
     Args:
@@ -34,13 +67,16 @@ def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path,
         config: the run's.
         folder: the checkpoint's, for messages.
         step: the checkpoint's.
+        others: which inputs differ by their contents, see `run/inputs.py`.
 
     Raises:
-        UserError: other hardware, or a checkpoint beyond the last step.
+        UserError: another run than the folder's, or a checkpoint beyond the last step.
     """
-    difference = hardware_difference(saved.get("transform"), config.transform, source=str(folder))
     # step 0 is a model to start from, on whatever hardware
-    if step > 0 and difference is not None:
+    if step == 0:
+        return
+    difference = hardware_difference(saved.get("transform"), config.transform, source=str(folder))
+    if difference is not None:
         raise UserError(
             f"transform: {folder} was trained on {difference[0]}, this run asks for "
             f"{difference[1]}; expected the same transform to go on, or another job.dump_folder "
@@ -50,6 +86,44 @@ def check_resume(saved: Mapping[str, Any], config: PretrainConfig, folder: Path,
         raise UserError(
             f"training.steps: got {config.training.steps}; {folder} is beyond it; expected at "
             "least as many, or another job.dump_folder to start anew"
+        )
+    _check_identity(saved, config, folder, others)
+    changed = changes(saved, config)
+    idle = {k: v for k, v in changed.items() if k not in _PLACES and not k.startswith(_HOW)}
+    if step == config.training.steps and (idle or "data" in others):
+        listed = listing(idle) if idle else "the data"
+        raise UserError(
+            f"{folder} has all {step} steps, and was trained with other settings than this run's: "
+            f"{listed}; nothing would be trained with them; expected more training.steps to go on "
+            "with, or another job.dump_folder to start anew"
+        )
+
+
+def _check_identity(
+    saved: Mapping[str, Any], config: PretrainConfig, folder: Path, others: list[str]
+) -> None:
+    """What a folder's run is: its model, seed, tokenizer and data."""
+    now = dataclasses.asdict(config)
+    for key in _IDENTITY:
+        section, name = key.split(".")
+        before = (saved.get(section) or {}).get(name, now[section][name])
+        if before != now[section][name]:
+            raise UserError(
+                f"{key}: {folder} was trained with {before}, this run asks for "
+                f"{now[section][name]}; expected the same to go on, or another job.dump_folder"
+            )
+    if "tokenizer" in others:
+        raise UserError(
+            f"model.hf_assets_path: {folder} was trained with another tokenizer than "
+            f"{config.model.hf_assets_path}; expected the same, wherever it lies, to go on, or "
+            "another job.dump_folder"
+        )
+    if reads_other_data(saved, config, others) and config.reliability.on_other_data == "stop":
+        raise UserError(
+            f"training.{'dataset_path' if config.training.dataset_path else 'dataset'}: {folder} "
+            "was trained on other data; expected the same, wherever they lie, to go on; "
+            "reliability.on_other_data continue to go on with these from their start; or another "
+            "job.dump_folder"
         )
 
 
@@ -65,12 +139,20 @@ def changes(saved: Mapping[str, Any], config: PretrainConfig) -> dict[str, tuple
     return found
 
 
-def reads_other_data(changed: Mapping[str, Any]) -> bool:
+def reads_other_data(
+    saved: Mapping[str, Any], config: PretrainConfig, others: Sequence[str]
+) -> bool:
     """Whether a position in the old data means nothing in the new.
 
-    Files that have moved are the same data; another data set is not.
+    Files that have moved are the same data; another data set, or other contents, are not.
+
+    Args:
+        saved: the checkpoint's config.
+        config: the run's.
+        others: as of `check_resume`.
     """
-    return "training.dataset" in changed
+    before = (saved.get("training") or {}).get("dataset", config.training.dataset)
+    return "data" in others or before != config.training.dataset
 
 
 def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

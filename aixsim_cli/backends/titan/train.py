@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -203,14 +204,24 @@ def _grad_is_finite(parameter: nn.Parameter) -> bool:
     return bool(torch.isfinite(local).all())
 
 
-def pretrain(config: PretrainConfig) -> Path | None:
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Args:
+        folder: of the last checkpoint; None when checkpoints are switched off.
+        trained: how many steps this run trained; 0 = the checkpoint had them all.
+    """
+
+    folder: Path | None
+    trained: int
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
     """Train as the config says, on this process's rank; resumes when the folder has checkpoints.
 
     Args:
         config: validated.
-
-    Returns:
-        The folder of the last checkpoint; None when checkpoints are switched off.
 
     Raises:
         UserError: the ranks at launch do not fit the config, or a checkpoint does not; the folder
@@ -236,9 +247,8 @@ def pretrain(config: PretrainConfig) -> Path | None:
         trainer = _train(config, dump)
     if trainer.stopped_by:
         raise SystemExit(EXIT_CODES[trainer.stopped_by])
-    if not config.checkpoint.enable:
-        return None
-    return trainer.checkpoints.root / f"step-{trainer.step}"
+    last = trainer.checkpoints.root / f"step-{trainer.step}" if config.checkpoint.enable else None
+    return Outcome(last, trainer.step - trainer.checkpoints.began_at)
 
 
 def _train(config: PretrainConfig, dump: Path) -> PretrainTrainer:

@@ -1,9 +1,21 @@
 """What a resumed run takes from its config, what it refuses, and what it says."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.titan import resume  # noqa: E402
+from aixsim_cli.backends.titan.schema import dump_config, load_config  # noqa: E402
+from aixsim_cli.config.generate import Request, default_dump_folder  # noqa: E402
+from aixsim_cli.data.tokenizer import resolve_tokenizer  # noqa: E402
+from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.run.inputs import read_inputs, write_inputs  # noqa: E402
 
 STEPS = 3
 
@@ -98,6 +110,7 @@ def test_the_same_hardware_in_other_words_goes_on(aixsim, config, run, tmp_path)
 def test_a_finished_run_says_so(aixsim, config, run):
     done = pretrain(aixsim, config, run)
     assert f"{run}/checkpoint/step-3 has all 3 steps; nothing to train\n" in done.stderr
+    assert done.stdout.strip() == f"nothing was trained; checkpoint: {run}/checkpoint/step-3"
     assert len(records(run)) == STEPS
 
 
@@ -107,10 +120,149 @@ def test_fewer_steps_than_trained_are_refused(aixsim, config, run):
     assert "step-3 is beyond it" in done.stderr
 
 
-def test_another_data_set_is_read_from_its_start(aixsim, config, run, tmp_path):
+def test_another_data_set_is_read_from_its_start_if_asked_for(aixsim, config, run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"Line {i} of quite another text." for i in range(2000)))
     data = ("--training.dataset", "local", "--training.dataset_path", text)
-    done = pretrain(aixsim, config, run, "--training.steps", 4, *data)
+    more = ("--training.steps", 4, "--reliability.on_other_data", "continue")
+    done = pretrain(aixsim, config, run, *more, *data)
     assert "the new data are read from their start" in done.stderr
     assert [record["step"] for record in records(run)] == [1, 2, 3, 4]
+
+
+MORE = {"training.steps": STEPS + 1}
+TEXT = "".join(f"Line {i} of a text of its own.\n" for i in range(2000))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Data and a tokenizer that can be moved and changed."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text(TEXT)
+    (tmp_path / "data" / "b.txt").write_text(TEXT[::-1])
+    shutil.copytree(resolve_tokenizer("builtin"), tmp_path / "tokenizer")
+    return tmp_path
+
+
+def settings(files, config, **changed):
+    values = {
+        "training.dataset": "local",
+        "training.dataset_path": str(files / "data"),
+        "model.hf_assets_path": str(files / "tokenizer"),
+    }
+    return load_config(config, values | changed)
+
+
+@pytest.fixture
+def folder(files, config):
+    """What a checkpoint holds of the run that wrote it, after its last step."""
+    folder = files / "step-3"
+    folder.mkdir()
+    saved = settings(files, config)
+    dump_config(saved, folder / "config.yaml")
+    write_inputs(resume.inputs_of(saved), folder)
+    return folder
+
+
+def check(folder, config, step=STEPS):
+    """As a run does that finds this checkpoint; whether it reads the data from their start."""
+    saved = resume.read_settings(folder)
+    others = resume.inputs_of(config).differing(read_inputs(folder))
+    resume.check_resume(saved, config, folder, step, others=others)
+    return resume.reads_other_data(saved, config, others)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "before"),
+    [
+        ("debug.seed", 43, "42"),
+        ("model.flavor", "60M", "debug"),
+        ("model.name", "llama3", "aixsim"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, MORE], ids=["finished", "more steps"])
+def test_another_seed_or_size_is_another_run(files, config, folder, key, value, before, more):
+    asked = settings(files, config, **more)
+    section, name = key.split(".")
+    setattr(getattr(asked, section), name, value)
+    with pytest.raises(UserError) as caught:
+        check(folder, asked)
+    said = (
+        f"{key}: {folder} was trained with {before}, this run asks for {value}; expected the same"
+    )
+    assert str(caught.value).startswith(said) and "another job.dump_folder" in str(caught.value)
+
+
+def test_a_finished_run_is_not_another_learning_rates(files, config, folder):
+    with pytest.raises(UserError, match=r"step-3 has all 3 steps.*optimizer.lr 0.001 -> 1e-05"):
+        check(folder, settings(files, config, **{"optimizer.lr": 1e-5}))
+    assert check(folder, settings(files, config, **MORE, **{"optimizer.lr": 1e-5})) is False
+
+
+def test_files_that_have_moved_are_the_same_run(files, config, folder):
+    (files / "data").rename(files / "elsewhere")
+    (files / "tokenizer").rename(files / "words")
+    moved = {
+        "training.dataset_path": str(files / "elsewhere"),
+        "model.hf_assets_path": str(files / "words"),
+    }
+    assert check(folder, settings(files, config, **moved)) is False
+    assert check(folder, settings(files, config, **moved, **MORE)) is False
+
+
+def change_file(files):
+    (files / "data" / "a.txt").write_text(TEXT.replace("Line 7 ", "Line 8 "))
+
+
+def add_file(files):
+    (files / "data" / "c.txt").write_text(TEXT)
+
+
+def swap_files(files):
+    (files / "data" / "a.txt").rename(files / "data" / "c.txt")
+
+
+@pytest.mark.parametrize("change", [change_file, add_file, swap_files])
+def test_other_data_under_the_same_name_are_told(files, config, folder, change):
+    change(files)
+    with pytest.raises(UserError, match=r"training.dataset_path: .* was trained on other data"):
+        check(folder, settings(files, config, **MORE))
+    go_on = {"reliability.on_other_data": "continue"}
+    assert check(folder, settings(files, config, **MORE, **go_on)) is True
+    with pytest.raises(UserError, match=r"has all 3 steps.*nothing would be trained"):
+        check(folder, settings(files, config, **go_on))
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(files, config, folder):
+    path = files / "tokenizer" / "tokenizer.json"
+    words = json.loads(path.read_text())
+    vocabulary = words["model"]["vocab"]
+    first, last = list(vocabulary)[10], list(vocabulary)[-1]
+    vocabulary[first], vocabulary[last] = vocabulary[last], vocabulary[first]
+    path.write_text(json.dumps(words))
+    with pytest.raises(UserError, match=r"model.hf_assets_path: .*another tokenizer"):
+        check(folder, settings(files, config, **MORE))
+
+
+def test_a_checkpoint_that_says_nothing_of_its_inputs_goes_on(files, config, folder):
+    (folder / "inputs.json").unlink()
+    change_file(files)
+    assert check(folder, settings(files, config, **MORE)) is False
+    other = {"training.dataset": "builtin", "training.dataset_path": None}
+    with pytest.raises(UserError, match=r"training.dataset: .* was trained on other data"):
+        check(folder, settings(files, config, **MORE, **other))
+
+
+def test_a_second_seed_does_not_find_the_first_ones_model(aixsim, config, run):
+    before = (run / "metrics.jsonl").read_text()
+    done = pretrain(aixsim, config, run, "--debug.seed", 43, code=2)
+    assert "debug.seed:" in done.stderr and "trained" not in done.stdout
+    assert (run / "metrics.jsonl").read_text() == before
+    assert read_inputs(run / "checkpoint" / "step-3").tokenizer is not None
+
+
+def test_seeds_have_folders_of_their_own():
+    request = Request(model_flavor="debug")
+    assert default_dump_folder(request) == "outputs/debug"
+    other = dataclasses.replace(request, seed=43, transform={"fc": {}})
+    assert default_dump_folder(other) == "outputs/debug-optical-seed43"

@@ -1,0 +1,91 @@
+"""What a run reads, told by its contents: files that have moved are the same, others are not.
+
+Each checkpoint keeps it in `inputs.json`, and a run that goes on compares.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+INPUTS_FILE = "inputs.json"
+# of each file of data this many pieces are hashed, evenly spread from its first byte to its last
+_PIECES = 16
+_PIECE_BYTES = 4096
+# of tokenizer.json, what decides which token has which number
+_TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Digests of what a run reads, in hexadecimal digits; None = not known.
+
+    Args:
+        tokenizer: of `tokenizer_digest`.
+        data: of `files_digest`, or what else tells the data apart.
+    """
+
+    tokenizer: str | None = None
+    data: str | None = None
+
+    def differing(self, other: "Inputs") -> list[str]:
+        """The names of what both know and have otherwise."""
+        mine, theirs = asdict(self), asdict(other)
+        return [k for k, v in mine.items() if None not in (v, theirs[k]) and v != theirs[k]]
+
+
+def files_digest(files: Iterable[str | Path]) -> str:
+    """Tells data apart without reading all of it: sizes and samples of files, in order.
+
+    16 pieces of 4 KiB of each file, its first and its last bytes among them: a change between two
+    pieces that keeps the size is not seen. Names are not looked at.
+
+    Args:
+        files: in the order in which they are read.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, 2)
+            digest.update(size.to_bytes(8, "little"))
+            last = max(0, size - _PIECE_BYTES)
+            for start in sorted({last * i // (_PIECES - 1) for i in range(_PIECES)}):
+                file.seek(start)
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Tells tokenizers apart by what their tokenizer.json makes of a text, not by their names.
+
+    Args:
+        folder: with a tokenizer.json.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
+    data: Any = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    parts = {name: data.get(name) for name in _TOKENIZER_PARTS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_inputs(inputs: Inputs, folder: Path) -> None:
+    """Keep a run's inputs in a checkpoint, before it is declared whole."""
+    text = json.dumps(asdict(inputs), indent=1)
+    (folder / INPUTS_FILE).write_text(text, encoding="utf-8")
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """The inputs of the run that wrote a checkpoint; nothing is known where it holds none."""
+    try:
+        data = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Inputs()
+    known = data if isinstance(data, Mapping) else {}
+    texts = {name: known.get(name) for name in ("tokenizer", "data")}
+    return Inputs(**{k: v if isinstance(v, str) else None for k, v in texts.items()})
