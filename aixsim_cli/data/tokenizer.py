@@ -110,7 +110,7 @@ class DocumentEncoder:
         if len(text) > _LONG_DOCUMENT:
             # a tokenizer cannot be given it in pieces: where they meet, other tokens may come out
             logger.warning(
-                "a document of %s characters becomes tokens as a whole: a second for each half million",
+                "a document of %s characters becomes tokens as a whole: a second each half million",
                 f"{len(text):,}",
             )
         return self._encode(text) + self._closing

@@ -247,5 +247,5 @@ def test_a_document_that_takes_long_is_said(byte_tokenizer, caplog, monkeypatch)
     assert len(encode("x" * 100)) == 101 and not caplog.messages
     assert len(encode("x" * 1001)) == 1002
     assert caplog.messages == [
-        "a document of 1,001 characters becomes tokens as a whole: a second for each half million"
+        "a document of 1,001 characters becomes tokens as a whole: a second each half million"
     ]
