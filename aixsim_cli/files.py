@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aixsim_cli.errors import UserError
 
+NOT_THERE = "a link to a file that is not there"
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -25,7 +26,7 @@ def kind_of(path: str | Path) -> str:
     try:
         return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "of an unknown kind")
     except FileNotFoundError:
-        return "a link to a file that is not there" if os.path.islink(path) else "no such file"
+        return NOT_THERE if os.path.islink(path) else "no such file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except ValueError:  # a NUL in the name

@@ -24,6 +24,11 @@ def find_source(source: str) -> SourceKind:
     Raises:
         UserError: nothing there, neither format, or a file is not what was written.
     """
+    if not source.strip():
+        raise UserError(
+            "SOURCE: got an empty text; expected a torchtitan checkpoint folder (…/step-N), a "
+            "Hugging Face folder or a hub name (owner/name)"
+        )
     path = Path(source)
     if killed := interrupted(path):
         raise UserError(f"{source}: {killed}")
@@ -36,8 +41,8 @@ def find_source(source: str) -> SourceKind:
         # neither kind of file is there, though the manifest may say so
         verify(path)
     if path.is_dir():
-        steps = sorted(path.glob("**/step-*/.metadata"), key=lambda p: int(p.parent.name[5:]))
-        hint = f"; did you mean {steps[-1].parent}?" if steps else ""
+        newest = _newest_step(path)
+        hint = f"; did you mean {newest}?" if newest else ""
         raise UserError(
             f"{source}: holds neither a torchtitan checkpoint (.metadata) nor a Hugging Face model "
             f"(config.json){hint}"
@@ -55,6 +60,17 @@ def find_source(source: str) -> SourceKind:
             "Hugging Face folder or a hub name (owner/name)"
         )
     return SourceKind.HUB
+
+
+def _newest_step(folder: Path) -> Path | None:
+    """The last checkpoint in a run's folder, or in a folder of runs; not of a whole disk."""
+    found = [
+        step.parent
+        for pattern in ("", "*/", "*/*/")
+        for step in folder.glob(f"{pattern}step-*/.metadata")
+        if step.parent.name[5:].isdecimal()
+    ]
+    return max(found, key=lambda step: int(step.name[5:]), default=None)
 
 
 def check_hf_source(source: str) -> None:

@@ -1,6 +1,7 @@
 """`aixsim eval`: measure models, whatever their format."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,8 +180,12 @@ def lm_eval(
     if source.startswith("-") or (context.args and tasks is None):
         harness.run_lm_eval_command([source, *context.args])
         return
-    if tasks is None:
-        raise UserError("--tasks: missing; expected names such as wikitext,arc_easy")
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if not names:
+        got = "missing" if tasks is None else f"got {tasks!r}"
+        raise UserError(f"--tasks: {got}; expected names such as wikitext,arc_easy")
+    if limit is not None and not 0 < limit < math.inf:
+        raise UserError(f"--limit: got {limit}; expected more than 0")
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"--include-path: {include_path}: no such folder; expected task files")
     from aixsim_cli.eval.measure import load_for_generation
@@ -188,7 +193,7 @@ def lm_eval(
     model = load_for_generation(source, transform_config, no_transform, dtype)
     found = harness.evaluate(
         model,
-        [name for name in tasks.split(",") if name],
+        names,
         num_fewshot=num_fewshot,
         limit=limit,
         batch_size=batch_size,

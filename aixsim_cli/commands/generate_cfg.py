@@ -1,6 +1,5 @@
 """`aixsim generate-cfg`: work out a run and write its config."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,7 +51,7 @@ def generate_cfg(
 
     if save_path is None and not dry_run:
         raise UserError("--save-path: missing; expected the file to write, or --dry-run")
-    command = f"aixsim generate-cfg {_options(options)}"
+    command = f"aixsim generate-cfg {generate.shell_words(_options(options))}"
     from aixsim_cli.transforms.config import load_transform_file
 
     options["compile"] = compile == "true"
@@ -78,16 +77,17 @@ def generate_cfg(
         generate.write_new(save_path, generate.render(config, plan, command), force=force)
         typer.echo(str(plan))
         ranks = f" --nproc-per-node {plan.num_ranks}" if plan.num_ranks > 1 else ""
-        typer.echo(f"wrote {save_path}; next: aixsim pretrain --config {save_path}{ranks}")
+        name = generate.shell_words([str(save_path)])
+        typer.echo(f"wrote {name}; next: aixsim pretrain --config {name}{ranks}")
 
 
-def _options(options: dict) -> str:
-    """The command line that makes the same config, defaults left out."""
+def _options(options: dict) -> list[str]:
+    """The words of the command line that makes the same config, defaults left out."""
     import inspect
 
     defaults = {k: p.default for k, p in inspect.signature(generate_cfg).parameters.items()}
     words = []
     for name, value in options.items():
         if value != defaults[name]:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
-    return " ".join(words)
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words

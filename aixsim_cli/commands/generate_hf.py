@@ -6,6 +6,8 @@ import typer
 
 from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath
 
+# below it the likeliest token is drawn anyway, until scores overflow in float32
+_LOWEST_TEMPERATURE = 1e-4
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
@@ -17,7 +19,7 @@ def generate_hf(
         str, typer.Option(help="true: draw each token; false: take the likeliest.")
     ] = "false",
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="Of the sampling, above 0; default: 1.")
+        float | None, typer.Option(min=0.0, help="Of the sampling, 0.0001 or more; default: 1.")
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, help="Of the sampling; 0 = all tokens; default: 50.")
@@ -25,7 +27,7 @@ def generate_hf(
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Of the sampling; default: 1.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the sampling.")] = 0,
     dtype: DTypeName = "float32",
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
@@ -36,9 +38,10 @@ def generate_hf(
     sample = _boolean(do_sample)
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given = {name: value for name, value in asked.items() if value is not None}
-    if sample and temperature == 0:
+    if sample and temperature is not None and temperature < _LOWEST_TEMPERATURE:
         raise UserError(
-            "--temperature: got 0.0; expected more than 0, or --do-sample false for the likeliest"
+            f"--temperature: got {temperature}; expected {_LOWEST_TEMPERATURE} or more, or "
+            "--do-sample false for the likeliest"
         )
     if given and not sample:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)

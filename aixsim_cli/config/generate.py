@@ -1,15 +1,16 @@
 """Work out a pretraining config, and write it as a commented YAML file."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aixsim_cli.config import budget
+from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.errors import UserError
+from aixsim_cli.files import NOT_THERE, kind_of, write_whole
 from aixsim_cli.models.flavors import count_parameters, find_flavor, model_vocab_size
 
 # blocks of this many parameters and more recompute every second block's activations
@@ -205,25 +206,46 @@ def render(config: dict[str, Any], plan: Plan, command: str) -> str:
     Args:
         config: from `make_config`.
         plan: shown in the header.
-        command: that makes this file, shown in the header.
+        command: that makes this file, shown in the header; one line, see `shell_words`.
     """
     header = ["Pretraining config; sections and keys are torchtitan 0.2.2's. Made by:", command, ""]
     lines = [f"# {line}".rstrip() for line in [*header, *str(plan).splitlines()]]
     for section, values in config.items():
-        text = yaml.safe_dump({section: values}, sort_keys=False, width=1000)
-        lines += ["", f"# {_COMMENTS[section]}", text.rstrip()]
+        lines += ["", f"# {_COMMENTS[section]}", dump_yaml({section: values}).rstrip()]
     return "\n".join(lines) + "\n"
 
 
+def shell_words(words: list[str]) -> str:
+    """A command line that a shell reads as these words, in one line of printable characters."""
+    return " ".join(map(_shell_word, words))
+
+
+def _shell_word(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # the bytes of what a comment cannot hold, as bash's $'…' has them; names need not be UTF-8
+    pieces = [
+        c if c.isprintable() and c not in "'\\" else "".join(f"\\x{b:02x}" for b in os.fsencode(c))
+        for c in word
+    ]
+    return f"$'{''.join(pieces)}'"
+
+
 def write_new(path: Path, text: str, *, force: bool) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; a link is followed.
 
     Raises:
-        UserError: it exists and `force` is not given.
+        UserError: it exists and `force` is not given, is something else than a file, or cannot be
+            written.
     """
-    if path.exists() and not force:
+    if os.path.lexists(path) and kind_of(path) not in ("a file", NOT_THERE):
+        raise UserError(f"{path}: {kind_of(path)}; expected a file, new or to be replaced")
+    if os.path.exists(path) and not force:
         raise UserError(f"{path}: exists; expected a new file, or --force to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        # where a link points: it would otherwise be replaced, and its target left as it was
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

@@ -5,6 +5,7 @@ Importing this module costs nothing; `vocab_size` of a known name needs neither 
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,10 @@ BUILTIN = "builtin"
 END_OF_TEXT = "<|endoftext|>"
 
 KNOWN_VOCAB_SIZES = {BUILTIN: 4096, "HuggingFaceTB/cosmo2-tokenizer": 49152}
+
+_LONG_DOCUMENT = 5_000_000
+
+logger = logging.getLogger("aixsim")
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
@@ -102,6 +107,12 @@ class DocumentEncoder:
 
     def __call__(self, text: str) -> list[int]:
         """The token ids of a document."""
+        if len(text) > _LONG_DOCUMENT:
+            # a tokenizer cannot be given it in pieces: where they meet, other tokens may come out
+            logger.warning(
+                "a document of %s characters becomes tokens as a whole: a second each half million",
+                f"{len(text):,}",
+            )
         return self._encode(text) + self._closing
 
     def _encode(self, text: str) -> list[int]:

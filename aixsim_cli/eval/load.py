@@ -43,6 +43,15 @@ class LanguageModel:
     transform: str | None
 
     @property
+    def positions(self) -> int | None:
+        """The longest sequence it can read; None = no limit that its config knows of."""
+        if not isinstance(self.module, PreTrainedModel):
+            return self.seq_len
+        config: Any = self.module.config.get_text_config()
+        known = getattr(config, "max_position_embeddings", None)
+        return known if isinstance(known, int) and known > 0 else None
+
+    @property
     def logits(self) -> Callable[[Tensor], Tensor]:
         """Tokens (B, L) int64 -> logits (B, L, vocabulary)."""
         if isinstance(self.module, PreTrainedModel):

@@ -38,7 +38,16 @@ class Text:
     part: Literal["train", "heldout"] = "heldout"
 
     def windows(self, model: LanguageModel) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels), int64 (seq_len,) each."""
+        """(inputs, labels), int64 (seq_len,) each.
+
+        Raises:
+            UserError: the windows are longer than the model can read, or the text cannot be read.
+        """
+        if self.seq_len is not None and self.seq_len > (model.positions or self.seq_len):
+            raise UserError(
+                f"--seq-len: got {self.seq_len}; expected at most {model.positions}, the positions "
+                "that the model has"
+            )
         rows = cast(Iterable[dict[str, Any]], open_source(self.dataset, self.path, self.part))
         texts = (row["text"] for row in rows)
         return heldout_windows(texts, model.tokenizer, self.seq_len or model.seq_len)

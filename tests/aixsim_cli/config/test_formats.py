@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aixsim_cli.config.load import load_yaml
@@ -150,6 +150,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_what_is_written_reads_back_to_the_same(value):
     from aixsim_cli.config.formats import dump_yaml, parse_yaml

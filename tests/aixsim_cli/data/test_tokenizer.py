@@ -239,3 +239,13 @@ def test_tokenizer_without_end_of_text_is_refused(tmp_path, byte_tokenizer):
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match=r"expected 'eos_token' in tokenizer_config\.json"):
         DocumentEncoder(_titan_tokenizer(tmp_path))
+
+
+def test_a_document_that_takes_long_is_said(byte_tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr(module, "_LONG_DOCUMENT", 100)
+    encode = DocumentEncoder(byte_tokenizer)
+    assert len(encode("x" * 100)) == 101 and not caplog.messages
+    assert len(encode("x" * 1001)) == 1002
+    assert caplog.messages == [
+        "a document of 1,001 characters becomes tokens as a whole: a second each half million"
+    ]

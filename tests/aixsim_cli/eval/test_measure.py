@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -275,3 +276,21 @@ def test_lm_evals_own_command_calibrates(clean, coarse):
 )
 def test_lm_eval_mistakes(aixsim, clean, flags, message):
     assert message in aixsim("eval", "lm-eval", clean, *flags, code=2).stderr
+
+
+@pytest.mark.parametrize("length", [33, 10**12])
+def test_windows_longer_than_the_model_reads_are_refused(clean, length):
+    with pytest.raises(UserError, match=rf"--seq-len: got {length}; expected at most 32, the pos"):
+        measure(clean, replace(TEXT, seq_len=length), Calibration(1, None))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tasks", ","], "--tasks: got ','; expected names"),
+        (["--tasks", "x", "--limit", "0"], "--limit: got 0.0; expected more than 0"),
+    ],
+)
+def test_what_would_score_nothing_is_refused(clean, options, said):
+    done = CliRunner().invoke(app, ["eval", "lm-eval", clean, *options])
+    assert isinstance(done.exception, UserError) and said in str(done.exception)
