@@ -2,7 +2,7 @@
 
 The forward of a simulated module is a pure function of its inputs, weights, ranges and noise key.
 It only records what it saw; `TransformState.end_step` turns the records of all modules and ranks
-into new ranges, once an optimizer step. Every tensor here is updated in place: trainers cache the
+into new ranges, once an optimizer step. Every buffer here is updated in place: trainers cache the
 state dict, and a rebound buffer would be saved stale.
 """
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from aixsim_kernels import empty_ranges, merge_observed, update_ranges
 from torch import Tensor, nn
 
+from aixsim_cli.transforms.calls import Calls, noise_key
 from aixsim_cli.transforms.protocol import Lora
 
 
@@ -31,18 +32,18 @@ def noise_stream(seed: int, name: str) -> int:
 
 
 class SimulatedModule(nn.Module):
-    """Mixin of every module that simulates hardware: ranges, their record, and a noise key.
+    """Mixin of every module that simulates hardware: ranges, their record, and noise.
 
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
         observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
-        noise_key: int64 scalar, changes with every call of the model. Not saved.
+        noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
     ranges: Tensor
     observed: Tensor
-    noise_key: Tensor
+    noise_stream: Tensor
     # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
     stores_transposed: bool = False
 
@@ -72,8 +73,21 @@ class SimulatedModule(nn.Module):
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
         )
         self.register_buffer("observed", empty_ranges(n_ranges, device=device), persistent=False)
-        key = torch.full((), stream, dtype=torch.int64, device=device)
-        self.register_buffer("noise_key", key, persistent=False)
+        self.register_buffer(
+            "noise_stream",
+            torch.full((), stream, dtype=torch.int64, device=device),
+            persistent=False,
+        )
+        # the model's, once it is part of one
+        self.calls = Calls()
+
+    @property
+    def noise_key(self) -> Tensor:
+        """Selects the noise of this call of the model, also where the call is recomputed.
+
+        int64, 0-d, on the module's device, a tensor of its own every time.
+        """
+        return noise_key(self.noise_stream, self.calls)
 
     @torch.no_grad()
     def reset_state(self) -> None:
@@ -84,9 +98,9 @@ class SimulatedModule(nn.Module):
 
     @torch.no_grad()
     def reset_record(self) -> None:
-        """Forget what was observed and rewind the noise; the ranges stay."""
+        """Forget what was observed; the ranges stay."""
         self.observed.copy_(empty_ranges(len(self.observed), device=self.observed.device))
-        self.noise_key.fill_(self.stream)
+        self.noise_stream.fill_(self.stream)
 
     def record(self, observed: Tensor) -> None:
         """Merge a call's extremes (n, 2) into the step's; in evaluation nothing is recorded."""
@@ -120,9 +134,9 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
-        streams = [module.stream for module in modules.values()]
-        # on a real device even where the model is being built on meta
-        self._streams = torch.tensor(streams, dtype=torch.int64, device="cpu")
+        self.calls = Calls()
+        for module in modules.values():
+            module.calls = self.calls
 
     def reset(self) -> None:
         """Reset every module's state (ranges unset, nothing observed)."""
@@ -138,19 +152,18 @@ class TransformState:
         """
         self.step, self.rank, self.call = step, rank, 0
 
-    @torch.no_grad()
+    # a call's counters are no business of a compiler, which would compile anew for each
+    @torch.compiler.disable
     def next_call(self) -> None:
-        """Give every module a new noise key, a hash of (its stream, step, call, rank)."""
+        """Begin a call: new noise for every module, by a hash of (step, call, rank).
+
+        Raises:
+            RunError: the whole model is recomputed, and nothing tells which call it was.
+        """
         counters = struct.pack("<qqq", self.step, self.call, self.rank)
         digest = hashlib.blake2b(counters, digest_size=8).digest()
-        self.call += 1
-        if not self.modules:
-            return
-        keys = [module.noise_key for module in self.modules.values()]
-        if self._streams.device != keys[0].device:
-            self._streams = self._streams.to(keys[0].device)
-        new = self._streams ^ struct.unpack("<q", digest)[0]
-        _copy_all(keys, list(new.unbind()))
+        if self.calls.begin(struct.unpack("<q", digest)[0]):
+            self.call += 1
 
     @torch.no_grad()
     def end_step(self) -> None:

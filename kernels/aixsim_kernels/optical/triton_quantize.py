@@ -184,9 +184,9 @@ def _settle_kernel(partial_ptr, ranges_ptr, observed_ptr, used_ptr, index, n, BL
         mask = offsets < n
         low = tl.minimum(low, tl.load(partial_ptr + 2 * offsets, mask, other=float("inf")))
         high = tl.maximum(high, tl.load(partial_ptr + 2 * offsets + 1, mask, other=float("-inf")))
-    lo: Any = tl.min(low, 0)
-    hi: Any = tl.max(high, 0)
-    is_finite = (lo > float("-inf")) & (hi < float("inf"))
+    lo = tl.min(low, 0)
+    hi = tl.max(high, 0)
+    is_finite = (lo > float("-inf")) & (hi < float("inf"))  # pyright: ignore[reportOperatorIssue]
     lo = tl.where(is_finite, lo, float("inf"))
     hi = tl.where(is_finite, hi, float("-inf"))
     tl.store(observed_ptr + 2 * index, lo)

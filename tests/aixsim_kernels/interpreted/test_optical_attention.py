@@ -100,13 +100,14 @@ def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
 
 
 def gradients(run, inputs, mask, how, dtype):
-    """The kernel's gradients, and the reference's."""
+    """The kernel's gradients of q, k, v and an additive mask, and the reference's."""
+    wants_mask = mask is not None and mask.dtype != torch.bool
     out, _, _, used, rows, smooth = run(kernel.forward, *inputs, mask, SET, KEY, how, dtype)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (*inputs, mask, used, KEY)
     return (
-        run(kernel.backward, grad, *saved, rows, smooth, how),
-        reference.backward(grad, *saved, how),
+        run(kernel.backward, grad, *saved, rows, smooth, how, wants_mask),
+        reference.backward(grad, *saved, how, wants_mask),
     )
 
 
@@ -120,12 +121,26 @@ def test_gradients(run, shape, mask, changes):
         assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("own", "queries", "keys"), [((1, 2, 33, 18), 33, 18), ((2, 1, 1, 18), 33, 18), ((9, 1), 9, 34)]
+)
+def test_gradient_of_a_mask_in_its_own_shape(run, own, queries, keys):
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.randn(own, generator=generator)
+    mask.masked_fill_(torch.rand(own, generator=generator) < 0.1, -float("inf"))
+    inputs = operands(2, 2, 1, queries, keys, 16, 12)
+    mine, theirs = gradients(run, inputs, mask, settings(16), torch.float32)
+    assert mine[3].shape == theirs[3].shape == mask.shape
+    assert torch.allclose(mine[3], theirs[3], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rowmax", [False, True])
 def test_gradients_of_16_bits(run, dtype, rowmax):
     inputs = operands(1, 4, 2, 40, 40, 32, 32, DTYPES[dtype])
     how = settings(32, rowmax=rowmax)
-    for mine, theirs in zip(*gradients(run, inputs, None, how, DTYPES[dtype]), strict=True):
+    of = gradients(run, inputs, None, how, DTYPES[dtype])
+    for mine, theirs in zip(*(each[:3] for each in of), strict=True):
         assert mine.dtype == theirs.dtype == DTYPES[dtype]
         difference = (mine.float() - theirs.float()).norm() / theirs.float().norm()
         assert difference < (1e-2 if dtype == "bfloat16" else 2e-3)
@@ -158,7 +173,7 @@ def test_nothing_at_all(run, which):
     assert out.shape == inputs[0].shape and not out.any()
     assert kept == 0
     assert torch.equal(observed[2], empty_ranges(1)[0])
-    grads = run(kernel.backward, out, *inputs, None, used, KEY, rows, smooth, how)
+    grads = run(kernel.backward, out, *inputs, None, used, KEY, rows, smooth, how, False)
     assert all(not g.any() for g in grads)
 
 

@@ -22,7 +22,11 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.optical.attention.reference import Settings
-from aixsim_kernels.optical.attention.triton_backward import key_grad_pass, query_grad_pass
+from aixsim_kernels.optical.attention.triton_backward import (
+    key_grad_pass,
+    mask_grad_pass,
+    query_grad_pass,
+)
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_quantize import extremes, operand, operand_type, settle
@@ -92,7 +96,8 @@ def backward(
     rows: Tensor,
     smooth: Tensor,
     settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
+    wants_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `reference.backward`; rows and smooth as the forward left them."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     kind = operand_type({q.dtype, k.dtype, v.dtype}, settings.levels)
@@ -113,7 +118,32 @@ def backward(
     for programs, tile, kernel, own in passes:
         if programs:
             kernel[(programs,)](*tensors, *own, *where, **_arguments(q, k, v, mask, settings, tile))
-    return dq, dk, dv
+    grad_mask = q.new_empty(0, dtype=torch.float32)
+    if mask is not None and wants_mask:
+        arguments = _arguments(q, k, v, mask, settings, tiles.key_grad)
+        grad_mask = _mask_grad(mask, q, tiles.key_grad, (*tensors,), where, arguments)
+    return dq, dk, dv, grad_mask
+
+
+def _mask_grad(
+    mask: Tensor, q: Tensor, tile: AttentionTile, tensors: tuple, where: tuple, arguments: dict
+) -> Tensor:
+    """Gradient of the mask, in its own shape: tiles that share its elements are summed in turn."""
+    batches, heads, rows, columns = shape = (1,) * (4 - mask.dim()) + mask.shape
+    out = torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device)
+    programs = batches * heads * triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
+    if q.numel() and programs:
+        launch: Any = mask_grad_pass[(programs,)]
+        ones = zip(("ONE_BATCH", "ONE_HEAD", "ONE_ROW", "ONE_COLUMN"), shape, strict=True)
+        launch(
+            *tensors,
+            out,
+            *where,
+            q.shape[0],
+            **{name: size == 1 for name, size in ones},
+            **arguments,
+        )
+    return out
 
 
 def _programs(x: Tensor, height: int) -> int:

@@ -33,7 +33,8 @@ def optical_attention(
     The detector reads the unscaled q k^T; softmax is digital float32; the probabilities are
     quantised and drive the second matmul. Memory is O(B H L D): no (B, H, M, L) tensor is held.
 
-    Gradients are straight-through as in `optical_linear`; the mask gets none.
+    Gradients are straight-through as in `optical_linear`. An additive mask gets the gradient of the
+    scores it is added to, summed over what it is broadcast over; 0 where it shuts.
 
     Args:
         q: (B, H, M, D), float32, bfloat16 or float16, any strides.
@@ -160,19 +161,23 @@ def _backward(
     scale: float,
     is_causal: bool,
     rowmax: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    wants_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
     with torch.autocast(q.device.type, enabled=False):
         if smooth.numel():
             from aixsim_kernels.optical.attention import kernel
 
-            return kernel.backward(grad, q, k, v, mask, used, key, rows, smooth, settings)
-        return reference.backward(grad, q, k, v, mask, used, key, settings)
+            saved = (mask, used, key, rows, smooth)
+            return kernel.backward(grad, q, k, v, *saved, settings, wants_mask)
+        return reference.backward(grad, q, k, v, mask, used, key, settings, wants_mask)
 
 
 @_backward.register_fake
-def _(grad, q, k, v, *_):
-    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+def _(grad, q, k, v, mask, *rest):
+    wants_mask = rest[-1]
+    of_mask = mask.new_empty(mask.shape) if wants_mask else q.new_empty(0, dtype=torch.float32)
+    return *(t.new_empty(t.shape) for t in (q, k, v)), of_mask
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -186,8 +191,9 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, grad, *_):
-    grads = _backward(grad, *ctx.saved_tensors, *ctx.settings)
-    return *grads, *[None] * 12
+    wants_mask = ctx.needs_input_grad[3]
+    *grads, of_mask = _backward(grad, *ctx.saved_tensors, *ctx.settings, wants_mask)
+    return *grads, of_mask if wants_mask else None, *[None] * 11
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

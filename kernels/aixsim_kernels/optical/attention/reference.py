@@ -104,7 +104,8 @@ def backward(
     used: Tensor,
     key: Tensor,
     settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
+    wants_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Straight-through gradients; the probabilities are computed again with the same noise.
 
     The softmax's own gradient needs the probabilities before they were quantised, hence not
@@ -119,9 +120,11 @@ def backward(
         used: float32 (5, 2), the ranges that the forward used.
         key: as in the forward.
         settings: as in the forward.
+        wants_mask: whether the mask, an additive one, gets a gradient.
 
     Returns:
-        Gradients of q, k and v, of their shapes and types.
+        Gradients of q, k, v and mask, of their shapes and types; of the mask an empty one, (0,),
+        unless it is asked for.
     """
     scores, v_hat = _operands(q, k, v, mask, [used[0], used[1], used[3]], settings)
     score_grid = grid(used[2], settings.levels)
@@ -129,6 +132,7 @@ def backward(
     grad = grad.float().unflatten(1, scores.shape[1:3])
     grad_q, grad_k = torch.zeros_like(scores.q), torch.zeros_like(scores.k)
     grad_v = torch.zeros_like(v_hat)
+    grad_mask = q.new_zeros(_by_group(mask, scores) if wants_mask else 0, dtype=torch.float32)
     for block in scores.blocks():
         seen = (block.batch, block.heads, slice(block.keys))
         raw = scores.accumulate(block)
@@ -138,13 +142,19 @@ def backward(
         grad_v[seen] += modulated.flatten(2, 3).mT @ (g * peak).flatten(2, 3)
         p = weights.div_(total.clamp(min=1)).flatten(2, 3)
         ds = g.flatten(2, 3) @ v_hat[seen].mT
-        ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p).mul_(settings.scale)
+        ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p)
+        if wants_mask:
+            # added behind the scale
+            own = _part(grad_mask, block)
+            own += ds.unflatten(2, g.shape[2:4]).sum_to_size(own.shape)
+        ds.mul_(settings.scale)
         _rows(grad_q, block).copy_((ds @ scores.k[seen]).unflatten(2, g.shape[2:4]))
         grad_k[seen] += ds.mT @ _rows(scores.q, block).flatten(2, 3)
     return (
         mask_clipped_(grad_q.flatten(1, 2), q, used[0]).to(q.dtype),
         mask_clipped_(grad_k, k, used[1]).to(k.dtype),
         mask_clipped_(grad_v, v, used[3]).to(v.dtype),
+        grad_mask.view(mask.shape).to(mask.dtype) if mask is not None and wants_mask else grad_mask,
     )
 
 
@@ -174,6 +184,20 @@ def _noise_keys(scores: Scores, key: Tensor, settings: Settings, op: int) -> Ten
 def _rows(t: Tensor, block: Block) -> Tensor:
     """A block's part of a tensor (B, G, R, M, ...)."""
     return t[block.batch, block.heads, :, block.queries]
+
+
+def _by_group(mask: Tensor | None, scores: Scores) -> tuple[int, ...]:
+    """The mask's own shape, as five dimensions that broadcast to the scores'."""
+    assert mask is not None
+    batches, heads, queries, keys = (1,) * (4 - mask.dim()) + mask.shape
+    return batches, *(scores.shape[1:3] if heads > 1 else (1, 1)), queries, keys
+
+
+def _part(t: Tensor, block: Block) -> Tensor:
+    """A block's part of a tensor that broadcasts to the scores."""
+    whole = slice(None)
+    parts = (block.batch, block.heads, whole, block.queries, slice(block.keys))
+    return t[tuple(p if n > 1 else whole for p, n in zip(parts, t.shape, strict=True))]
 
 
 def _modulate(weights: Tensor, total: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:

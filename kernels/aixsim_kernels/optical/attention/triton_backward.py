@@ -1,4 +1,4 @@
-"""The two passes of the backward over the scores; `kernel.py` explains them."""
+"""The passes of the backward over the scores; `kernel.py` explains them."""
 
 import triton
 import triton.language as tl
@@ -183,3 +183,105 @@ def key_grad_pass(
     store_inside(grad_k, k_value_ptr, k_out_ptr, used_ptr + 2, kv_head * L, columns, L, D, BLOCK_D)
     grad_v *= 1.0 / (LEVELS - 1)
     store_inside(grad_v, v_value_ptr, v_out_ptr, used_ptr + 6, kv_head * L, columns, L, DV, BLOCK_V)
+
+
+@triton.jit(do_not_specialize=["seed"])
+def mask_grad_pass(
+    q_ptr,
+    q_sum_ptr,
+    k_ptr,
+    k_sum_ptr,
+    v_ptr,
+    mask_ptr,
+    peak_ptr,
+    total_ptr,
+    grad_ptr,
+    delta_ptr,
+    mask_out_ptr,
+    used_ptr,
+    key_ptr,
+    seed,
+    batches,
+    stride_b,
+    stride_h,
+    stride_m,
+    stride_l,
+    shut,
+    scale,
+    heads,
+    M,
+    L,
+    D,
+    DV,
+    ONE_BATCH: tl.constexpr,
+    ONE_HEAD: tl.constexpr,
+    ONE_ROW: tl.constexpr,
+    ONE_COLUMN: tl.constexpr,
+    REPEATS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    NOISE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    ROWMAX: tl.constexpr,
+    MASK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """A program makes a tile of the mask's gradient, from all tiles of scores it was added to."""
+    row_tiles, column_tiles = tl.cdiv(M, BLOCK_M), tl.cdiv(L, BLOCK_N)
+    # along each dimension how many places the mask has, and how many of the scores share one
+    own_columns = 1 if ONE_COLUMN else column_tiles
+    own_rows = 1 if ONE_ROW else row_tiles
+    own_heads = 1 if ONE_HEAD else heads
+    own_column = tl.program_id(0) % own_columns
+    own_row = tl.program_id(0) // own_columns % own_rows
+    own_head = tl.program_id(0) // own_columns // own_rows % own_heads
+    own_batch = tl.program_id(0) // own_columns // own_rows // own_heads
+    shared_columns = column_tiles if ONE_COLUMN else 1
+    shared_rows = row_tiles if ONE_ROW else 1
+    shared_heads = heads if ONE_HEAD else 1
+    shared = shared_columns * shared_rows * shared_heads * (batches if ONE_BATCH else 1)
+    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for i in range(shared):
+        # a dimension that is shared counts from 0, any other stays where the program is
+        batch = (own_batch + i // shared_columns // shared_rows // shared_heads).to(tl.int64)
+        head = own_head + i // shared_columns // shared_rows % shared_heads
+        rows = (own_row + i // shared_columns % shared_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
+        start = (own_column + i % shared_columns) * BLOCK_N
+        columns = start + tl.arange(0, BLOCK_N)
+        mask_offset = batch * stride_b + head * stride_h
+        kv_head = batch * (heads // REPEATS) + head // REPEATS
+        head += batch * heads
+        q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
+        g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
+        q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+        share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
+        delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)
+        keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+        sees, added = visible(
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
+        )
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
+        g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
+        acc += weights * share[:, None] * (dp + g_sum[:, None])
+    rows = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = own_column * BLOCK_N + tl.arange(0, BLOCK_N)
+    height, width = M, L
+    if ONE_ROW:
+        acc = tl.broadcast_to(tl.expand_dims(tl.sum(acc, 0), 0), (BLOCK_M, BLOCK_N))
+        height = 1
+    if ONE_COLUMN:
+        acc = tl.broadcast_to(tl.expand_dims(tl.sum(acc, 1), 1), (BLOCK_M, BLOCK_N))
+        width = 1
+    first = (own_batch * own_heads + own_head).to(tl.int64) * height
+    offsets = (first + rows[:, None]) * width + columns[None, :]
+    inside = (rows[:, None] < height) & (columns[None, :] < width)
+    tl.store(mask_out_ptr + offsets, acc.to(mask_out_ptr.dtype.element_ty), mask=inside)

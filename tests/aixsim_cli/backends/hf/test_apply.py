@@ -152,6 +152,31 @@ def test_gradient_checkpointing_recomputes_the_same(model, tokens):
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_one_backward_of_two_forwards_is_the_backward_of_each(model, tokens, reentrant):
+    state, _ = transform_hf_model(model.train(), transform())
+
+    def gradients(together):
+        model.zero_grad()
+        state.begin_step(1)
+        losses = []
+        for batch in (tokens, tokens.flip(1)):
+            losses.append(model(batch, labels=batch).loss)
+            if not together:
+                losses.pop().backward()
+        if together:
+            with torch.no_grad():
+                model(tokens)
+            sum(losses).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    expected = gradients(together=False)
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for ours, theirs in zip(gradients(together=True), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_plain_attention_of_a_config_without_attention(tokens):
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1,

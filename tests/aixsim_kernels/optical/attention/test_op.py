@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_attention
-from aixsim_kernels.optical.attention import scores
+from aixsim_kernels.optical.attention import reference, scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -311,6 +311,75 @@ def test_gradients_against_finite_differences():
         torch.testing.assert_close((grad * direction).sum(), slope, rtol=1e-3, atol=1e-3)
 
 
+def learned(shape, dtype=torch.float32):
+    """An additive mask that wants a gradient; a twentieth of it, spread about, shuts."""
+    generator = torch.Generator().manual_seed(11)
+    bias = torch.randn(shape, generator=generator)
+    shut = torch.rand(shape, generator=generator) < 0.05
+    return bias.masked_fill(shut, -math.inf).to(dtype).requires_grad_()
+
+
+BIASES = [(13, 13), (1, 4, 13, 13), (2, 4, 13, 13), (4, 1, 13), (2, 1, 1, 13), (1, 1, 13, 1), ()]
+
+
+@pytest.mark.parametrize("attention_range", MODES)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("shape", BIASES)
+def test_gradient_of_a_learned_mask(oracle, shape, is_causal, attention_range):
+    bias, args = learned(shape), tensors()
+    g = torch.randn(2, 4, 13, 8, generator=torch.Generator().manual_seed(5))
+    how = {"is_causal": is_causal, "attention_range": attention_range}
+    (ours,) = torch.autograd.grad(run(*args, bias, **how)[0], bias, g)
+    wide = bias.detach().double().requires_grad_()
+    out = straight_through(
+        oracle, *(t.double() for t in args), wide, RANGES, 256, 0.02004, 0.35, attention_range,
+        is_causal,
+    )  # fmt: skip
+    # a row that sees nothing has no softmax in the definition
+    (expected,) = torch.autograd.grad(out.nan_to_num(0), wide, g.double())
+    assert ours.shape == bias.shape and not ours[bias.isinf()].any()
+    torch.testing.assert_close(ours, expected.float().nan_to_num(0), rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", BIASES)
+def test_gradient_of_a_learned_mask_with_many_levels_is_the_digital_one(shape):
+    bias = learned(shape)
+    args = [t.requires_grad_() for t in (*tensors(), bias)]
+    g = torch.randn(2, 4, 13, 8, generator=torch.Generator().manual_seed(5))
+    fine = {"levels": 65536, "lut_min": 0.0, "noise": False, "is_causal": False}
+    ours = torch.autograd.grad(run(*args, empty_ranges(5), **fine)[0], args, g)
+    *wide, mask = (t.detach().double().requires_grad_() for t in args)
+    out = F.scaled_dot_product_attention(
+        *wide, mask.expand(2, 4, 13, 13), scale=0.35, enable_gqa=True
+    )
+    expected = torch.autograd.grad(out, [*wide, mask], g.double())
+    for name, a, e in zip(("q", "k", "v", "mask"), ours, expected, strict=True):
+        torch.testing.assert_close(a, e.float(), rtol=1e-3, atol=1e-3, msg=f"gradient of {name}")
+
+
+def test_gradient_of_a_learned_mask_in_16_bits_has_its_type():
+    q, k, v = tensors(dtype=torch.bfloat16)
+    bias = learned((1, 4, 13, 13), torch.bfloat16)
+    (grad,) = torch.autograd.grad(run(q, k, v, bias)[0].float().square().sum(), bias)
+    exact = learned((1, 4, 13, 13), torch.bfloat16).detach().float().requires_grad_()
+    full = run(q.float(), k.float(), v.float(), exact)[0].square().sum()
+    (expected,) = torch.autograd.grad(full, exact)
+    assert grad.dtype == torch.bfloat16
+    assert (grad.float() - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_mask_that_wants_no_gradient_costs_none(monkeypatch):
+    asked = []
+    backward = reference.backward
+    monkeypatch.setattr(
+        reference, "backward", lambda *args: asked.append(args[-1]) or backward(*args)
+    )
+    for mask in (None, padding_mask(13), learned((13, 13)).detach(), learned((13, 13))):
+        q, k, v = (t.requires_grad_() for t in tensors())
+        run(q, k, v, mask)[0].sum().backward()
+    assert asked == [False, False, False, True]
+
+
 @pytest.mark.parametrize("block", [1, 200, 1 << 22])
 @pytest.mark.parametrize("case", ["causal", "padding and causal", "additive"])
 def test_blocking_does_not_change_results(monkeypatch, block, case):
@@ -319,9 +388,13 @@ def test_blocking_does_not_change_results(monkeypatch, block, case):
         None if mask is None else F.pad(mask, (27, 0, 27 if mask.shape[-2] > 1 else 0, 0), value=1)
     )
     args = [t.requires_grad_() for t in tensors(h=6, g=2, m=40, n=40)]
+    if case == "additive":
+        # the clone: the case is another test's too
+        mask = mask.clone().requires_grad_()
+        args.append(mask)
 
     def everything():
-        out, *rest = run(*args, mask, is_causal=is_causal)
+        out, *rest = run(*args[:3], mask, is_causal=is_causal)
         return [out, *rest, *torch.autograd.grad(out.sum(), args)]
 
     expected = everything()
@@ -352,8 +425,11 @@ def test_recompute_under_checkpointing_is_exact():
         assert torch.equal(a, e)
 
 
-def test_compiles_in_one_graph():
+@pytest.mark.parametrize("shape", [None, (4, 13, 13)])
+def test_compiles_in_one_graph(shape):
     args = [t.requires_grad_() for t in tensors()]
+    if shape is not None:
+        args.append(learned(shape))
     compiled = torch.compile(lambda *a: run(*a), fullgraph=True, backend="aot_eager")
     for a, e in zip(compiled(*args), run(*args), strict=True):
         assert torch.equal(a, e)
@@ -403,11 +479,13 @@ def test_opcheck(dtype, case):
     mask, is_causal = CASES[case]
     q, k, v = (t.requires_grad_() for t in tensors(dtype=dtype))
     settings = (3, 256, 0.02, True, 0.35, is_causal, True)
+    if case == "additive":
+        mask = learned((1, 4, 13, 13))
     args = (q, k, v, mask, RANGES, KEY, *settings, None, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_attention, args)
     with torch.no_grad():
         left = torch.empty(0), torch.empty(0, dtype=dtype)
-        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *settings)
+        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *settings, case == "additive")
         torch.library.opcheck(torch.ops.aixsim.optical_attention_backward, args)
 
 
@@ -416,15 +494,17 @@ import resource, torch
 from aixsim_kernels import empty_ranges, optical_attention
 torch.set_num_threads(1)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-def step(length):
+def step(length, mask=None):
     q, k, v = (torch.randn(1, h, length, 16, requires_grad=True) for h in (2, 1, 1))
-    out, *_ = optical_attention(q, k, v, None, ranges, torch.tensor(1), stream=0, levels=256,
+    out, *_ = optical_attention(q, k, v, mask, ranges, torch.tensor(1), stream=0, levels=256,
         lut_min=0.02, noise=True, scale=0.25, is_causal=True, attention_range="rowmax")
     out.sum().backward()
 ranges = torch.tensor([[-4.0, 4.0], [-4.0, 4.0], [-40.0, 40.0], [-4.0, 4.0], [-4.0, 4.0]])
-step(256)
+bias = lambda length: torch.zeros(2, 1, length, requires_grad=True)
+step(256, bias(256))
 before = peak()
 step(8192)
+step(8192, bias(8192))
 print(peak() - before)
 """
 

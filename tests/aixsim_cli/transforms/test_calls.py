@@ -1,0 +1,380 @@
+"""What is recomputed in a backward draws the noise of its own call, whatever ran in between."""
+
+import copy
+import functools
+import pickle
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+from aixsim_kernels import uniform_noise
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from aixsim_cli.errors import RunError
+from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.protocol import Paradigm, Site, param
+from aixsim_cli.transforms.registry import PARADIGMS
+from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+
+WIDTH = 8
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return self.inner_attention(q, k, v, is_causal=True)[:, 0]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.out = Attention(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + torch.tanh(self.out(self.attention(x)))
+
+
+class Net(nn.Module):
+    """Blocks that `run(block, x)` runs."""
+
+    def __init__(self, n_blocks=2):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(n_blocks))
+        self.run = lambda block, x: block(x)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x
+
+
+def sites(n_blocks=2):
+    for i in range(n_blocks):
+        yield Site(f"blocks.{i}.attention", f"blocks.{i}.attention", "attention")
+        for name in (f"blocks.{i}.attention.qkv", f"blocks.{i}.out"):
+            yield Site(name, name, "linear")
+
+
+@dataclass(frozen=True)
+class DriftParams:
+    spread: float = param(0.1, "width of a weight's error")
+
+
+class DriftLinear(SimulatedModule, nn.Linear):
+    @classmethod
+    def from_linear(cls, linear, params, site):
+        module = cls.adopt(linear)
+        module.params = params
+        module.init_state(stream=noise_stream(0, site.hf_name), device=linear.weight.device)
+        return module
+
+    def forward(self, input):
+        error = uniform_noise(*self.weight.shape, self.noise_key, stream=0)
+        weight = self.weight * (1 + self.params.spread * error)
+        return nn.functional.linear(input, weight, self.bias)
+
+
+class Drift(Paradigm):
+    """A paradigm of somebody else."""
+
+    params = DriftParams
+    modules = {nn.Linear: DriftLinear.from_linear}  # noqa: RUF012
+
+
+OPTICAL = {"q_levels": 64}
+QUIET = OPTICAL | {"q_noise": False}
+FLIPS = {"x_p_frac": 0.1, "w_p_frac": 0.1, "x_zero_out_t": 2.0}
+
+
+def simulated(kind="optical", run=None, n_blocks=2):
+    """A model, and its state; its attention is optical, without noise where linears are not."""
+    torch.manual_seed(0)
+    net = Net(n_blocks)
+    if run is not None:
+        net.run = run
+    data = {"layer_name_to_config": {"default": OPTICAL}}
+    if kind != "optical":
+        layers = {"default": FLIPS if kind == "bitflip" else {"spread": 0.5}}
+        data = {
+            "transforms": [
+                {"transform": kind, "layer_name_to_config": layers},
+                {"use_regex": True, "layer_name_to_config": {r".*\.attention": QUIET}},
+            ]
+        }
+    state, _ = apply_transform(net, parse_transform(data, source="t.yaml"), list(sites(n_blocks)))
+    return net, state
+
+
+@pytest.fixture(autouse=True)
+def drift(monkeypatch):
+    monkeypatch.setitem(PARADIGMS, "drift", f"{__name__}:Drift")
+
+
+def inputs(n=2):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 4, WIDTH, generator=generator).requires_grad_() for _ in range(n)]
+
+
+def gradients(net):
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def one_by_one(kind="optical"):
+    """Gradients when the backward of a call follows its forward: the noise cannot be another's."""
+    net, state = simulated(kind)
+    state.begin_step(5)
+    for x in inputs():
+        net(x).square().sum().backward()
+    return gradients(net)
+
+
+def close(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        torch.testing.assert_close(mine[name], grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def saves_nothing():
+    return create_selective_checkpoint_contexts(
+        lambda ctx, op, *args, **kwargs: (
+            CheckpointPolicy.MUST_SAVE
+            if op is torch.ops.aten.mm.default
+            else CheckpointPolicy.PREFER_RECOMPUTE
+        )
+    )
+
+
+RUNS = {
+    "no checkpoints": None,
+    "not reentrant": functools.partial(checkpoint, use_reentrant=False),
+    "reentrant": functools.partial(checkpoint, use_reentrant=True),
+    "selective": functools.partial(checkpoint, use_reentrant=False, context_fn=saves_nothing),
+    "not reentrant, nested": lambda block, x: checkpoint(
+        lambda y: checkpoint(block, y, use_reentrant=False) * 1.0, x, use_reentrant=False
+    ),
+    "reentrant, nested": lambda block, x: checkpoint(
+        lambda y: checkpoint(block, y, use_reentrant=True) * 1.0, x, use_reentrant=True
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RUNS)
+@pytest.mark.parametrize("kind", ["optical", "bitflip", "drift"])
+def test_two_forwards_and_one_backward(kind, how):
+    net, state = simulated(kind, RUNS[how])
+    state.begin_step(5)
+    first, second = (net(x) for x in inputs())
+    (first.square().sum() + second.square().sum()).backward()
+    close(gradients(net), one_by_one(kind))
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_two_forwards_and_their_backwards_in_either_order(how):
+    expected = one_by_one()
+    for order in ((0, 1), (1, 0)):
+        net, state = simulated(run=RUNS[how])
+        state.begin_step(5)
+        losses = [net(x).square().sum() for x in inputs()]
+        for i in order:
+            losses[i].backward()
+        close(gradients(net), expected)
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_preference_loss_of_two_calls(how):
+    """As DPO has it: one number of both calls, and a frozen reference that draws noise too."""
+    found = []
+    for run in (None, RUNS[how]):
+        net, state = simulated(run=run)
+        reference, reference_state = simulated()
+        state.begin_step(5)
+        reference_state.begin_step(5)
+        chosen, rejected = inputs()
+        good, bad = net(chosen).sum((1, 2)), net(rejected).sum((1, 2))
+        with torch.no_grad():
+            margin = (reference(chosen) - reference(rejected)).sum((1, 2))
+        loss = -nn.functional.logsigmoid(good - bad - margin).mean()
+        if run is not None:
+            with torch.no_grad():
+                net(chosen)
+        loss.backward()
+        found.append(gradients(net))
+    close(*found)
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_a_look_without_gradients_between_forward_and_backward(how):
+    net, state = simulated(run=RUNS[how])
+    state.begin_step(5)
+    losses = []
+    for x in inputs():
+        losses.append(net(x).square().sum())
+        call = state.call
+        with torch.no_grad():
+            net(x)
+            net(2 * x)
+        # the next call of the comparison is the second
+        state.call = call
+    sum(losses).backward()
+    close(gradients(net), one_by_one())
+
+
+def test_recomputation_is_no_call():
+    net, state = simulated(run=RUNS["not reentrant"])
+    state.begin_step(5)
+    net(inputs(1)[0]).sum().backward()
+    assert state.call == 1
+    key = net.blocks[0].out.noise_key
+    assert torch.equal(key, net.blocks[0].out.noise_key)
+
+
+def test_a_whole_model_is_recomputed_with_its_own_noise():
+    net, state = simulated()
+    state.begin_step(5)
+    losses = [checkpoint(net, x, use_reentrant=False).square().sum() for x in inputs()]
+    sum(losses).backward()
+    close(gradients(net), one_by_one())
+    assert state.call == 2
+
+
+def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
+    net, state = simulated()
+    state.begin_step(5)
+    losses = [checkpoint(net, x, use_reentrant=True).square().sum() for x in inputs()]
+    with pytest.raises(RunError, match="expected use_reentrant=False, or checkpoints of the model"):
+        sum(losses).backward()
+
+
+def test_a_call_that_is_not_known_is_refused():
+    net, state = simulated()
+    x = inputs(1)[0]
+    loss = checkpoint(net.blocks[0], x, use_reentrant=False).square().sum()
+    state.begin_step(5)
+    net(x)
+    with pytest.raises(RunError, match="whose call is not known: it ran outside of the model"):
+        loss.backward()
+
+
+def test_graphs_of_several_threads_are_refused():
+    net, state = simulated(run=RUNS["not reentrant"])
+    state.begin_step(5)
+    losses = []
+    thread = threading.Thread(target=lambda: losses.append(net(inputs()[0]).sum()))
+    thread.start()
+    thread.join()
+    losses.append(net(inputs()[1]).sum())
+    with pytest.raises(RunError, match="several threads"):
+        sum(losses).backward()
+
+
+def test_a_failed_backward_leaves_nothing_behind():
+    net, state = simulated(run=RUNS["reentrant"])
+    expected = one_by_one()
+    state.begin_step(5)
+    x = inputs(1)[0]
+    failing = net(x)
+    failing.register_hook(lambda grad: None)
+
+    def fail(grad):
+        raise ValueError("fails")
+
+    x.register_hook(fail)
+    with pytest.raises(ValueError, match="fails"):
+        failing.sum().backward()
+    net.zero_grad()
+    state.begin_step(5)
+    sum(net(x).square().sum() for x in inputs()).backward()
+    close(gradients(net), expected)
+
+
+@pytest.mark.parametrize("how", ["no checkpoints", "not reentrant", "reentrant"])
+def test_compiled_blocks(how):
+    """A compiled block is compiled once, and asks for its call when it runs."""
+    net, state = simulated(run=RUNS[how], n_blocks=2)
+    for block in net.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    net(inputs(1)[0]).sum().backward()
+    with torch.no_grad():
+        net(inputs(1)[0])
+    net.zero_grad()
+    state.begin_step(5)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        sum([net(x).square().sum() for x in inputs()]).backward()
+        close(gradients(net), one_by_one())
+        with torch.no_grad():
+            assert not torch.equal(net(inputs()[0]), net(inputs()[0])), "a call draws new noise"
+
+
+def test_a_checkpoint_within_a_compiled_block():
+    net, state = simulated(n_blocks=1)
+    run = torch.compile(
+        lambda x: checkpoint(net.blocks[0], x, use_reentrant=False),
+        backend="aot_eager",
+        fullgraph=True,
+    )
+    plain, plain_state = simulated(n_blocks=1)
+    net.run, found = (lambda block, x: run(x)), []
+    for model, its_state in ((net, state), (plain, plain_state)):
+        its_state.begin_step(5)
+        sum(model(x).square().sum() for x in inputs()).backward()
+        found.append(gradients(model))
+    close(*found)
+
+
+def test_a_copy_has_calls_of_its_own():
+    net, state = simulated(run=RUNS["not reentrant"])
+    state.begin_step(5)
+    x = inputs(1)[0]
+    net(x)
+    for twin in (copy.deepcopy(net), pickled(net)):
+        calls = {module.calls for module in twin.transform_state.modules.values()}
+        assert calls == {twin.transform_state.calls} and state.calls not in calls
+        assert twin.transform_state.calls.number != state.calls.number
+        key = twin.blocks[0].out.noise_key
+        assert torch.equal(key, net.blocks[0].out.noise_key)
+        twin(x)
+        assert not torch.equal(key, twin.blocks[0].out.noise_key)
+        assert torch.equal(key, net.blocks[0].out.noise_key)
+
+
+def pickled(net):
+    net.run = None
+    twin = pickle.loads(pickle.dumps(net))
+    net.run = twin.run = RUNS["not reentrant"]
+    return twin
+
+
+def test_the_same_counters_draw_the_same_noise_after_a_recomputation():
+    net, state = simulated(run=RUNS["not reentrant"])
+    x = inputs(1)[0]
+    outs = []
+    for _ in range(2):
+        state.begin_step(7)
+        outs.append(net(x))
+        outs[-1].sum().backward()
+    assert torch.equal(*outs)
+    state.begin_step(8)
+    assert not torch.equal(outs[0], net(x))
+
+
+def test_the_operator_of_compiled_code():
+    net, state = simulated()
+    state.begin_step(1)
+    net(inputs(1)[0])
+    module = net.blocks[0].out
+    arguments = (module.noise_stream, state.calls.number)
+    torch.library.opcheck(torch.ops.aixsim.noise_key, arguments)
+    assert torch.equal(torch.ops.aixsim.noise_key(*arguments), module.noise_key)
+    assert torch.Tag.cudagraph_unsafe in torch.ops.aixsim.noise_key.default.tags
