@@ -23,6 +23,7 @@ from aixsim_cli.run.manifest import (
     is_complete,
     maker_of,
     read_manifest,
+    sync_folder,
     verify,
     write_manifest,
 )
@@ -221,6 +222,7 @@ def _put_in_place(home: Path, target: Path, maker: str, force: bool) -> None:
         raise UserError(
             f"{target}: appeared while it was being made ({error.strerror}); nothing was replaced"
         ) from None
+    sync_folder(target.parent)
 
 
 def _open_to_all(folder: Path) -> None:
@@ -256,6 +258,7 @@ def publish(folder: Path, leave_out: Iterable[str] = ()) -> None:
     write_manifest(folder / _STAGED, leave_out=leave_out)
     # from here on a kill delays, and changes nothing
     os.rename(folder / _STAGED, folder / _PUBLISHED)
+    sync_folder(folder)
     finish_publishing(folder, said=False)
 
 
