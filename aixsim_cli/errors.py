@@ -5,6 +5,7 @@ picks the exit code. Everything else that is raised is a bug or a failed run.
 """
 
 import difflib
+import pickle
 from collections.abc import Iterable
 
 # what one message may take, and how many of them and of the words that they offer are shown
@@ -42,6 +43,27 @@ class ConfigError(UserError):
 
 class RunError(_Told):
     """A run that started and failed for a reason that can be named (exit 1)."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library raised, in one line, without advice that would do harm.
+
+    Libraries recommend to run the code of a folder, or to read its pickles unsafely, whoever it is
+    of; that is said here as what it is.
+    """
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            "it needs Python code of its own, which was not run; --trust-remote-code runs it, if "
+            "you trust who wrote it"
+        )
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return (
+            "its weights are a pickle that is damaged or holds more than tensors, and nothing of "
+            "it was run; expected .safetensors files"
+        )
+    first = (text.strip().splitlines() or [""])[0]
+    return f"{first} ({type(error).__name__}; AIXSIM_DEBUG=1 shows the traceback)"
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

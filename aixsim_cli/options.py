@@ -13,6 +13,13 @@ TransformConfigPath = Annotated[
 NoTransform = Annotated[
     bool, typer.Option("--no-transform", help="Run the weights digitally, whatever they have.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that a model or tokenizer brings; never without this.",
+    ),
+]
 DTypeName = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
 ]

@@ -113,6 +113,24 @@ def test_nothing_unsafe(path):
             assert any(k.arg == "weights_only" for k in node.keywords)
 
 
+# the doors through which strangers' models and tokenizers come
+DOORS = {"aixsim_cli/data/tokenizer.py", "aixsim_cli/backends/hf/folder.py"}
+# builds what a config says, of the installed code or of what came with it
+BUILDERS = {"aixsim_cli/backends/hf/train.py", "aixsim_cli/commands/transforms.py"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_whether_code_of_strangers_runs_is_said_in_every_call(path):
+    # without a word transformers asks, and takes what stdin says for an answer
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in ("from_pretrained", "from_config"):
+            assert any(k.arg == "trust_remote_code" for k in node.keywords), f"line {node.lineno}"
+            allowed = DOORS if node.func.attr == "from_pretrained" else BUILDERS
+            assert ids(path) in allowed, f"line {node.lineno}: goes past the one door"
+
+
 @pytest.mark.parametrize(
     "path", [p for p in FILES if "transforms" in p.parts or "kernels" in p.parts[-4:]], ids=ids
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchtitan.models.llama3.model.args import TransformerModelArgs
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.backends.hf.folder import (
@@ -32,7 +32,7 @@ from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.agree import difference_in_step
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
 from aixsim_cli.config.load import Document
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
@@ -54,6 +54,7 @@ def titan_to_hf(
     form: Form = "aixsim",
     digital: bool = False,
     force: bool,
+    trust_remote_code: bool = False,
 ) -> float:
     """Write a torchtitan checkpoint as a Hugging Face folder.
 
@@ -66,6 +67,7 @@ def titan_to_hf(
         form: of the folder, see `backends/hf/folder.py`.
         digital: write the weights alone, without the hardware that they were trained on.
         force: replace a target that a conversion made, see `run/replace.py`.
+        trust_remote_code: run Python code that the tokenizer brings.
 
     Returns:
         The largest difference between the two models' logits on a few tokens, digital and
@@ -83,7 +85,8 @@ def titan_to_hf(
             raise UserError(
                 f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path"
             )
-        tokens = AutoTokenizer.from_pretrained(resolve_tokenizer(name))
+        tokens = load_tokenizer(resolve_tokenizer(name), trust_remote_code=trust_remote_code)
+        check_vocabulary(tokens, checkpoint.vocab_size, name)
         transform = trained_transform(checkpoint, source)
         model, args = as_hf_model(arch, flavor, checkpoint, tokens, transform)
         tokens.model_max_length = model.config.max_position_embeddings
@@ -138,7 +141,14 @@ def as_hf_model(
 
 
 def hf_to_titan(
-    arch: str, flavor: str, source: str, target: Path, *, digital: bool = False, force: bool
+    arch: str,
+    flavor: str,
+    source: str,
+    target: Path,
+    *,
+    digital: bool = False,
+    force: bool,
+    trust_remote_code: bool = False,
 ) -> float:
     """Write a Hugging Face model as a torchtitan checkpoint that `pretrain` can start from.
 
@@ -151,6 +161,7 @@ def hf_to_titan(
         target: a new folder, whole or not there at all.
         digital: as of `titan_to_hf`.
         force: as of `titan_to_hf`.
+        trust_remote_code: run Python code that the model brings.
 
     Returns:
         The largest difference between the two models' logits on a few tokens, digital and
@@ -163,7 +174,7 @@ def hf_to_titan(
     disable_progress_bar()
     local = Path(source) if Path(source).is_dir() else None
     with _target(target, local, force) as folder:
-        model = load_llama(source)
+        model = load_llama(source, trust_remote_code=trust_remote_code)
         args = model_args(arch, flavor, model.config.vocab_size)
         _check_config(model.config, args, source)
         adapter = StateDictAdapter(args)
@@ -171,7 +182,9 @@ def hf_to_titan(
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
-        simulated, _ = load_model(source, digital=digital, dtype=torch.float32)
+        simulated, _ = load_model(
+            source, digital=digital, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
         state_dict |= adapter.from_hf(ranges_of(simulated))
         check_shapes(meta_model(args), state_dict)
         dump_config(_config_of(arch, flavor, source, simulated), folder / CONFIG_FILE)
@@ -199,19 +212,39 @@ def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> P
     return build_config(Document(sections, source))
 
 
-def load_llama(source: str) -> LlamaForCausalLM:
+def load_llama(source: str, *, trust_remote_code: bool = False) -> LlamaForCausalLM:
     """A digital Llama from a folder or the hub, in float32.
+
+    Args:
+        source: folder or hub name.
+        trust_remote_code: run Python code that the model brings.
 
     Raises:
         UserError: it cannot be loaded, or is no Llama.
     """
-    model, _ = load_model(source, digital=True, dtype=torch.float32)
+    model, _ = load_model(
+        source, digital=True, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     if not isinstance(model, LlamaForCausalLM):
         raise UserError(f"{source}: got model_type {model.config.model_type}; expected llama")
     return model.eval()
 
 
 def _check_config(config: LlamaConfig, args: TransformerModelArgs, source: str) -> None:
+    sizes = {
+        "hidden_size": args.dim,
+        "num_hidden_layers": args.n_layers,
+        "num_attention_heads": args.n_heads,
+        "num_key_value_heads": args.n_kv_heads or args.n_heads,
+    }
+    other = [
+        f"{key}: got {getattr(config, key)}; this flavor has {size}"
+        for key, size in sizes.items()
+        if getattr(config, key) != size
+    ]
+    if other:
+        # what else differs follows from that
+        raise UserError(f"{source}/config.json: another flavor: {'; '.join(other)}")
     rope = dict(config.rope_parameters or {})
     scaled = args.rope_scaling_args.scaling_factor != 1.0
     expected = {"rope_type": "llama3" if scaled else "default", "rope_theta": args.rope_theta}

@@ -23,6 +23,7 @@ from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
 from aixsim_cli.transforms.config import require_paradigms
+from aixsim_cli.transforms.loaded import check_numbers
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
 
@@ -53,7 +54,8 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         digital: leave its config's transform out, whose paradigm then need not be installed.
 
     Raises:
-        UserError: a file is missing or damaged, or there is no Llama model in it.
+        UserError: a file is missing or damaged, there is no Llama model in it, or its weights are
+            not finite.
     """
     folder = Path(folder)
     verify_by_all_ranks(folder)
@@ -74,6 +76,7 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         ) from error
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
+    check_numbers(state_dict, str(folder))
     config_path = folder / CONFIG_FILE
     config = _read_config(config_path, digital) if config_path.is_file() else None
     return TitanCheckpoint(state_dict, config)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from aixsim_cli.options import TrustRemoteCode
+
 
 def convert_ckpt(
     model_arch: Annotated[str, typer.Argument(help="aixsim or llama3.")],
@@ -23,7 +25,8 @@ def convert_ckpt(
     no_transform: Annotated[
         bool, typer.Option(help="The weights alone, without the hardware they were trained on.")
     ] = False,
-    force: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a folder that convert-ckpt made.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Convert a checkpoint; the direction is read from SOURCE.
 
@@ -53,9 +56,16 @@ def convert_ckpt(
             form=form,
             digital=no_transform,
             force=force,
+            trust_remote_code=trust_remote_code,
         )
     else:
         difference = convert.hf_to_titan(
-            model_arch, model_flavor, source, target, digital=no_transform, force=force
+            model_arch,
+            model_flavor,
+            source,
+            target,
+            digital=no_transform,
+            force=force,
+            trust_remote_code=trust_remote_code,
         )
     typer.echo(f"{kind.value} {source} -> {target} (logits differ by at most {difference:.1e})")

@@ -1,6 +1,5 @@
 """`aixsim eval`: measure models, whatever their format."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath
+from aixsim_cli.commands.json_output import to_json
+from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath, TrustRemoteCode
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 
@@ -49,6 +49,7 @@ def ppl(
     no_transform: NoTransform = False,
     calibration_batches: CalibrationBatches = 8,
     calibration_path: CalibrationPath = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Perplexity on a dataset's held-out part: exp of the mean nats per token.
@@ -65,9 +66,10 @@ def ppl(
         transform_config=transform_config,
         no_transform=no_transform,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
-        typer.echo(json.dumps(record))
+        typer.echo(to_json(record))
         return
     name = Path(dataset_path).name if dataset_path else dataset
     typer.echo(
@@ -94,6 +96,7 @@ def compare(
     ] = False,
     calibration_batches: CalibrationBatches = 8,
     calibration_path: CalibrationPath = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the perplexities: file.png.")] = None,
 ) -> None:
@@ -128,12 +131,13 @@ def compare(
                     transform_config=path,
                     no_transform=digital,
                     dtype=dtype,
+                    trust_remote_code=trust_remote_code,
                 )
             )
             # the same tokens for all: windows as long as the first model's
             text = replace(text, seq_len=records[0]["seq_len"])
     if as_json:
-        typer.echo(json.dumps(records))
+        typer.echo(to_json(records))
     else:
         _print_table(records)
     if plot is not None:
@@ -162,6 +166,7 @@ def lm_eval(
     repeats: Annotated[int, typer.Option(min=1, help="Noise seeds; mean and deviation.")] = 1,
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Tasks of lm-eval (extra `eval`): its table, and its JSON with --output.
 
@@ -190,7 +195,7 @@ def lm_eval(
         raise UserError(f"--include-path: {include_path}: no such folder; expected task files")
     from aixsim_cli.eval.measure import load_for_generation
 
-    model = load_for_generation(source, transform_config, no_transform, dtype)
+    model = load_for_generation(source, transform_config, no_transform, dtype, trust_remote_code)
     found = harness.evaluate(
         model,
         names,
@@ -205,7 +210,7 @@ def lm_eval(
         output.mkdir(parents=True, exist_ok=True)
         path = output / "results.json"
         found |= {"source": source, "transform": model.transform}
-        path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+        path.write_text(to_json(found, indent=2, default=str) + "\n", encoding="utf-8")
         typer.echo(f"wrote {path}")
 
 
@@ -225,6 +230,11 @@ def _print_table(records: list[dict[str, Any]]) -> None:
             f"{record['tokens']:,}",
             f"{record['nll']:.5f}",
             f"{record['perplexity']:.4f}",
-            f"{record['nll'] / records[0]['nll'] - 1:+.2%}",
+            _change(record["nll"], records[0]["nll"]),
         )
     show(table)
+
+
+def _change(nll: float, first: float) -> str:
+    change = nll / first - 1 if first else math.nan
+    return f"{change:+.2%}" if math.isfinite(change) else "-"

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath
+from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath, TrustRemoteCode
 
 # below it the likeliest token is drawn anyway, until scores overflow in float32
 _LOWEST_TEMPERATURE = 1e-4
@@ -31,6 +31,7 @@ def generate_hf(
     dtype: DTypeName = "float32",
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the prompt and its continuation."""
     from aixsim_cli.errors import UserError
@@ -49,7 +50,7 @@ def generate_hf(
     from aixsim_cli.eval.generate import generate
     from aixsim_cli.eval.measure import load_for_generation
 
-    model = load_for_generation(source, transform_config, no_transform, dtype)
+    model = load_for_generation(source, transform_config, no_transform, dtype, trust_remote_code)
     sampling = _SAMPLING | given if sample else {}
     text = generate(
         model, prompt, max_new_tokens=max_new_tokens, do_sample=sample, seed=seed, **sampling

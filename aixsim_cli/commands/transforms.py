@@ -1,10 +1,10 @@
 """`aixsim transforms`: which paradigms exist, their parameters, and what a file does to a model."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from aixsim_cli.commands.json_output import to_json
 from aixsim_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def list_paradigms(as_json: AsJson = False) -> None:
 
     rows = describe_paradigms()
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(to_json(rows))
         return
     _print_table("paradigms", ("name", "simulates", "what", "from"), [row.values() for row in rows])
 
@@ -39,7 +39,7 @@ def show(
     rows = describe_params(get_paradigm(paradigm).params)
     lora = describe_params(Lora)
     if as_json:
-        typer.echo(json.dumps({"transform": paradigm, "parameters": rows, "lora": lora}))
+        typer.echo(to_json({"transform": paradigm, "parameters": rows, "lora": lora}))
         return
     columns = ("parameter", "type", "default", "unit", "meaning", "source")
     _print_table(f"transform: {paradigm}", columns, [row.values() for row in rows])
@@ -70,9 +70,7 @@ def check(
         report = _plan_titan(config, model_arch, str(flavor))
     rows = [_row(place) for place in report.simulated]
     if as_json:
-        typer.echo(
-            json.dumps({"simulated": rows, "digital": report.digital, "notes": report.notes})
-        )
+        typer.echo(to_json({"simulated": rows, "digital": report.digital, "notes": report.notes}))
         return
     columns = ("module", "kind", "transform", "pattern", "parameters", "lora")
     _print_table(f"{file} on {model or flavor}", columns, [_words(row) for row in rows])
@@ -99,22 +97,20 @@ def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
     import transformers
 
     from aixsim_cli.backends.hf.apply import hf_sites
+    from aixsim_cli.backends.hf.folder import load_config
     from aixsim_cli.source import check_hf_source
     from aixsim_cli.transforms.apply import plan_transform
 
     check_hf_source(source)
-    try:
-        settings: Any = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {source}: {str(error).splitlines()[0]}") from error
+    settings = load_config(source)
     # a simulated model's folder says so; the file at hand is what is asked about
     settings.__dict__.pop("quantization_config", None)
-    built = (settings.architectures or ["AutoModel"])[0]
+    built = getattr(transformers, (settings.architectures or [""])[0], None)
     with torch.device("meta"):
-        if hasattr(transformers, built) and built != "AutoModel":
-            model = getattr(transformers, built)(settings)
+        if isinstance(built, type) and issubclass(built, transformers.PreTrainedModel):
+            model: Any = built(settings)
         else:
-            model = transformers.AutoModel.from_config(settings)
+            model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
     return plan_transform(config, hf_sites(model))
 
 

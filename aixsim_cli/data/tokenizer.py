@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.data.cache import cache_folder
 from aixsim_cli.data.corpus import builtin_documents
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import UserError, reason_of
 
 BUILTIN = "builtin"
 END_OF_TEXT = "<|endoftext|>"
@@ -71,6 +72,52 @@ def vocab_size(path: str) -> int:
         UserError: as `resolve_tokenizer`, or the files are damaged.
     """
     return KNOWN_VOCAB_SIZES.get(path) or _count_tokens(resolve_tokenizer(path))
+
+
+def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A transformers tokenizer; everything that needs one loads it here.
+
+    Args:
+        source: folder or hub name.
+        trust_remote_code: run Python code that comes with it.
+        options: of `from_pretrained`: revision, token, cache_dir, ….
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    for name in _FILES:
+        if (Path(source) / name).is_file():
+            load_json_object(Path(source) / name)
+    try:
+        # False, not None: transformers would ask, and take what stdin says for an answer
+        return AutoTokenizer.from_pretrained(
+            str(source), trust_remote_code=bool(trust_remote_code), **options
+        )
+    except Exception as error:  # `tokenizers` raises no class of its own
+        raise UserError(
+            f"tokenizer {source}: cannot be loaded: {reason_of(error)}; expected tokenizer.json "
+            "and tokenizer_config.json, as `save_pretrained` of a fast tokenizer writes them"
+        ) from error
+
+
+def check_vocabulary(tokenizer: Any, rows: int, where: str | Path) -> None:
+    """See that a model knows every token of a tokenizer.
+
+    Args:
+        tokenizer: transformers tokenizer.
+        rows: of the model's embedding.
+        where: the tokenizer comes from, for the message.
+
+    Raises:
+        UserError: it has more tokens than the embedding has rows.
+    """
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"tokenizer {where}: has {len(tokenizer)} tokens, and the model an embedding of {rows};"
+            " expected the model's own tokenizer"
+        )
 
 
 class DocumentEncoder:

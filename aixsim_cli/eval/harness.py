@@ -55,7 +55,12 @@ class SimulatedLM(_HFLM):
     ) -> None:
         if isinstance(pretrained, str):
             device = _device(options.get("device"))
-            pretrained = load_for_generation(pretrained, transform_config, device=device)
+            pretrained = load_for_generation(
+                pretrained,
+                transform_config,
+                trust_remote_code=options.get("trust_remote_code") is True,
+                device=device,
+            )
         self.simulated = pretrained
         self.noise_seed = int(noise_seed)
         module: Any = pretrained.module

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.backends.hf.folder import load_model as load_hf_model
@@ -17,7 +17,7 @@ from aixsim_cli.backends.titan.model import build_model
 from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
 from aixsim_cli.checkpoint.dcp import read_checkpoint
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.source import SourceKind, find_source
 from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
@@ -65,6 +65,7 @@ def load_model(
     transform_config: str | None = None,
     no_transform: bool = False,
     dtype: str = "float32",
+    trust_remote_code: bool = False,
     device: str | None = None,
     for_generation: bool = False,
 ) -> LanguageModel:
@@ -75,6 +76,7 @@ def load_model(
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.
+        trust_remote_code: run Python code that the model or its tokenizer brings.
         device: to run on; None = the accelerator that is there, else the CPU.
         for_generation: as a transformers model whatever the source, for its `generate`.
 
@@ -86,9 +88,9 @@ def load_model(
     disable_progress_bar()
     chosen = _chosen_transform(transform_config, no_transform)
     if find_source(source) is SourceKind.TITAN:
-        loaded = _load_titan(Path(source), chosen, no_transform, for_generation)
+        loaded = _load_titan(Path(source), chosen, no_transform, trust_remote_code, for_generation)
     else:
-        loaded = _load_hf(source, chosen, no_transform, kind)
+        loaded = _load_hf(source, chosen, no_transform, trust_remote_code, kind)
     loaded.module.to(run_on)
     for parameter in loaded.module.parameters():
         # not module.to(dtype): torchtitan's rotary table is complex
@@ -105,7 +107,11 @@ def _chosen_transform(path: str | None, no_transform: bool) -> TransformConfig |
 
 
 def _load_titan(
-    folder: Path, chosen: TransformConfig | None, no_transform: bool, for_generation: bool
+    folder: Path,
+    chosen: TransformConfig | None,
+    no_transform: bool,
+    trust_remote_code: bool,
+    for_generation: bool,
 ) -> LanguageModel:
     # with other hardware, its own need not be installed
     own = not no_transform and chosen is None
@@ -117,7 +123,10 @@ def _load_titan(
             "aixsim convert-ckpt first"
         )
     transform = chosen or trained_transform(checkpoint, folder)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer(config.model.hf_assets_path))
+    # who made the checkpoint chose the tokenizer: it is trusted as little as the rest
+    name = config.model.hf_assets_path
+    tokenizer = load_tokenizer(resolve_tokenizer(name), trust_remote_code=trust_remote_code)
+    check_vocabulary(tokenizer, checkpoint.vocab_size, name)
     arch, flavor, seq_len = config.model.name, config.model.flavor, config.training.seq_len
     if for_generation:
         module, _ = as_hf_model(arch, flavor, checkpoint, tokenizer, transform)
@@ -128,13 +137,22 @@ def _load_titan(
 
 
 def _load_hf(
-    source: str, chosen: TransformConfig | None, no_transform: bool, dtype: torch.dtype
+    source: str,
+    chosen: TransformConfig | None,
+    no_transform: bool,
+    trust_remote_code: bool,
+    dtype: torch.dtype,
 ) -> LanguageModel:
-    model, _ = load_hf_model(source, transform=chosen, digital=no_transform, dtype=dtype)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: has no tokenizer: {str(error).splitlines()[0]}") from error
+    model, _ = load_hf_model(
+        source,
+        transform=chosen,
+        digital=no_transform,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    embedding: Any = model.get_input_embeddings()
+    check_vocabulary(tokenizer, embedding.weight.shape[0], source)
     seq_len = getattr(model.config, "max_position_embeddings", DEFAULT_SEQ_LEN)
     mapping = saved_transform(model)
     name = None if mapping is None else parse_transform(mapping, source=source).name

@@ -115,6 +115,7 @@ def measure(
     transform_config: str | None = None,
     no_transform: bool = False,
     dtype: str = "float32",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The perplexity of a model.
 
@@ -125,6 +126,7 @@ def measure(
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.
+        trust_remote_code: run Python code that the model or its tokenizer brings.
 
     Returns:
         source, dataset, transform (None = digital), transform_config, seq_len, dtype, calibrated,
@@ -134,7 +136,11 @@ def measure(
         UserError: the source, the transform or the text cannot be used.
     """
     model = load_model(
-        source, transform_config=transform_config, no_transform=no_transform, dtype=dtype
+        source,
+        transform_config=transform_config,
+        no_transform=no_transform,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
     )
     calibrated = set_ranges(model, text, calibration)
     result = perplexity(
@@ -159,6 +165,7 @@ def load_for_generation(
     transform_config: str | None = None,
     no_transform: bool = False,
     dtype: str = "float32",
+    trust_remote_code: bool = False,
     device: str | None = None,
 ) -> LanguageModel:
     """A transformers model to sample or to give to lm-eval; unset ranges come from builtin text.
@@ -168,6 +175,7 @@ def load_for_generation(
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.
+        trust_remote_code: run Python code that the model or its tokenizer brings.
         device: to run on; None = the accelerator that is there, else the CPU.
 
     Raises:
@@ -178,6 +186,7 @@ def load_for_generation(
         transform_config=transform_config,
         no_transform=no_transform,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         device=device,
         for_generation=True,
     )

@@ -1,5 +1,6 @@
 """Perplexity: the exponential of the mean negative log likelihood of a text's tokens."""
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.load import LanguageModel
+
+logger = logging.getLogger("aixsim")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """exp(nll)."""
-        return math.exp(self.nll)
+        """exp(nll); infinite beyond what a float holds."""
+        try:
+            return math.exp(self.nll)
+        except OverflowError:
+            return math.inf
 
 
 @torch.inference_mode()
@@ -63,6 +69,11 @@ def perplexity(
         tokens += labels.numel()
     if not tokens:
         raise UserError("nothing to score: the dataset's held-out part has fewer than two tokens")
+    if not math.isfinite(total):
+        logger.warning(
+            "the loss is not finite, though every weight is: numbers overflow in the forward; "
+            "--dtype float32 has the widest range"
+        )
     return Perplexity(tokens, total / tokens)
 
 

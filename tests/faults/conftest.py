@@ -132,3 +132,43 @@ def whole(config, tmp_path_factory):
     assert PLANTED not in said
     assert sorted(curve(folder)) == list(range(1, STEPS + 1))
     return folder
+
+
+@pytest.fixture(scope="package")
+def models(tmp_path_factory):
+    """Small whole models: `titan` (a step-N folder with its config), `digital` and `optical`."""
+    from aixsim_cli.backends.titan import device
+
+    device.prepare()
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from aixsim_cli.backends.hf.apply import transform_hf_model
+    from aixsim_cli.backends.hf.folder import write_model
+    from aixsim_cli.checkpoint.convert import hf_to_titan
+    from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size
+    from aixsim_cli.transforms.config import parse_transform
+
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    torch.manual_seed(0)
+    # what the flavor debug is
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size("builtin"), hidden_size=128, intermediate_size=512,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=0,
+        )
+    )  # fmt: skip
+    folders = {name: root / name for name in ("digital", "optical", "titan")}
+    write_model(model, folders["digital"])
+    tokenizer.save_pretrained(folders["digital"])
+    hf_to_titan("aixsim", "debug", str(folders["digital"]), folders["titan"], force=False)
+    data = {"transform": "optical", "layer_name_to_config": {"default": {}}}
+    state, _ = transform_hf_model(model, parse_transform(data, source="t.yaml"))
+    with torch.no_grad():
+        model.train()(torch.arange(64)[None])
+    state.end_step()
+    write_model(model.eval(), folders["optical"])
+    tokenizer.save_pretrained(folders["optical"])
+    return folders

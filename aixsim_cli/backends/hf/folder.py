@@ -16,6 +16,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.inspection import (
+    check_config,
+    check_fit,
+    check_weights,
+    libraries_told,
+    safetensors_types,
+)
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig
 from aixsim_cli.backends.hf.strict import make_strict
 from aixsim_cli.config.formats import dump_yaml
@@ -28,6 +35,7 @@ from aixsim_cli.transforms.config import (
     parse_transform,
     require_paradigms,
 )
+from aixsim_cli.transforms.loaded import check_numbers
 
 Form = Literal["aixsim", "strict", "plain"]
 TRANSFORM_FILE = "transform.yaml"
@@ -72,6 +80,7 @@ def load_model(
     *,
     transform: TransformConfig | None = None,
     digital: bool = False,
+    trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, bool]:
     """A causal language model with the transform it was saved with, another one, or none.
@@ -82,7 +91,8 @@ def load_model(
         source: folder or hub name.
         transform: to simulate instead of the source's own.
         digital: leave the transform out.
-        options: of `from_pretrained`: dtype, revision, token, trust_remote_code, ….
+        trust_remote_code: run Python code that the model brings.
+        options: of `from_pretrained`: dtype, revision, token, ….
 
     Returns:
         The model, and whether it came with ranges.
@@ -91,8 +101,10 @@ def load_model(
         UserError: it cannot be loaded.
         ConfigError: the transform does not fit.
     """
-    config = load_config(source, **options)
-    try:
+    config = load_config(source, trust_remote_code=trust_remote_code, **options)
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    with libraries_told(source):
         own = getattr(config, "quantization_config", None) or {}
         is_ours = own.get("quant_method") == METHOD
         if is_ours and (digital or transform is not None):
@@ -100,17 +112,17 @@ def load_model(
         elif is_ours:
             require_paradigms(own.get("transform"), source=source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, output_loading_info=True, **options
+            source,
+            config=config,
+            output_loading_info=True,
+            trust_remote_code=bool(trust_remote_code),
+            # told by `check_fit`, with both shapes
+            ignore_mismatched_sizes=True,
+            **options,
         )
         model, info = loaded
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_not_loaded(source, error)) from error
-    lost = sorted(info["missing_keys"])
-    if lost:
-        # transformers fills them with random numbers
-        raise UserError(
-            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole model"
-        )
+    check_fit(info, model.state_dict(), source)
+    check_numbers(dict(model.named_parameters()) | ranges_of(model), source)
     if is_ours or digital:
         return model, is_ours and not digital
     beside = _read_plain(Path(source)) if Path(source).is_dir() else None
@@ -126,21 +138,39 @@ def load_model(
     return model, beside is not None
 
 
-def load_config(source: str, **options: Any) -> Any:
-    """A model's config.json as transformers reads it.
+def load_config(source: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A model's config.json as transformers reads it; everything that needs one loads it here.
 
     Args:
         source: folder or hub name.
+        trust_remote_code: run Python code that the model brings.
         options: as of `load_model`.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or names code to be downloaded.
     """
-    shared = ("revision", "token", "trust_remote_code", "cache_dir")
-    try:
-        return AutoConfig.from_pretrained(source, **{k: options[k] for k in shared if k in options})
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_not_loaded(source, error)) from error
+    shared = {k: options[k] for k in ("revision", "token", "cache_dir") if k in options}
+    if Path(source).is_dir():
+        check_config(Path(source))
+    with libraries_told(source):
+        # False, not None: transformers would ask, and take what stdin says for an answer
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=bool(trust_remote_code), **shared
+        )
+    if not trust_remote_code:
+        _check_kernels(config, source)
+    return config
+
+
+def _check_kernels(config: Any, source: str) -> None:
+    """transformers downloads and runs attention kernels that a config names as owner/name."""
+    for key in ("_attn_implementation", "_experts_implementation"):
+        value = getattr(config, key, None)
+        if isinstance(value, str) and "/" in value:
+            raise UserError(
+                f"{source}/config.json: {key.removeprefix('_')}: got {value}, code on the hub that "
+                "would be run; expected none, or --trust-remote-code"
+            )
 
 
 def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -214,7 +244,10 @@ def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None
             raise UserError(
                 f"{path}: missing; expected {TRANSFORM_FILE} and {TRANSFORM_STATE_FILE}"
             )
-    return load_yaml(config).data, load_file(state)
+    safetensors_types(state)
+    ranges = load_file(state)
+    check_numbers(ranges, str(state))
+    return load_yaml(config).data, ranges
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -230,10 +263,3 @@ def _complete_config(path: Path) -> None:
         config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     config["torch_dtype"] = config.get("dtype") or str(torch.float32).removeprefix("torch.")
     _write_json(path, config)
-
-
-def _not_loaded(source: str, error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if Path(source).is_dir():
-        return f"{source}: cannot be loaded: {first}"
-    return f"{source}: no such folder, and not loaded from the hub: {first}"

@@ -124,8 +124,8 @@ class AixsimQuantizer(HfQuantizer):
         if saved is not None and saved != len(modules):
             raise UserError(
                 f"quantization_config: the model was saved with {saved} simulated modules, and "
-                f"this version of its code has {len(modules)}; expected the transformers version "
-                "that saved it"
+                f"what config.json describes now has {len(modules)}; expected its sizes and the "
+                "transformers version as they were when it was saved"
             )
         missing = []
         for name, module in modules.items():

@@ -12,7 +12,6 @@ import torch
 import transformers
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     default_data_collator,
     set_seed,
@@ -25,7 +24,7 @@ from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_step
 from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.save import save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_free_space, locked
@@ -185,20 +184,14 @@ def _tokenizer(arguments: Arguments) -> Any:
     name = model.tokenizer_name or model.model_name_or_path or model.config_name
     if model.tokenizer_name is not None:
         name = str(resolve_tokenizer(model.tokenizer_name))
-    try:
-        return AutoTokenizer.from_pretrained(
-            name,
-            cache_dir=model.cache_dir,
-            use_fast=model.use_fast_tokenizer,
-            token=model.token,
-            trust_remote_code=model.trust_remote_code,
-            revision=model.model_revision if model.tokenizer_name is None else "main",
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(
-            f"tokenizer {name}: cannot be loaded: {first}; expected --tokenizer_name"
-        ) from error
+    return load_tokenizer(
+        str(name),
+        trust_remote_code=model.trust_remote_code,
+        cache_dir=model.cache_dir,
+        use_fast=model.use_fast_tokenizer,
+        token=model.token,
+        revision=model.model_revision if model.tokenizer_name is None else "main",
+    )
 
 
 def _model(
@@ -258,7 +251,9 @@ def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
         delattr(config, "quantization_config")
     config.vocab_size = max(config.vocab_size, tokens)
     dtype = getattr(torch, arguments.dtype or "float32")
-    return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return AutoModelForCausalLM.from_config(
+        config, dtype=dtype, trust_remote_code=arguments.trust_remote_code
+    )
 
 
 def _block_size(arguments: Arguments, model: PreTrainedModel) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -124,15 +125,62 @@ def test_the_way_back_keeps_hardware_ranges_and_length(checkpoint, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def contents(root):
+    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
 def test_existing_target_is_kept_without_force(checkpoint, tmp_path):
     target = tmp_path / "hf"
-    target.mkdir()
-    (target / "mine.txt").write_text("precious")
+    to_hf(checkpoint[0], target)
+    before = contents(tmp_path)
     with pytest.raises(UserError, match="--force"):
         to_hf(checkpoint[0], target)
-    assert (target / "mine.txt").read_text() == "precious"
+    assert contents(tmp_path) == before
+    old = target.stat().st_ino
     to_hf(checkpoint[0], target, force=True)
-    assert (target / "config.json").is_file() and not (target / "mine.txt").exists()
+    assert target.stat().st_ino != old and contents(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_deleted_that_no_conversion_made(checkpoint, tmp_path, force):
+    run = tmp_path / "run"
+    source = run / "checkpoint" / "step-1"
+    source.parent.mkdir(parents=True)
+    shutil.move(checkpoint[0], source)
+    trained = shutil.copytree(source, run / "checkpoint" / "step-2")
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.txt").write_text("years")
+    to_hf(source, tmp_path / "hf")
+    before = contents(tmp_path)
+    for target in (run, source.parent, source, source / "hf", trained, thesis, tmp_path):
+        with pytest.raises(UserError, match="expected a new folder"):
+            to_hf(source, target, force=force)
+    for target in (tmp_path / "hf", tmp_path, tmp_path / "hf" / "titan", trained):
+        with pytest.raises(UserError, match="expected a new folder"):
+            convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), target, force=force)
+    assert contents(tmp_path) == before
+
+
+def test_a_target_in_the_way_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="was not made by convert-ckpt"):
+        to_hf(tmp_path / "no-such-source", tmp_path / "hf", force=True)
+
+
+def test_a_target_that_appears_during_the_conversion_is_kept(checkpoint, tmp_path, monkeypatch):
+    real = convert.write_model
+
+    def late(model, folder, form):
+        real(model, folder, form)
+        (tmp_path / "hf" / "mine").mkdir(parents=True)
+
+    monkeypatch.setattr(convert, "write_model", late)
+    with pytest.raises(UserError, match="was not made by"):
+        to_hf(checkpoint[0], tmp_path / "hf")
+    assert (tmp_path / "hf" / "mine").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "step-1"]
 
 
 def test_damaged_checkpoint(checkpoint, tmp_path):
@@ -172,6 +220,26 @@ def test_scaled_rope_is_refused(checkpoint, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"rope_type.*llama3"):
         convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), tmp_path / "back", force=False)
+
+
+def test_another_flavor_is_told_by_its_sizes(checkpoint, tmp_path):
+    to_hf(checkpoint[0], tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"rms_norm_eps": 1e-6}))
+    (tmp_path / "hf" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="hidden_size: got 128; this flavor has 384") as caught:
+        convert.hf_to_titan("aixsim", "60M", str(tmp_path / "hf"), tmp_path / "back", force=False)
+    assert "num_hidden_layers: got 2" in str(caught.value) and "norm" not in str(caught.value)
+
+
+def test_more_tokens_than_the_embedding_has_rows(checkpoint, tmp_path):
+    tokens = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    tokens.add_tokens(["<|one|>", "<|two|>"])
+    tokens.save_pretrained(tmp_path / "tokens")
+    with pytest.raises(UserError, match="has 4098 tokens, and the model an embedding of 4096"):
+        to_hf(checkpoint[0], tmp_path / "hf", tokenizer=str(tmp_path / "tokens"))
+    assert not (tmp_path / "hf").exists()
 
 
 def test_tokenizer_of_the_folder_is_the_trainings(checkpoint, tmp_path):

@@ -1,0 +1,207 @@
+"""What a model folder's files say, looked at before and after transformers loads them.
+
+transformers reads a damaged folder as far as it can, and what it then says names no file. Here
+each file is looked at first: the JSON, the index and the headers of the weights, no weight itself.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from aixsim_cli.backends.hf.quantizer import METHOD
+from aixsim_cli.config.json_object import load_json_object
+from aixsim_cli.errors import RunError, UserError, reason_of, shown
+
+_OBJECTS = ("config.json", "generation_config.json")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_POSITIVE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "n_embd",
+    "n_layer", "n_head",
+)  # fmt: skip
+# what a version of this package writes into `quantization_config`
+_OURS = {"quant_method", "schema_version", "transform", "modules", "dequantize"}
+
+
+@contextmanager
+def libraries_told(source: str) -> Iterator[None]:
+    """Make a user's error, with the source in it, of whatever a library raises in the block.
+
+    Raises:
+        UserError: of any exception but a run's, a want of memory, and the user's errors themselves.
+    """
+    try:
+        yield
+    except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers, safetensors and torch raise what they like
+        kind = "cannot be loaded"
+        if not Path(source).is_dir():
+            kind = "no such folder, and not loaded from the hub"
+        raise UserError(f"{source}: {kind}: {reason_of(error)}") from error
+
+
+def check_config(folder: Path) -> None:
+    """See that config.json and generation_config.json can be what they should be.
+
+    Raises:
+        UserError: naming file, key and value.
+    """
+    found = {
+        name: load_json_object(folder / name) for name in _OBJECTS if (folder / name).is_file()
+    }
+    config = found.get("config.json")
+    if config is None:
+        raise UserError(f"{folder}: has no config.json; expected a Hugging Face model folder")
+    path = folder / "config.json"
+    if not config:
+        raise UserError(f"{path}: is empty; expected a model's config")
+    for key in _POSITIVE:
+        value = config.get(key)
+        # a list has one for each layer
+        if value is None or isinstance(value, list | dict):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{path}: {key}: got {shown(value)}; expected an integer of at least 1")
+    _check_quantization(config.get("quantization_config"), path)
+
+
+def _check_quantization(section: Any, path: Path) -> None:
+    where = f"{path}: quantization_config"
+    if section is None:
+        return
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: got {shown(section)}; expected an object with quant_method")
+    method = section.get("quant_method")
+    if method != METHOD:
+        # transformers would load the stored numbers as they are, with a warning
+        if method not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+            known = ", ".join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))
+            raise UserError(f"{where}: quant_method: got {shown(method)}; expected one of: {known}")
+        return
+    unknown = sorted(section.keys() - _OURS)
+    if unknown:
+        raise UserError(
+            f"{where}: {unknown[0]}: unknown key; expected {', '.join(sorted(_OURS))}, or the "
+            "version of aixsim that wrote it"
+        )
+    if not isinstance(section.get("transform"), dict):
+        raise UserError(
+            f"{where}: transform: got {shown(section.get('transform'))}; expected an object"
+        )
+    modules = section.get("modules")
+    if modules is not None and (not isinstance(modules, int) or modules < 0):
+        raise UserError(f"{where}: modules: got {shown(modules)}; expected how many are simulated")
+
+
+def check_weights(folder: Path) -> None:
+    """See that the files of weights are all there, whole, and hold floating-point weights.
+
+    Raises:
+        UserError: naming the file, and the tensor where it is one.
+    """
+    names = [name for name in ("model.safetensors",) if (folder / name).is_file()]
+    listed: dict[str, str] = {}
+    for index in _INDEXES:
+        if (folder / index).is_file():
+            listed |= _index(folder / index)
+    names += [name for name in sorted(set(listed.values())) if name not in names]
+    quantized = (load_json_object(folder / "config.json").get("quantization_config") or {}).get(
+        "quant_method"
+    ) not in (None, METHOD)
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; the index of the weights names it")
+        if not name.endswith(".safetensors"):
+            continue
+        types = safetensors_types(folder / name)
+        lost = [tensor for tensor, file in listed.items() if file == name and tensor not in types]
+        if lost:
+            raise UserError(
+                f"{folder / name}: holds no {lost[0]}, which the index says is in it; expected "
+                "files and index of one save"
+            )
+        if not quantized:
+            _check_types(types, folder / name)
+
+
+def _index(path: Path) -> dict[str, str]:
+    weights = load_json_object(path).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+        raise UserError(f"{path}: weight_map: expected an object of tensor and file names")
+    for file in weights.values():
+        pure = PurePosixPath(file)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise UserError(
+                f"{path}: weight_map: got {shown(file)}, a file outside the folder; expected files in it"
+            )
+    return weights
+
+
+def safetensors_types(path: Path) -> dict[str, str]:
+    """Tensor name -> type ("F32", "I64", …) of a safetensors file; its header alone is read.
+
+    Raises:
+        UserError: it is cut, or no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors' own class, OSError, and more for a strange header
+        size = path.stat().st_size
+        raise UserError(
+            f"{path}: damaged: {size} bytes that are no whole safetensors file "
+            f"({reason_of(error)}); expected the file as it was saved"
+        ) from error
+
+
+def _check_types(types: dict[str, str], path: Path) -> None:
+    for name, kind in types.items():
+        # buffers may be integers; of a weight transformers would cast them without a word
+        if name.endswith((".weight", ".ranges")) and not kind.startswith(("F", "BF")):
+            raise UserError(
+                f"{path}: {name}: is stored as {kind}; expected floating-point numbers, or a "
+                "quantization_config in config.json that says how to read it"
+            )
+
+
+def check_fit(info: dict[str, Any], own: Iterable[str], source: str) -> None:
+    """See that the weights that were found are those of the model that config.json describes.
+
+    Args:
+        info: `output_loading_info` of `from_pretrained`.
+        own: names of the model's own tensors.
+        source: folder or hub name.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or is of a layer that the model lacks.
+    """
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"{source}: {name}: the file has the shape {tuple(stored)}, config.json asks for "
+            f"{tuple(expected)}; expected a config.json of the model's sizes"
+        )
+    lost = sorted(info["missing_keys"])
+    if lost:
+        # transformers fills them with random numbers
+        raise UserError(
+            f"{source}: lacks {len(lost)} weights: {', '.join(lost[:3])}, …; expected a whole "
+            "model, and a config.json of its sizes"
+        )
+    kinds = {_numberless(name) for name in own}
+    beyond = sorted(name for name in info["unexpected_keys"] if _numberless(name) in kinds)
+    if beyond:
+        raise UserError(
+            f"{source}: has {len(beyond)} weights of layers that config.json does not count: "
+            f"{', '.join(beyond[:3])}, …; expected its num_hidden_layers to be the model's"
+        )
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".#.", name)

@@ -1,0 +1,142 @@
+"""A stranger's checkpoint, model or tokenizer runs no code, whatever it asks and stdin says."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.main import app  # noqa: E402
+
+CODE = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+class Config(LlamaConfig):
+    model_type = "planted"
+class Model(LlamaForCausalLM):
+    config_class = Config
+class Tokens(PreTrainedTokenizerFast):
+    pass
+"""
+asked = []
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch):
+    """The file that planted code writes; whoever is asked for leave to run it says yes."""
+    asked.clear()
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    # what ran once stays imported, and its cache is shared
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    return tmp_path / "ran"
+
+
+def edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def plant(folder, mark, *kinds):
+    (folder / "planted.py").write_text(CODE.format(mark=str(mark)))
+    if "model" in kinds:
+        auto = {"AutoConfig": "planted.Config", "AutoModelForCausalLM": "planted.Model"}
+        edit(folder / "config.json", auto_map=auto, model_type="planted")
+    if "tokenizer" in kinds:
+        auto = {"AutoTokenizer": ["planted.Tokens", "planted.Tokens"]}
+        edit(folder / "tokenizer_config.json", auto_map=auto, tokenizer_class="Tokens")
+
+
+@pytest.fixture
+def planted(models, tmp_path, mark):
+    """Folders with code: in a model, in a tokenizer, in the tokenizer that a checkpoint names."""
+    folders = {}
+    for kind in ("model", "tokenizer"):
+        folders[kind] = tmp_path / kind
+        shutil.copytree(models["digital"], folders[kind], ignore=shutil.ignore_patterns("manif*"))
+        plant(folders[kind], mark, kind)
+    titan = shutil.copytree(models["titan"], tmp_path / "step-1")
+    (titan / "manifest.json").unlink()
+    config = yaml.safe_load((titan / "config.yaml").read_text())
+    config["model"]["hf_assets_path"] = str(folders["tokenizer"])
+    (titan / "config.yaml").write_text(yaml.safe_dump(config))
+    return folders | {"titan": titan, "good": models["titan"], "out": tmp_path / "out"}
+
+
+LAST = ("--num-batches", "1", "--batch-size", "1")
+COMMANDS = {
+    "ppl-model": ("eval", "ppl", "{model}", *LAST),
+    "ppl-tokenizer": ("eval", "ppl", "{tokenizer}", *LAST),
+    "ppl-titan": ("eval", "ppl", "{titan}", *LAST),
+    "compare": ("eval", "compare", "{tokenizer}", *LAST),
+    "lm-eval": ("eval", "lm-eval", "{model}", "--tasks", "wikitext"),
+    "generate": ("generate-hf", "{tokenizer}", "--prompt", "x", "--max-new-tokens", "1"),
+    "generate-titan": ("generate-hf", "{titan}", "--prompt", "x", "--max-new-tokens", "1"),
+    "convert": ("convert-ckpt", "aixsim", "debug", "{model}", "{out}"),
+    "convert-titan": ("convert-ckpt", "aixsim", "debug", "{titan}", "{out}"),
+    "convert-tokenizer": (
+        "convert-ckpt", "aixsim", "debug", "{good}", "{out}", "--tokenizer-path", "{tokenizer}",
+    ),
+    "check": ("transforms", "check", "configs/transforms/optical.yaml", "--model", "{model}"),
+    "continual": (
+        "continual-pretrain", "--model_name_or_path", "{model}", "--dataset_name", "builtin",
+        "--do_train", "--max_steps", "1", "--output_dir", "{out}", "--report_to", "none",
+        "--tokenizer_name", "{tokenizer}",
+    ),
+}  # fmt: skip
+
+
+def run(words, folders):
+    return CliRunner().invoke(app, [word.format(**folders) for word in words])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_runs_it_nor_asks(planted, mark, command):
+    done = run(COMMANDS[command], planted)
+    assert not mark.exists() and not asked
+    assert isinstance(done.exception, UserError), done.exception
+    assert "--trust-remote-code" in str(done.exception)
+    assert not planted["out"].exists()
+
+
+@pytest.mark.parametrize("command", ["ppl-tokenizer", "generate-titan", "convert-tokenizer"])
+def test_who_trusts_it_may_run_it(planted, mark, command):
+    done = run((*COMMANDS[command], "--trust-remote-code"), planted)
+    assert done.exit_code == 0 and mark.exists() and not asked, done.exception
+
+
+def test_code_beside_what_transformers_knows_itself_is_left_alone(planted, mark):
+    edit(planted["model"] / "config.json", model_type="llama")
+    edit(planted["tokenizer"] / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
+    for command in ("ppl-model", "ppl-tokenizer", "ppl-titan"):
+        done = run(COMMANDS[command], planted)
+        assert not mark.exists() and not asked
+        assert done.exit_code == 0 or isinstance(done.exception, UserError), done.exception
+
+
+def test_kernels_of_the_hub_are_code(planted, mark):
+    edit(planted["model"] / "config.json", model_type="llama", attn_implementation="evil/attention")
+    done = run(COMMANDS["ppl-model"], planted)
+    assert isinstance(done.exception, UserError)
+    assert "attn_implementation: got evil/attention" in str(done.exception)
+
+
+def test_a_config_names_no_callable_of_transformers(planted, mark):
+    edit(planted["model"] / "config.json", model_type="llama", architectures=["pipeline"])
+    done = run(COMMANDS["check"], planted)
+    assert done.exit_code == 0, done.exception
+
+
+def test_a_script_in_the_place_of_a_dataset_is_no_dataset(tmp_path, mark):
+    from datasets import load_dataset
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data.py").write_text(CODE.format(mark=str(mark)))
+    with pytest.raises(Exception, match="scripts are no longer supported"):
+        load_dataset(str(tmp_path / "data"))
+    assert not mark.exists()
