@@ -162,13 +162,17 @@ def lm_eval(
     ] = 8,
     dtype: DTypeName = "float32",
     output: Annotated[Path | None, typer.Option(help="Folder for results.json.")] = None,
-    include_path: Annotated[Path | None, typer.Option(help="Folder of task files.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of task files; they run code.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Noise seeds; mean and deviation.")] = 1,
     transform_config: TransformConfigPath = None,
     no_transform: NoTransform = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Tasks of lm-eval (extra `eval`): its table, and its JSON with --output.
+
+    A task file is a program: lm-eval runs its !function entries and its templates. Use your own.
 
     aixsim eval lm-eval -- ARGUMENTS hands everything to lm-eval's own command, which then knows
     the model type aixsim: -- run --model aixsim --model_args pretrained=DIR --tasks …

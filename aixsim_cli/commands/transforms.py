@@ -6,6 +6,7 @@ import typer
 
 from aixsim_cli.commands.json_output import to_json
 from aixsim_cli.errors import UserError
+from aixsim_cli.options import TrustRemoteCode
 
 if TYPE_CHECKING:
     from aixsim_cli.transforms.apply import TransformReport
@@ -56,6 +57,7 @@ def check(
         str | None, typer.Option(help="Against this Hugging Face folder or hub name.")
     ] = None,
     model_arch: Annotated[str, typer.Option(help="aixsim, or llama3: torchtitan's.")] = "aixsim",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """What a transform file would do to a model; no weight is read, nothing is trained."""
@@ -65,7 +67,7 @@ def check(
 
     config = parse_transform(load_transform_file(file), source=file)
     if model is not None:
-        report = _plan_hf(config, model)
+        report = _plan_hf(config, model, trust_remote_code)
     else:
         report = _plan_titan(config, model_arch, str(flavor))
     rows = [_row(place) for place in report.simulated]
@@ -92,7 +94,7 @@ def _plan_titan(config: "TransformConfig", arch: str, flavor: str) -> "Transform
     return plan_transform(config, titan_sites(meta_model(model_args(arch, flavor, 1))))
 
 
-def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
+def _plan_hf(config: "TransformConfig", source: str, trust_remote_code: bool) -> "TransformReport":
     import torch
     import transformers
 
@@ -102,7 +104,7 @@ def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
     from aixsim_cli.transforms.apply import plan_transform
 
     check_hf_source(source)
-    settings = load_config(source)
+    settings = load_config(source, trust_remote_code=trust_remote_code)
     # a simulated model's folder says so; the file at hand is what is asked about
     settings.__dict__.pop("quantization_config", None)
     built = getattr(transformers, (settings.architectures or [""])[0], None)
@@ -110,7 +112,9 @@ def _plan_hf(config: "TransformConfig", source: str) -> "TransformReport":
         if isinstance(built, type) and issubclass(built, transformers.PreTrainedModel):
             model: Any = built(settings)
         else:
-            model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
+            model = transformers.AutoModel.from_config(
+                settings, trust_remote_code=trust_remote_code
+            )
     return plan_transform(config, hf_sites(model))
 
 

@@ -18,6 +18,10 @@ MANIFEST_FILE = "manifest.json"
 # another program's, which never had a manifest
 SAVING_FILE = ".saving"
 _FORMAT = 1
+# the files that a model is read of
+_READ = (
+    "*.safetensors", "*.index.json", "config.json", "pytorch_model*.bin", "*.distcp", ".metadata",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
     """The digests of a complete folder's files, by relative name.
 
     Raises:
-        UserError: the manifest is missing, damaged, or names a file outside the folder.
+        UserError: the manifest is missing, damaged, lists nothing, or names a file outside the
+            folder.
     """
     path = Path(folder) / MANIFEST_FILE
     try:
@@ -120,12 +125,14 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
         raise UserError(
             f"{path}: {error.strerror}; expected a complete folder, whose last file it is"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: damaged: is not a manifest") from None
     if data.get("format") != _FORMAT:
         raise UserError(f"{path}: format: got {data.get('format')}; expected {_FORMAT}")
     if outside:
         raise UserError(f"{path}: damaged: names a file outside the folder: {outside[0]!r}")
+    if not files:
+        raise UserError(f"{path}: damaged: lists no file; expected those of a whole folder")
     return files
 
 
@@ -151,10 +158,18 @@ def verify(
         contents: False looks at sizes alone.
 
     Raises:
-        UserError: naming the first file that is missing, cut or changed.
+        UserError: naming the first file that is missing, cut or changed, or that a model would be
+            read of and that is not listed.
     """
     folder = Path(folder)
     files = read_manifest(folder)
+    for path in folder.iterdir():
+        # what nobody hashed is not whole, whatever else is
+        if path.name not in files and any(map(path.match, _READ)):
+            raise UserError(
+                f"{path}: not in {MANIFEST_FILE}; expected every file of the model to be listed "
+                f"(if it was put there on purpose, delete {MANIFEST_FILE})"
+            )
     for name in files if names is None else names:
         path, expected = folder / name, files[name]
         if not path.is_file():

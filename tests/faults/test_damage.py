@@ -38,6 +38,8 @@ from aixsim_cli.run.manifest import (  # noqa: E402
 )
 from aixsim_cli.source import find_source  # noqa: E402
 
+LISTS_NOTHING = '{"format": 1, "files": {}}'
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -94,11 +96,42 @@ def test_missing_file(copy, name):
         read_checkpoint(copy)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 1, "files": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 100_000, '{"format": 1}', '{"format": 1, "files": 3}', LISTS_NOTHING],
+)
 def test_damaged_manifest(copy, text):
     (copy / MANIFEST_FILE).write_text(text)
     with pytest.raises(UserError, match=r"manifest.json"):
         read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_file_that_the_manifest_does_not_list(copy, name):
+    manifest = json.loads((copy / MANIFEST_FILE).read_text())
+    del manifest["files"][name]
+    (copy / MANIFEST_FILE).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"{name}: not in manifest.json"):
+        read_checkpoint(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "more.safetensors"])
+def test_a_hugging_face_file_that_the_manifest_does_not_list(tmp_path, name):
+    (tmp_path / "model.safetensors").write_text("x")
+    write_manifest(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    verify(tmp_path)
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=f"{name}: not in manifest.json"):
+        verify(tmp_path)
+
+
+def test_weights_that_are_no_numbers(written, tmp_path):
+    weights = dict(written[0])
+    weights["norm.weight"] = weights["norm.weight"] * float("nan")
+    write_checkpoint(weights, tmp_path / "step-1")
+    with pytest.raises(UserError, match=r"norm\.weight: 128 of 128 weights are NaN or infinite"):
+        read_checkpoint(tmp_path / "step-1")
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/../../b"])

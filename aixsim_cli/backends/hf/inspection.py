@@ -61,7 +61,7 @@ def check_config(folder: Path) -> None:
         raise UserError(f"{folder}: has no config.json; expected a Hugging Face model folder")
     path = folder / "config.json"
     if not config:
-        raise UserError(f"{path}: is empty; expected a model's config")
+        raise UserError(f"{path}: cannot be loaded: is empty; expected a model's config")
     for key in _POSITIVE:
         value = config.get(key)
         # a list has one for each layer
@@ -139,7 +139,8 @@ def _index(path: Path) -> dict[str, str]:
         pure = PurePosixPath(file)
         if pure.is_absolute() or ".." in pure.parts:
             raise UserError(
-                f"{path}: weight_map: got {shown(file)}, a file outside the folder; expected files in it"
+                f"{path}: weight_map: got {shown(file)}, a file outside the folder; expected one "
+                "in it"
             )
     return weights
 

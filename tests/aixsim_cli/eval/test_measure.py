@@ -22,6 +22,7 @@ from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
 from aixsim_cli.eval.load import load_model  # noqa: E402
 from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
+from aixsim_cli.eval.perplexity import Perplexity, perplexity  # noqa: E402
 from aixsim_cli.main import app  # noqa: E402
 from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
@@ -39,6 +40,24 @@ def clean(tmp_path_factory):
     write_model(AutoModelForCausalLM.from_config(config), folder)
     AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize("nll", [float("nan"), float("inf"), 800.0])
+def test_what_is_not_finite_is_null_in_json_and_a_dash_in_the_table(clean, monkeypatch, nll):
+    monkeypatch.setattr("aixsim_cli.eval.measure.perplexity", lambda *_, **__: Perplexity(10, nll))
+    run = CliRunner()
+    done = run.invoke(app, ["eval", "ppl", clean, "--json"])
+    found = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(word))
+    assert found["perplexity"] is None and found["nll"] == (nll if math.isfinite(nll) else None)
+    done = run.invoke(app, ["eval", "compare", clean, clean])
+    assert done.exit_code == 0 and "nan%" not in done.stdout, done.stdout
+
+
+def test_a_loss_that_is_not_finite_is_told(clean, caplog):
+    model = load_model(clean)
+    model.module.lm_head.weight.data.fill_(3e38)
+    found = perplexity(model, TEXT.windows(model), batch_size=2, num_batches=1)
+    assert not math.isfinite(found.nll) and "the loss is not finite" in caplog.text
 
 
 @pytest.fixture(scope="module")

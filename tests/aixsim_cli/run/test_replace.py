@@ -14,6 +14,7 @@ from aixsim_cli.run import replace
 from aixsim_cli.run.manifest import verify, write_manifest
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
+from aixsim_cli.source import find_source
 
 
 def make(target, text="new", **options):
@@ -261,6 +262,9 @@ def test_a_kill_leaves_the_old_or_the_new_and_the_next_puts_it_in_order(made, ca
     assert (where / "weights").read_text() == ("new" if "rmtree" in call else "old")
     hint = replace.interrupted(made)
     assert (hint is not None) == between
+    if between:
+        with pytest.raises(UserError, match=r"hf: a conversion was killed .*\.hf\.aixsim/old"):
+            find_source(str(made))
     (made.parent / ".hf.other").mkdir()
     with pytest.raises(UserError, match="--force to replace it"):
         make(made)
