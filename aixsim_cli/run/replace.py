@@ -71,7 +71,8 @@ def new_folder(
 
 def interrupted(target: Path) -> str | None:
     """What a reader should know of a place that is empty because a process was killed."""
-    old = _home(target) / "old"
+    target = target.absolute()
+    old = _home(target) / "old" if target.name else target
     if old.is_dir() and not os.path.lexists(target):
         return (
             f"a conversion was killed while it replaced it: {old} is the folder as it was; the "

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -210,8 +211,13 @@ def test_a_place_without_a_name_of_its_own(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path / "here")
     before = tree(tmp_path)
     with pytest.raises(UserError):
-        make(type(tmp_path)(name), force=True)
+        make(Path(name), force=True)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "owner/name"])
+def test_a_place_that_nobody_wrote_is_not_interrupted(name):
+    assert replace.interrupted(Path(name)) is None
 
 
 def test_two_at_once(made):
