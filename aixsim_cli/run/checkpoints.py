@@ -124,6 +124,17 @@ class Checkpoints:
             hint = f"; the newest other checkpoint is step {others[0]}" if others else ""
             raise UserError(f"{error}{hint}") from None
 
+    def set_later_aside(self, step: int) -> None:
+        """Move the checkpoints after a step out of the way of a run that starts there; on rank 0.
+
+        Args:
+            step: that the run goes on from; -1 = it starts anew.
+        """
+        for later in self.steps():
+            if later > step:
+                folder = self.folder(later)
+                self.set_aside(folder, f"{folder}: the run starts before it")
+
     def set_aside(self, folder: Path, why: str) -> None:
         """Move a checkpoint out of the way, with a warning; nothing is deleted.
 

@@ -2,6 +2,7 @@
 
 import enum
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
 from aixsim_cli.run.manifest import is_complete
 from aixsim_cli.transforms.config import hardware_difference
 
+logger = logging.getLogger("aixsim")
 SETTINGS_FILE = "settings.json"
 # what shapes the training; where files lie, what is logged and how often is saved do not
 _TRAINING = (
@@ -75,11 +77,7 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     if found is not None:
         _check_files(found, arguments)
     if ranks.is_main():
-        begins = -1 if found is None else read_state(found).global_step
-        for step in checkpoints.steps():
-            folder = checkpoints.folder(step)
-            if step > begins and folder != found:
-                checkpoints.set_aside(folder, f"{folder}: the run starts before it")
+        checkpoints.set_later_aside(-1 if found is None else read_state(found).global_step)
     return found
 
 
@@ -94,14 +92,19 @@ def _refuse_a_used_folder(output: Path) -> None:
         )
 
 
-def _newest(checkpoints: Checkpoints) -> Path:
+def _newest(checkpoints: Checkpoints) -> Path | None:
+    began = ranks.from_main(bool(checkpoints.steps()))
     step = checkpoints.agree()
-    if step is None:
+    if step is not None:
+        return checkpoints.folder(step)
+    if not began:
         raise UserError(
-            f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N that is whole; "
-            "expected --resume_from_checkpoint false to start anew"
+            f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N; expected a run's "
+            "folder, or no such flag to start one"
         )
-    return checkpoints.folder(step)
+    # nothing but torn ones: the run was killed in its first save
+    logger.warning("%s: no checkpoint was saved to its end; the run starts anew", checkpoints.root)
+    return None
 
 
 def _check_files(folder: Path, arguments: Arguments) -> None:
