@@ -16,3 +16,6 @@ register_post_import_hook(
     "aixsim_cli.backends.hf.strict:register_model_type",
     "transformers.models.auto.configuration_auto",
 )
+register_post_import_hook(
+    "aixsim_cli.backends.hf.callback:register_callback", "transformers.trainer"
+)
