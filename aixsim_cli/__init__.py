@@ -13,6 +13,9 @@ register_post_import_hook(
     "aixsim_cli.backends.hf.quantizer:register_quantizer", "transformers.quantizers.auto"
 )
 register_post_import_hook(
+    "aixsim_cli.backends.hf.quantizer:register_guard", "transformers.modeling_utils"
+)
+register_post_import_hook(
     "aixsim_cli.backends.hf.strict:register_model_type",
     "transformers.models.auto.configuration_auto",
 )
