@@ -22,3 +22,7 @@ register_post_import_hook(
 register_post_import_hook(
     "aixsim_cli.backends.hf.callback:register_callback", "transformers.trainer"
 )
+register_post_import_hook(
+    "aixsim_cli.backends.hf.adapters:register_adapters", "peft.utils.save_and_load"
+)
+register_post_import_hook("aixsim_cli.backends.hf.adapters:register_hotswap", "peft.utils.hotswap")
