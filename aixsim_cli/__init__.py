@@ -13,6 +13,16 @@ register_post_import_hook(
     "aixsim_cli.backends.hf.quantizer:register_quantizer", "transformers.quantizers.auto"
 )
 register_post_import_hook(
+    "aixsim_cli.backends.hf.quantizer:register_guard", "transformers.modeling_utils"
+)
+register_post_import_hook(
     "aixsim_cli.backends.hf.strict:register_model_type",
     "transformers.models.auto.configuration_auto",
 )
+register_post_import_hook(
+    "aixsim_cli.backends.hf.callback:register_callback", "transformers.trainer"
+)
+register_post_import_hook(
+    "aixsim_cli.backends.hf.adapters:register_adapters", "peft.utils.save_and_load"
+)
+register_post_import_hook("aixsim_cli.backends.hf.adapters:register_hotswap", "peft.utils.hotswap")

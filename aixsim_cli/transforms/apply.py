@@ -1,10 +1,13 @@
 """Put a transform into a model: the only walk over modules, shared by both backends."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import regex
+import torch
 from torch import nn
 
 from aixsim_cli.errors import ConfigError, nearest
@@ -13,6 +16,7 @@ from aixsim_cli.transforms.patterns import quoted
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import SimulatedModule, TransformState
 
+logger = logging.getLogger("aixsim")
 # patterns that match nothing are named up to here, and counted from here
 _TOLD = 8
 
@@ -199,5 +203,25 @@ def _replace(model: nn.Module, place: Simulation) -> tuple[str, nn.Module]:
 
 
 def _fresh_noise(model: nn.Module, inputs: object) -> None:
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        _say_frozen()
+    else:
+        _next_call(model)
+
+
+@torch.compiler.assume_constant_result  # runs while it is traced
+def _say_frozen() -> bool:
+    logger.warning(
+        "the exported program draws the same noise in every call: what gives each call its own is "
+        "not part of it"
+    )
+    return True
+
+
+@torch.compiler.disable(reason="calls are counted outside graphs: compile without fullgraph=True")
+def _next_call(model: nn.Module) -> None:
     # through the model, not a closure: a copied model has a state of its own
-    model.transform_state.next_call()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    state: Any = model.transform_state
+    state.next_call()
+    if model.training and torch.is_grad_enabled():
+        state.watch.called()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
 from aixsim_cli.transforms.protocol import Lora
+from aixsim_cli.transforms.watch import StepWatch
 
 
 def noise_stream(seed: int, name: str) -> int:
@@ -134,6 +135,7 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
+        self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
         self.calls = Calls()
         for module in modules.values():
             module.calls = self.calls
@@ -172,6 +174,7 @@ class TransformState:
         `r <- smooth * r + (1 - smooth) * r_batch` (design of the Optical Transformer's
         simulation); a tensor that was not observed keeps its range.
         """
+        self.watch.moved()
         modules = [m for m in self.modules.values() if len(m.ranges)]
         if not modules:
             return

@@ -5,6 +5,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from aixsim_cli.backends.hf import attention
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig, AixsimQuantizer
 from aixsim_cli.backends.hf.sites import check_reach, hf_sites, out_of_reach
+from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.apply import TransformReport, apply_transform
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.state import TransformState
@@ -77,6 +79,7 @@ def simulate(
         attention.register()
         model.set_attn_implementation(attention.ATTENTION_NAME)
         _warn_of_dropout(model)
+        _guard_attention(model)
     _keep_ranks_apart(model, state)
     return state, report
 
@@ -113,12 +116,29 @@ def _as_linear(conv: Any) -> nn.Linear:
     return linear
 
 
+class _Shown(Tensor):
+    """A view of a parameter that writes through: `module.weight.data = …`, as PEFT merges."""
+
+    # as nn.Parameter has it: operations see and return plain tensors
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore
+
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.detach().as_subclass(Tensor)
+
+    @data.setter
+    @torch.no_grad()
+    def data(self, value: Tensor) -> None:
+        self.copy_(value)
+
+
 @cache
 def _transposed_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A linear class whose parameter is stored as (K, N) and read as (N, K)."""
 
     def weight(module: Any) -> Tensor:
-        return module._parameters["weight"].T
+        shown = module._parameters["weight"].T
+        return shown if torch.compiler.is_compiling() else shown.as_subclass(_Shown)
 
     shown = {"weight": property(weight), "shows_transposed": True}
     return type(f"Transposed{cls.__name__}", (cls,), shown)
@@ -131,6 +151,23 @@ def _keep_ranks_apart(model: Any, state: TransformState) -> None:
         for name, module in state.modules.items()
         for buffer in module._non_persistent_buffers_set
     ]
+
+
+def _guard_attention(model: PreTrainedModel) -> None:
+    """Refuse to run an attention past its simulation once its config names another function."""
+    for module in model.modules():
+        if hasattr(module, "inner_attention") and hasattr(module, "config"):
+            module.register_forward_pre_hook(_refuse_other_attention)
+
+
+def _refuse_other_attention(attention_module: Any, inputs: object) -> None:
+    used = attention_module.config._attn_implementation
+    if used != attention.ATTENTION_NAME:
+        raise UserError(
+            f"attn_implementation: got {used}, which would run {type(attention_module).__name__} "
+            f"digitally; expected `model.set_attn_implementation('{attention.ATTENTION_NAME}')`, "
+            "or a transform that leaves attention digital"
+        )
 
 
 def _warn_of_dropout(model: PreTrainedModel) -> None:

@@ -21,7 +21,11 @@ import aixsim_cli  # without this line the model loads without its hardware{loud
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
-```"""
+```
+
+Programs that load models themselves need that import too:
+`python -c "import aixsim_cli; from transformers.cli.transformers import main; main()" serve {name}`
+is `transformers serve`, and `aixsim eval lm-eval -- run …` is lm-eval."""
 
 
 def write_card(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+from wrapt import wrap_function_wrapper
 
 from aixsim_cli.errors import UserError
 
@@ -59,10 +60,12 @@ class AixsimConfig(QuantizationConfigMixin):
         self.dequantize = dequantize
         self.schema_version = schema_version
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
+        self._is_loading = False
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; its keys get sorted, and the first pattern that matches wins."""
-        return super().to_dict() | {"transform": _patterns(self.transform, as_list=True)}
+        fields = super().to_dict() | {"transform": _patterns(self.transform, as_list=True)}
+        return {k: v for k, v in fields.items() if not k.startswith("_")}
 
 
 class AixsimQuantizer(HfQuantizer):
@@ -84,11 +87,17 @@ class AixsimQuantizer(HfQuantizer):
         """`save_pretrained` writes weights and ranges."""
         return True
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Called last before the model is built, whose simulated modules then follow."""
+        config.quantization_config._is_loading = True
+        return config
+
     def _process_model_before_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
         from aixsim_cli.backends.hf.apply import finish_layout, simulate, tell
         from aixsim_cli.transforms.config import parse_transform
         from aixsim_cli.transforms.lora import add_lora
 
+        self.quantization_config._is_loading = model.config.quantization_config._is_loading = False
         # bfloat16 cannot hold 256 levels of an arbitrary range
         kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         model._keep_in_fp32_modules_strict = {*kept, "ranges"}
@@ -165,3 +174,31 @@ def register_quantizer(auto: ModuleType) -> None:
     """
     auto.register_quantization_config(METHOD)(AixsimConfig)
     auto.register_quantizer(METHOD)(AixsimQuantizer)
+
+
+def register_guard(modeling: ModuleType) -> None:
+    """Refuse to build a digital model under a config that describes simulated hardware.
+
+    Args:
+        modeling: the module `transformers.modeling_utils`.
+    """
+
+    def build(wrapped: Any, _: Any, args: Any, kwargs: Any) -> None:
+        config = args[0] if args else kwargs.get("config")
+        if _describes_hardware(config):
+            raise UserError(
+                f"{type(config).__name__}: quantization_config: got {METHOD}, and a model built "
+                "from a config alone would be digital under that name; expected `from_pretrained` "
+                "of the folder, or `del config.quantization_config` and `transform_hf_model` on "
+                "what is built"
+            )
+        wrapped(*args, **kwargs)
+
+    wrap_function_wrapper(modeling, "PreTrainedModel.__init__", build)
+
+
+def _describes_hardware(config: Any) -> bool:
+    section = getattr(config, "quantization_config", None)
+    fields = section if isinstance(section, Mapping) else vars(section) if section else {}
+    is_ours = fields.get("quant_method") == METHOD
+    return is_ours and not (fields.get("dequantize") or fields.get("_is_loading"))

@@ -1,5 +1,5 @@
-"""HF's Trainer around a simulated model: noise by step, ranges after the step, no silent NaN, and
-a checkpoint where a signal ends the run.
+"""HF's Trainer around a simulated model: no silent NaN, and a checkpoint where a signal ends the
+run. Noise and ranges are the business of `callback.py`.
 """
 
 import logging
@@ -27,31 +27,6 @@ from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
-
-
-class SimulationCallback(TrainerCallback):
-    """Moves a transform's state with the optimizer's steps, whatever trainer calls it.
-
-    The step is the trainer's, so a resumed run draws the noise that it would have drawn.
-
-    Args:
-        state: of the model that is trained.
-    """
-
-    def __init__(self, state: TransformState) -> None:
-        self.state = state
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """New noise counters; micro-batches within the step count up from here."""
-        self.state.begin_step(state.global_step + 1, rank=args.process_index)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Update the ranges, once a step."""
-        self.state.end_step()
 
 
 class StopCallback(TrainerCallback):
@@ -161,8 +136,6 @@ class SimulationTrainer(Trainer):
         # in this order: what is saved at a signal is looked at too
         self.add_callback(self.stop)
         self.add_callback(self.finite)
-        if transform is not None:
-            self.add_callback(SimulationCallback(transform))
 
     def planned_steps(self) -> int:
         """Steps of the whole training, from its start."""

@@ -1,0 +1,65 @@
+"""What transformers' Trainer does for simulated hardware: noise by step, ranges after the step."""
+
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from transformers.trainer_callback import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from aixsim_cli.transforms.state import TransformState
+
+
+class SimulationCallback(TrainerCallback):
+    """Moves transforms' state with the optimizer's steps, whatever trainer calls it.
+
+    The step is the trainer's, so a resumed run draws the noise that it would have drawn. Every
+    Trainer has one (`register_callback`); digital models are left alone.
+
+    Args:
+        state: of the model that is trained; None = of every simulated model in the trainer's.
+    """
+
+    def __init__(self, state: TransformState | None = None) -> None:
+        self.given = state
+        self.states = [] if state is None else [state]
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Find the states: a search of hyper-parameters makes a model for each trial."""
+        if self.given is None and model is not None:
+            found = [module.__dict__.get("transform_state") for module in model.modules()]
+            self.states = [one for one in found if isinstance(one, TransformState)]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """New noise counters; micro-batches within the step count up from here."""
+        for one in self.states:
+            one.begin_step(state.global_step + 1, rank=args.process_index)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Update the ranges, once a step."""
+        for one in self.states:
+            one.end_step()
+
+
+def register_callback(trainer: ModuleType) -> None:
+    """Give every Trainer the callback.
+
+    Args:
+        trainer: the module `transformers.trainer`.
+    """
+    trainer.DEFAULT_CALLBACKS.append(SimulationCallback)
