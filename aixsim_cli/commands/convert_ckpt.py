@@ -30,7 +30,7 @@ def convert_ckpt(
 ) -> None:
     """Convert a checkpoint; the direction is read from SOURCE.
 
-    The result's logits are compared with the source's before it gets its name.
+    The result is compared with the source, digitally and as simulated, before it gets its name.
     """
     from aixsim_cli.errors import UserError
     from aixsim_cli.models.flavors import find_flavor
