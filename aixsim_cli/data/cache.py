@@ -1,6 +1,8 @@
 """The folder for what is made once on a machine and can be made again at any time."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
@@ -29,7 +31,21 @@ def cache_folder() -> Path:
     return folder
 
 
-def _unusable(folder: Path, reason: str | None) -> UserError:
-    return UserError(
-        f"cache folder {folder}: {reason}; set AIXSIM_CACHE to a folder that can be written to"
-    )
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Word what goes wrong while `path`, a part of the cache, is made.
+
+    Raises:
+        UserError: with the path, the reason and the remedy.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # `tokenizers` raises no class of its own for a full disk
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise _unusable(path, f"cannot be written: {reason}") from error
+
+
+def _unusable(path: Path, reason: str | None) -> UserError:
+    return UserError(f"cache {path}: {reason}; set AIXSIM_CACHE to a folder that can be written to")

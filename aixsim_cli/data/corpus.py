@@ -12,14 +12,14 @@ import json
 import re
 import sys
 import sysconfig
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from aixsim_cli.data.cache import cache_folder
+from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.errors import UserError
+from aixsim_cli.files import write_whole
 
 Split = Literal["train", "heldout"]
 
@@ -59,11 +59,9 @@ def builtin_documents(split: Split) -> list[str]:
     splits = _read_cache(path)
     if splits is None:
         splits = _build()
-        # written aside and renamed: several ranks may be here at once
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            partial = Path(aside) / path.name
-            partial.write_text(json.dumps(splits), encoding="utf-8")
-            partial.replace(path)
+        # several ranks may be here at once: each writes a whole file
+        with writing(path):
+            write_whole(path, json.dumps(splits | {"digest": _digest(splits)}))
     return splits[split]
 
 
@@ -76,10 +74,15 @@ def _fingerprint() -> str:
 def _read_cache(path: Path) -> dict[str, list[str]] | None:
     try:
         splits = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    usable = isinstance(splits, dict) and splits.get("train") and splits.get("heldout")
+    # what others have put there is not used
+    usable = isinstance(splits, dict) and splits.pop("digest", None) == _digest(splits)
     return splits if usable else None
+
+
+def _digest(splits: dict[str, list[str]]) -> str:
+    return hashlib.blake2b(json.dumps(splits).encode(), digest_size=16).hexdigest()
 
 
 def _build() -> dict[str, list[str]]:

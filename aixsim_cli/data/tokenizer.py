@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.config.json_object import load_json_object
-from aixsim_cli.data.cache import cache_folder
+from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.data.corpus import builtin_documents
 from aixsim_cli.errors import UserError, reason_of
+from aixsim_cli.run.manifest import verify, write_manifest
 
 BUILTIN = "builtin"
 END_OF_TEXT = "<|endoftext|>"
@@ -200,7 +201,7 @@ def _count_tokens(folder: Path) -> int:
             special = [config.get(f"{name}_token") for name in _SPECIAL_TOKENS]
             special += config.get("added_tokens_decoder", {}).values()
             tokens.update(t["content"] if isinstance(t, dict) else t for t in special if t)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"tokenizer {folder}: tokenizer.json or tokenizer_config.json is damaged "
             f"({type(error).__name__}: {error}); expected files that `tokenizers` wrote"
@@ -218,22 +219,24 @@ def _builtin_tokenizer() -> Path:
         return folder
     from filelock import FileLock
 
-    with FileLock(f"{folder}.lock"):
+    with writing(folder), FileLock(f"{folder}.lock"):
         if not _is_whole(folder):  # else another rank trained it meanwhile
             with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
                 partial = Path(aside) / folder.name
                 _train(texts, partial)
+                write_manifest(partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.replace(folder)
     return folder
 
 
 def _is_whole(folder: Path) -> bool:
+    """Whether it holds what was trained, byte for byte."""
     try:
-        has_config = (folder / "tokenizer_config.json").is_file()
-        return has_config and _count_tokens(folder) == KNOWN_VOCAB_SIZES[BUILTIN]
-    except UserError:
+        verify(folder, _FILES[:2])
+    except (UserError, KeyError):
         return False
+    return True
 
 
 def _train(texts: list[str], folder: Path) -> None:

@@ -35,16 +35,31 @@ def test_second_read_comes_from_the_cache_and_is_the_same(monkeypatch):
     assert builtin_documents("train") == first
 
 
-def test_torn_cache_is_built_again(monkeypatch, tmp_path):
+def test_a_cache_of_other_content_is_built_again(monkeypatch, tmp_path):
     monkeypatch.setenv("AIXSIM_CACHE", str(tmp_path))
     sources = [(f"module m{n}", [f"This is the text of module number {n}."]) for n in range(60)]
     monkeypatch.setattr(corpus, "_sources", lambda: iter(sources))
     whole = builtin_documents("train")
     (cached,) = tmp_path.iterdir()
-    for damage in ("", cached.read_text()[:100], "[]", '{"train": [], "heldout": []}'):
+    text = cached.read_text()
+    other = text.replace("module number", "another number")
+    assert other != text
+    for damage in ("", text[:100], "[]", '{"train": [], "heldout": []}', other, "[" * 100_000):
         cached.write_text(damage)
         assert builtin_documents("train") == whole
     assert [file.name for file in tmp_path.iterdir()] == [cached.name]
+
+
+def test_a_full_disk_is_told_with_the_place(monkeypatch, tmp_path):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("AIXSIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(corpus, "_build", lambda: {"train": ["a"], "heldout": ["b"]})
+    monkeypatch.setattr(corpus, "write_whole", full)
+    said = rf"cache {tmp_path}/corpus-\w+\.json: cannot be written: No space .*; set AIXSIM_CACHE"
+    with pytest.raises(UserError, match=said):
+        builtin_documents("train")
 
 
 def test_no_module_is_imported_and_damaged_files_are_passed_over(monkeypatch, tmp_path):

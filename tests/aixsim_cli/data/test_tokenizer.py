@@ -51,18 +51,40 @@ def test_builtin_is_trained_the_same_every_time(tmp_path):
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == trained.read_bytes()
 
 
+@pytest.mark.parametrize("hurt", [lambda t: t[:50], lambda t: t.replace("endoftext", "padding__")])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_torn_cache_is_rebuilt(monkeypatch, name):
+def test_a_cache_of_other_content_is_rebuilt(monkeypatch, name, hurt):
     folder = resolve_tokenizer("builtin")
     whole = folder.with_name("whole")
     shutil.copytree(folder, whole, dirs_exist_ok=True)
     monkeypatch.setattr(module, "_train", lambda texts, to: shutil.copytree(whole, to))
     file = folder / name
-    file.write_text(file.read_text()[:50])
+    file.write_text(hurt(file.read_text()))
+    assert file.read_bytes() != (whole / name).read_bytes()
     assert resolve_tokenizer("builtin") == folder
     assert file.read_bytes() == (whole / name).read_bytes()
     shutil.rmtree(folder)
     assert resolve_tokenizer("builtin") == folder and file.is_file()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), Exception("No space left (os error 28)")]
+)
+def test_a_full_disk_is_told_with_the_place(monkeypatch, tmp_path, shared_cache, error):
+    builtin_documents("train")
+    for corpus in shared_cache.glob("corpus-*.json"):
+        shutil.copy(corpus, tmp_path)
+    monkeypatch.setenv("AIXSIM_CACHE", str(tmp_path))
+
+    def fail(texts, folder):
+        raise error
+
+    monkeypatch.setattr(module, "_train", fail)
+    with pytest.raises(
+        UserError, match=rf"cache {tmp_path}/tokenizer-\w+: cannot be written: No sp"
+    ):
+        resolve_tokenizer("builtin")
+    assert not [file for file in tmp_path.iterdir() if file.is_dir()]
 
 
 def test_two_processes_that_start_at_once_train_it_once(tmp_path, monkeypatch, shared_cache):
