@@ -183,6 +183,8 @@ def apply_transform(
     state = TransformState(simulated, lora)
     model.transform_state = state  # pyright: ignore[reportArgumentType]
     model.register_forward_pre_hook(_fresh_noise)
+    # also after a forward that raised
+    model.register_forward_hook(_end_call, always_call=True)
     return state, report
 
 
@@ -202,11 +204,31 @@ def _replace(model: nn.Module, place: Simulation) -> tuple[str, nn.Module]:
     return f"{site.name}.inner_attention", replacement
 
 
+def begin_calls_of_parts(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Give fresh noise to parts of a simulated model that are called by themselves too.
+
+    Args:
+        model: after `apply_transform`.
+        kind: of the parts; of a base model, say, which is called for its hidden states.
+    """
+    for part in model.modules():
+        if isinstance(part, kind) and part is not model:
+            part.state_of_whole = model.transform_state
+            part.register_forward_pre_hook(_begin_call_of_part)
+
+
 def _fresh_noise(model: nn.Module, inputs: object) -> None:
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         _say_frozen()
     else:
-        _next_call(model)
+        # through the model, not a closure: a copied model has a state of its own
+        _begin_call(model, model.transform_state)
+
+
+def _begin_call_of_part(part: nn.Module, inputs: object) -> None:
+    # within a compiled model it is no call of its own, and a break of the graph
+    if not torch.compiler.is_compiling() and not part.state_of_whole.is_running:  # pyright: ignore
+        _next_call(part, part.state_of_whole)
 
 
 @torch.compiler.assume_constant_result  # runs while it is traced
@@ -219,9 +241,21 @@ def _say_frozen() -> bool:
 
 
 @torch.compiler.disable(reason="calls are counted outside graphs: compile without fullgraph=True")
-def _next_call(model: nn.Module) -> None:
-    # through the model, not a closure: a copied model has a state of its own
-    state: Any = model.transform_state
+def _begin_call(model: nn.Module, state: Any) -> None:
+    _next_call(model, state)
+    state.is_running = True
+
+
+def _end_call(model: nn.Module, inputs: object, outputs: object) -> None:
+    _stop_running(model.transform_state)
+
+
+@torch.compiler.disable
+def _stop_running(state: Any) -> None:
+    state.is_running = False
+
+
+def _next_call(caller: nn.Module, state: Any) -> None:
     state.next_call()
-    if model.training and torch.is_grad_enabled():
+    if caller.training and torch.is_grad_enabled():
         state.watch.called()

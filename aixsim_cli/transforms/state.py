@@ -135,6 +135,8 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
+        # whether the model's forward is under way
+        self.is_running = False
         self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
         self.calls = Calls()
         for module in modules.values():

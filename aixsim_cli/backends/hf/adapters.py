@@ -126,4 +126,6 @@ def _plain_name(name: str) -> str:
 def _active_adapters(model: Any) -> list[str]:
     # a property of PEFT's models, a method of transformers'
     active: Any = model.active_adapters
-    return list(active() if callable(active) else active)
+    if callable(active):
+        active = active()
+    return list(active)

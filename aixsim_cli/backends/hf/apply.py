@@ -15,7 +15,7 @@ from aixsim_cli.backends.hf import attention
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig, AixsimQuantizer
 from aixsim_cli.backends.hf.sites import check_reach, hf_sites, out_of_reach
 from aixsim_cli.errors import UserError
-from aixsim_cli.transforms.apply import TransformReport, apply_transform
+from aixsim_cli.transforms.apply import TransformReport, apply_transform, begin_calls_of_parts
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.state import TransformState
 
@@ -80,6 +80,7 @@ def simulate(
         model.set_attn_implementation(attention.ATTENTION_NAME)
         _warn_of_dropout(model)
         _guard_attention(model)
+    begin_calls_of_parts(model, PreTrainedModel)
     _keep_ranks_apart(model, state)
     return state, report
 

@@ -1,5 +1,7 @@
 """PEFT on a simulated model: an adapter carries the ranges that it was trained with."""
 
+import copy
+
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
@@ -65,7 +67,7 @@ def ranges(model):
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_a_reloaded_adapter_computes_what_was_trained(base, tmp_path, kind):
     torch.manual_seed(0)
-    model = get_peft_model(load(base), ADAPTERS[kind])
+    model = get_peft_model(load(base), copy.deepcopy(ADAPTERS[kind]))
     train_steps(model)
     model.save_pretrained(tmp_path / "adapter")
     fresh = load(base)
@@ -79,7 +81,7 @@ def test_adapter_of_transformers_own_methods(base, tmp_path, monkeypatch):
     # it asks for a release that may be newer than the newest one
     monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda **_: None)
     model = load(base)
-    model.add_adapter(ADAPTERS["lora"])
+    model.add_adapter(copy.deepcopy(ADAPTERS["lora"]))
     train_steps(model)
     model.save_pretrained(tmp_path / "adapter")
     fresh = load(base)
@@ -112,10 +114,10 @@ def run(model, folder, resume=None, **options):
 
 def test_resume_of_an_adapters_run_is_exact(base, tmp_path):
     torch.manual_seed(0)
-    whole = get_peft_model(load(base), ADAPTERS["lora"])
+    whole = get_peft_model(load(base), copy.deepcopy(ADAPTERS["lora"]))
     run(whole, tmp_path / "run")
     torch.manual_seed(1)
-    resumed = get_peft_model(load(base), ADAPTERS["lora"])
+    resumed = get_peft_model(load(base), copy.deepcopy(ADAPTERS["lora"]))
     run(resumed, tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-2"))
     expected, found = whole.state_dict(), resumed.state_dict()
     assert expected.keys() == found.keys()
@@ -124,7 +126,7 @@ def test_resume_of_an_adapters_run_is_exact(base, tmp_path):
 
 
 def test_the_best_adapter_comes_back_with_its_ranges(base, tmp_path):
-    model = get_peft_model(load(base), ADAPTERS["lora"])
+    model = get_peft_model(load(base), copy.deepcopy(ADAPTERS["lora"]))
     trainer = run(
         model, tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2,
         metric_for_best_model="loss", greater_is_better=True,

@@ -7,14 +7,21 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.state import state_of
 
-from .conftest import make_inputs, make_model, optical
+from .conftest import VOCAB, make_inputs, make_model, optical
 
 
 @pytest.fixture
@@ -288,3 +295,47 @@ def test_types_change_and_ranges_stay_float32(model, folder):
     loaded.to(torch.bfloat16)
     assert loaded.lm_head.weight.dtype == torch.bfloat16
     assert ranges(loaded).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_part_that_is_called_by_itself_draws_new_noise_too(model):
+    def hidden():
+        return model.model(**inputs).last_hidden_state
+
+    state, inputs = state_of(model), make_inputs("llama")
+    state.begin_step(1)
+    whole = model(**inputs, output_hidden_states=True).hidden_states[-1]
+    assert state.call == 1
+    with pytest.raises(ValueError, match="exactly one"):
+        model(input_ids=None)
+    state.begin_step(1)
+    first, second = hidden(), hidden()
+    assert torch.equal(first, whole) and not torch.equal(second, first)
+    copied = copy.deepcopy(model)
+    state_of(copied).begin_step(1)
+    assert torch.equal(copied.model(**inputs).last_hidden_state, whole)
+    assert state.call == 2
+
+
+@torch.no_grad()
+def test_generation_draws_an_encoders_noise_by_the_step():
+    config = BartConfig(
+        vocab_size=VOCAB, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32,
+        decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, dropout=0.0,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(config).eval()
+    state, _ = transform_hf_model(model, optical(q_levels=64))
+
+    def generate(step):
+        state.begin_step(step)
+        options = {"max_new_tokens": 2, "do_sample": False, "num_beams": 1}
+        made = model.generate(
+            make_inputs("llama")["input_ids"], output_scores=True, return_dict_in_generate=True,
+            output_hidden_states=True, **options,
+        )  # fmt: skip
+        return made.encoder_hidden_states[-1]
+
+    first, other, again = generate(1), generate(2), generate(1)
+    assert torch.equal(first, again) and not torch.equal(first, other)
