@@ -59,8 +59,9 @@ def _ended(trial: FrozenTrial) -> bool:
 
 
 def _train(rate: float, folder: Path, flags: list[str]) -> float:
-    command = ["aixsim", "continual-pretrain", *flags, "--learning_rate", f"{rate:g}"]
-    command += ["--output_dir", str(folder)]
+    # of this interpreter, whatever is on PATH
+    command = [sys.executable, "-m", "aixsim_cli", "continual-pretrain", *flags]
+    command += ["--learning_rate", f"{rate:g}", "--output_dir", str(folder)]
     if any(folder.glob("checkpoint-*")):
         command += ["--resume_from_checkpoint", "true"]
     print(f"learning rate {rate:g}", flush=True)
