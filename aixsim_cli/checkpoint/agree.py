@@ -185,7 +185,7 @@ def _digital(place: _Place, inputs: tuple[Any, ...], options: dict[str, Any]) ->
     query, key, value = inputs
     given = {name: options[name] for name in _ATTENTION_OPTIONS if name in options}
     grouped = query.shape[1] != key.shape[1]
-    settings = {"is_causal": True} | given
+    settings: dict[str, Any] = {"is_causal": True} | given
     return scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **settings)
 
 

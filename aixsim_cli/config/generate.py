@@ -118,9 +118,12 @@ def default_dump_folder(request: Request) -> str:
 
     A folder has one run: those of several seeds do not meet in one.
     """
-    paradigm = request.transform and request.transform.get("transform", "optical")
-    seed = f"seed{request.seed}" if request.seed != Request.seed else None
-    return "outputs/" + "-".join(filter(None, (request.model_flavor, paradigm, seed)))
+    parts = [request.model_flavor]
+    if request.transform:
+        parts.append(str(request.transform.get("transform", "optical")))
+    if request.seed != Request.seed:
+        parts.append(f"seed{request.seed}")
+    return f"outputs/{'-'.join(parts)}"
 
 
 def make_config(request: Request, plan: Plan) -> dict[str, Any]:

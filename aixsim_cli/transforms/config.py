@@ -323,17 +323,17 @@ def _layers(data: Mapping[str, Any], source: str, problems: list[str]) -> Mappin
     if layers is None:
         return {}
     if not isinstance(layers, Mapping):
-        problems.append(f"{where}: got {str(layers)[:80]!r}; expected pattern: parameters")
+        problems.append(f"{where}: got {shown(layers)}; expected pattern: parameters")
         return {}
     other = [key for key in layers if not isinstance(key, str)]
-    problems += [f"{where}: got {key!r} as a pattern; expected a text" for key in other[:8]]
+    problems += [f"{where}: got {shown(key)} as a pattern; expected a text" for key in other[:8]]
     return {key: value for key, value in layers.items() if isinstance(key, str)}
 
 
 def _flag(data: Mapping[str, Any], key: str, source: str, problems: list[str]) -> bool:
     value = data.get(key, False)
     if not isinstance(value, bool):
-        problems.append(f"{source}: {key}: got {value!r}; expected true or false")
+        problems.append(f"{source}: {key}: got {shown(value)}; expected true or false")
     return value is True
 
 

@@ -4,7 +4,6 @@ A paradigm is one module: validated parameters, what replaces a module class, op
 attention's two matrix products are computed. Nothing here knows torchtitan or transformers.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -73,7 +72,7 @@ class Lora:
             raise ValueError(f"r: got {self.r}; expected 1 or more")
         if self.r > MAX_RANK:
             raise ValueError(f"r: got {self.r}; expected at most {MAX_RANK}")
-        if not 0 < self.alpha < math.inf:
+        if not self.alpha > 0:
             raise ValueError(f"alpha: got {self.alpha}; expected a number above 0")
 
 

@@ -22,10 +22,11 @@ from aixsim_cli.checkpoint import convert  # noqa: E402
 from aixsim_cli.checkpoint.dcp import write_checkpoint  # noqa: E402
 from aixsim_cli.config.load import Document  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
-from aixsim_cli.errors import RunError  # noqa: E402
+from aixsim_cli.errors import RunError, UserError  # noqa: E402
 from aixsim_cli.eval.load import load_model  # noqa: E402
 from aixsim_cli.models.names import hf_name  # noqa: E402
 from aixsim_cli.transforms import config as transform_config  # noqa: E402
+from aixsim_cli.transforms import registry  # noqa: E402
 from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
 DOCS = Path(__file__).parents[3] / "docs" / "transforms.md"
@@ -199,3 +200,19 @@ def test_a_checkpoint_that_simulates_other_modules_is_not_written(tmp_path, monk
     with pytest.raises(RunError, match=r"model.layers.0.* in torchtitan alone"):
         to_titan(tmp_path / "hf", tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "step-1"]
+
+
+def test_a_paradigm_without_a_state_is_compared_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS.parents[1] / "tests" / "packages" / "gain"))
+    monkeypatch.setitem(registry.PARADIGMS, "gain", "aixsim_gain:Gain")
+    linears = r"layers\.\d+\.(attention|feed_forward)\.w."
+    layers = {**FIRST_DIGITAL, linears: {"gain": 1.1}}
+    transform = {"transform": "gain", "use_regex": True, "layer_name_to_config": layers}
+    source, _ = checkpoint(tmp_path / "step-1", transform)
+    assert to_hf(source, tmp_path / "hf") < convert.LOGIT_TOLERANCE
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    kinds = [type(layer.mlp.up_proj).__name__ for layer in loaded.model.layers]
+    assert kinds == ["Linear", "GainLinear"]
+    lose_names(monkeypatch)
+    with pytest.raises(UserError, match="matches no linear"):
+        to_hf(source, tmp_path / "again")
