@@ -138,6 +138,8 @@ class TransformState:
         # whether the model's forward is under way
         self.is_running = False
         self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
+        # weights of the old ranges (n, 1)
+        self._smooth: Tensor | None = None
         self.calls = Calls()
         for module in modules.values():
             module.calls = self.calls
@@ -186,11 +188,12 @@ class TransformState:
             dist.all_reduce(observed, op=dist.ReduceOp.MIN)
             observed[:, 1].neg_()
         sizes = [len(m.ranges) for m in modules]
-        smooth = torch.tensor(
-            [m.smooth for m in modules for _ in range(len(m.ranges))], device=observed.device
-        )
+        if self._smooth is None or self._smooth.device != observed.device:
+            # once: a copy from the host is a wait for the device
+            smooth = [[m.smooth] for m in modules for _ in range(len(m.ranges))]
+            self._smooth = torch.tensor(smooth, device=observed.device)
         ranges = torch.cat([m.ranges for m in modules])
-        updated = update_ranges(ranges, observed, smooth[:, None])
+        updated = update_ranges(ranges, observed, self._smooth)
         _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
         empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
         _copy_all([m.observed for m in modules], empty)

@@ -55,7 +55,9 @@ def _forward(
 def _(x, key, stream, p_exp, p_frac, zero_out):
     from aixsim_kernels.bitflip import kernel
 
-    return kernel.forward(x, key, stream, p_exp, p_frac, zero_out)
+    # triton launches on the current device, wherever the tensors are
+    with torch.cuda.device_of(x):
+        return kernel.forward(x, key, stream, p_exp, p_frac, zero_out)
 
 
 @_forward.register_fake

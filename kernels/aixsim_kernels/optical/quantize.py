@@ -33,8 +33,10 @@ def block_size() -> int:
 
 def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
     """Ranges that were never set: float32 (n, 2) filled with (+inf, -inf)."""
-    inf = float("inf")
-    return torch.tensor([inf, -inf], device=device).repeat(n, 1)
+    ranges = torch.full((n, 2), float("inf"), device=device)
+    # filled, not copied from the host, which a training step would wait for
+    ranges[:, 1].fill_(-float("inf"))
+    return ranges
 
 
 def is_empty(ranges: Tensor) -> Tensor:

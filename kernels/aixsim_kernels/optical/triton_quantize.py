@@ -3,7 +3,7 @@
 A value is `offset + step * c` with an integer c, counted from the level nearest to zero: c is
 exact in 16 bits, so that products run on tensor cores and accumulate in float32. Values lifted by
 the lookup-table floor lie between levels, and are the only ones that 16 bits round (to 2^-9 of a
-level). With float32 inputs, or more than 256 levels, c is a float32 and nothing is rounded.
+level). With float32 results, or more than 256 levels, c is a float32 and nothing is rounded.
 """
 
 from typing import Any
@@ -21,9 +21,9 @@ FLAT = 4096
 _REDUCERS = 256
 
 
-def operand_type(dtypes: set[torch.dtype], levels: int) -> torch.dtype:
-    """Type of c for inputs of these types."""
-    return torch.float32 if torch.float32 in dtypes or levels > 256 else torch.float16
+def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
+    """Type of c for a result of this type: c is an integer whatever type the inputs have."""
+    return torch.float32 if out_dtype == torch.float32 or levels > 256 else torch.float16
 
 
 def extremes(x: Tensor) -> Tensor:

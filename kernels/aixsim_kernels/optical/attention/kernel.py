@@ -55,7 +55,7 @@ def forward(
     observed, used = torch.empty_like(ranges), torch.empty_like(ranges)
     for index, t in ((0, q), (1, k), (3, v)):
         settle(extremes(t), ranges, observed, used, index)
-    kind = operand_type({q.dtype, k.dtype, v.dtype}, settings.levels)
+    kind = operand_type(out_dtype, settings.levels)
     q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
@@ -100,7 +100,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `reference.backward`; rows and smooth as the forward left them."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    kind = operand_type({q.dtype, k.dtype, v.dtype}, settings.levels)
+    kind = operand_type(smooth.dtype, settings.levels)
     q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
     # the type of the products: the gradient's range, and tensor cores where the forward had them
     grad = grad.to(torch.float32 if kind == torch.float32 else grad.dtype).contiguous()

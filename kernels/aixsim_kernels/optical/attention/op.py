@@ -111,8 +111,8 @@ def _forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
-    # autocast would run the matmuls inside in 16 bits
-    with torch.autocast(q.device.type, enabled=False):
+    # autocast would run the matmuls inside in 16 bits; triton launches on the current device
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if _on_triton(q, v, quantiles):
             from aixsim_kernels.optical.attention import kernel
 
@@ -164,7 +164,7 @@ def _backward(
     wants_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if smooth.numel():
             from aixsim_kernels.optical.attention import kernel
 

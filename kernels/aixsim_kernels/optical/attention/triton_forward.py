@@ -64,16 +64,15 @@ def row_pass(
     head, kv_head, mask_offset, rows, end = place(
         heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
     )
-    ends = M
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
     if SECOND:
-        # nothing is left to do: no step of the loop, no store
-        unset = lo > hi
-        end, ends = tl.where(unset, end, 0), tl.where(unset, M, 0)
+        # the first launch had its range, and has done it all
+        if lo <= hi:
+            return
         lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
     step, per_level = steps(lo, hi, LEVELS)
-    q = load_tile(q_ptr, head * M, rows, ends, D, BLOCK_D)
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < ends, other=0.0)
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
     keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -96,7 +95,7 @@ def row_pass(
         shift = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp(peak - shift) + tl.sum(tl.exp(score - shift[:, None]), 1)
         peak = higher
-    mask = rows < ends
+    mask = rows < M
     tl.store(peak_ptr + head * M + rows, tl.where(peak == float("-inf"), 0.0, peak), mask=mask)
     tl.store(total_ptr + head * M + rows, total, mask=mask)
     if not SECOND:
@@ -148,17 +147,16 @@ def value_pass(
     head, kv_head, mask_offset, rows, end = place(
         heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
     )
-    ends = M
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)
     if SECOND:
-        unset = lo > hi
-        end, ends = tl.where(unset, end, 0), tl.where(unset, M, 0)
+        if lo <= hi:
+            return
         lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)
     step, per_level = steps(lo, hi, LEVELS)
-    q = load_tile(q_ptr, head * M, rows, ends, D, BLOCK_D)
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < ends, other=0.0)
-    peak = tl.load(peak_ptr + head * M + rows, mask=rows < ends, other=0.0)
-    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < ends, other=0.0))
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
+    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
     keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
@@ -184,7 +182,7 @@ def value_pass(
     acc = (v_step * acc + v_offset * count[:, None]) * (1.0 / (LEVELS - 1))
     smooth = v_step * smooth + v_offset * sum_p[:, None]
     values = tl.arange(0, BLOCK_V)
-    mask = (rows[:, None] < ends) & (values[None, :] < DV)
+    mask = (rows[:, None] < M) & (values[None, :] < DV)
     if not SECOND:
         low, high = row_extremes(acc, mask)
         store_extremes(partial_ptr, low, high)
@@ -195,4 +193,4 @@ def value_pass(
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
     tl.store(smooth_ptr + offsets, smooth.to(smooth_ptr.dtype.element_ty), mask=mask)
     kept = count * factor * (1.0 / (LEVELS - 1))
-    tl.store(kept_ptr + head * M + rows, kept, mask=rows < ends)
+    tl.store(kept_ptr + head * M + rows, kept, mask=rows < M)

@@ -59,7 +59,7 @@ def forward(
     settle(extremes(x), ranges, observed, used, 0)
     settle(extremes(weight), ranges, observed, used, 1)
     x_code, x_inside, x_sum = _code(x, used, levels)
-    kind = operand_type({x.dtype}, levels)
+    kind = operand_type(out_dtype, levels)
     w_operand, w_sum = operand(weight, used, 1, levels, lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
@@ -235,12 +235,10 @@ def _product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    depth = K
-    if SECOND:
-        unset = tl.load(ranges_ptr + 4) > tl.load(ranges_ptr + 5)
-        # nothing is left to do: no step of the loop, no store
-        depth = tl.where(unset, K, 0)
-        M = tl.where(unset, M, 0)
+    if SECOND:  # noqa: SIM102 (a constant, which Triton decides on as it compiles)
+        # the first launch had its range, and has read out
+        if tl.load(ranges_ptr + 4) <= tl.load(ranges_ptr + 5):
+            return
     n_tiles = tl.cdiv(N, BLOCK_N)
     m_first = (tl.program_id(0) // n_tiles) * BLOCK_M
     n_first = (tl.program_id(0) % n_tiles) * BLOCK_N
@@ -250,7 +248,7 @@ def _product(
     element = w_ptr.dtype.element_ty
     centre = x_centre.to(element)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, depth, BLOCK_K):
+    for start in range(0, K, BLOCK_K):
         inner = start + tl.arange(0, BLOCK_K)
         x_mask = rows[:, None] < M
         w_mask = columns[None, :] < N

@@ -94,7 +94,8 @@ def _forward(
 def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
     from aixsim_kernels.optical.linear import kernel
 
-    with torch.autocast(x.device.type, enabled=False):
+    # triton launches on the current device, wherever the tensors are
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         if quantiles is not None:
             return reference.forward(
                 x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
@@ -134,7 +135,7 @@ def _backward(
 def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
     from aixsim_kernels.optical.linear import kernel
 
-    with torch.autocast(grad.device.type, enabled=False):
+    with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
         return kernel.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
 
 

@@ -1,0 +1,143 @@
+"""Compiles every launch of the Triton kernels for a GPU that is not there, and runs none.
+
+A script: it puts a driver into Triton that knows nothing but the GPU's architecture, and calls the
+operations with tensors of the CPU. Each launch is specialised and compiled as Triton's JIT would
+for these arguments. Prints a line of JSON a launch: case, kernel, and an error or the instructions
+that multiply matrices.
+
+Arguments: "cuda" and a compute capability (90), or "hip" and an architecture (gfx942); "more" for
+the cases of `more_cases` too.
+"""
+
+import json
+import re
+import sys
+
+import torch
+from aixsim_kernels import empty_ranges
+from aixsim_kernels.bitflip import kernel as bitflip
+from aixsim_kernels.optical import launch
+from aixsim_kernels.optical.attention import kernel as attention
+from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.linear import kernel as linear
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
+KEY = torch.tensor(123)
+# what multiplies tiles, in PTX and in AMD's assembly
+PRODUCTS = re.compile(r"(?:wgmma\.mma_async|mma\.sync|v_mfma)\S*")
+
+
+class Driver:
+    """As much of a driver as compiling takes."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256):
+    """A forward and a backward; under autocast dtype is another than out_dtype."""
+    x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
+    bias = torch.randn(columns, dtype=dtype)
+    how = (empty_ranges(3), KEY, 7, levels, 0.02, True, out_dtype)
+    y, _, used, codes, inside = linear.forward(x, weight, bias, *how)
+    linear.backward(y, codes, inside, weight, used, levels, 0.02, dtype)
+
+
+def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False):
+    """A forward and a backward of grouped heads; causal where there is no mask."""
+    q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
+    k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
+    how = Settings(7, levels, 0.02, True, head_dim**-0.5, mask is None, rowmax)
+    out, _, _, used, rows, smooth = attention.forward(
+        q, k, v, mask, empty_ranges(5), KEY, how, out_dtype
+    )
+    wants_mask = mask is not None and mask.dtype != torch.bool
+    attention.backward(out, q, k, v, mask, used, KEY, rows, smooth, how, wants_mask)
+
+
+def bitflip_case(dtype):
+    bitflip.forward(torch.randn(64, 63, dtype=dtype), KEY, 7, 2.0**-8, 2.0**-4, 1.5)
+
+
+def cases():
+    """Every kernel once, as under autocast: float32 inputs, bfloat16 results."""
+    yield "linear, autocast", linear_case, (FLOAT32, BFLOAT16)
+    learned = torch.randn(1, 6, 256, 256)
+    yield "attention, autocast", attention_case, (FLOAT32, BFLOAT16, 64, learned)
+    yield "bitflip, float32", bitflip_case, (FLOAT32,)
+
+
+def more_cases():
+    learned = torch.randn(256, 1)
+    padding = torch.ones(2, 1, 1, 256, dtype=torch.bool)
+    yield "linear, float32", linear_case, (FLOAT32, FLOAT32)
+    yield "linear, bfloat16", linear_case, (BFLOAT16, BFLOAT16)
+    yield "linear, float16", linear_case, (torch.float16, torch.float16)
+    yield "linear, few rows", linear_case, (BFLOAT16, BFLOAT16, 1, 100, 3)
+    yield "linear, 65536 levels", linear_case, (BFLOAT16, BFLOAT16, 256, 128, 192, 65536)
+    yield "attention, float32", attention_case, (FLOAT32, FLOAT32, 64, learned)
+    yield "attention, bfloat16", attention_case, (BFLOAT16, BFLOAT16)
+    yield "attention, padding", attention_case, (BFLOAT16, BFLOAT16, 64, padding, 256, True)
+    yield "attention, 65536 levels", attention_case, (BFLOAT16, BFLOAT16, 24, None, 65536)
+    yield "attention, 128", attention_case, (BFLOAT16, BFLOAT16, 128)
+    yield "attention, 256", attention_case, (BFLOAT16, BFLOAT16, 256)
+    yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)
+
+
+def compile_all(target, found, every):
+    """Call found(case, kernel, compiled or error) for every launch of every case."""
+    driver.set_active(Driver(target))
+    if target.backend == "cuda":
+        major, minor = divmod(target.arch, 10)
+        launch.capability = lambda device: f"{major}.{minor}"
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        try:
+            made = run(self, *args, grid=grid, warmup=True, **options)
+        except Exception as error:
+            while error.__cause__ is not None:
+                error = error.__cause__
+            made = error
+        found(self, made)
+
+    JITFunction.run = compile_only
+    for name, case, arguments in [*cases(), *(more_cases() if every else [])]:
+        found.case = name
+        case(*arguments)
+
+
+def main():
+    backend, arch, *every = sys.argv[1:]
+    is_cuda = backend == "cuda"
+    target = GPUTarget(backend, int(arch) if is_cuda else arch, 32 if is_cuda else 64)
+
+    def found(kernel, made):
+        line = {"case": found.case, "kernel": f"{kernel.fn.__module__}:{kernel.fn.__qualname__}"}
+        if isinstance(made, Exception):
+            line["error"] = f"{type(made).__name__}: {made}"
+        else:
+            text = made.asm["ptx" if is_cuda else "amdgcn"]
+            line |= {"products": sorted(set(PRODUCTS.findall(text))), "tf32": "tf32" in text}
+        print(json.dumps(line), flush=True)
+
+    compile_all(target, found, bool(every))
+
+
+if __name__ == "__main__":
+    main()
