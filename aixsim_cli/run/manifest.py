@@ -16,7 +16,7 @@ from aixsim_cli.errors import UserError
 MANIFEST_FILE = "manifest.json"
 # is there from before the first file is written until the manifest is: tells a torn folder from
 # another program's, which never had a manifest
-SAVING_FILE = ".saving"
+SAVING_FILE = ".incomplete"
 _FORMAT = 1
 # the files that a model is read of
 _READ = (

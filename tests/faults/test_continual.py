@@ -434,6 +434,20 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
     assert digests(copy / "checkpoint-2") == digests(old / "checkpoint-2")
 
 
+def test_a_place_that_is_taken_is_named(train, copy):
+    (copy / "README.md").unlink()
+    (copy / "README.md").mkdir()
+    longer = (*RESUME, "--max_steps", 5)
+    with pytest.raises(RunError, match="the model could not be written to disk: Is a directory"):
+        train(copy, *longer)
+    with pytest.raises(RunError, match=r"cannot be put in place: .*README.md"):
+        train(copy, *longer)
+    (copy / "README.md").rmdir()
+    train(copy, *longer)
+    verify(copy)
+    assert (copy / "README.md").is_file()
+
+
 # disks
 
 

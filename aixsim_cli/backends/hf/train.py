@@ -25,7 +25,7 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.save import save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_free_space, locked
 from aixsim_cli.run.replace import finish_publishing
@@ -71,7 +71,12 @@ def continual_pretrain(arguments: Arguments) -> Result:
     if not ranks.is_main():
         return _run(arguments, output)
     with locked(output, _FOLDER_KEY):
-        finish_publishing(output)
+        try:
+            finish_publishing(output)
+        except OSError as error:
+            raise RunError(
+                f"{output}: the model that a killed run saved cannot be put in place: {error}"
+            ) from error
         return _run(arguments, output)
 
 

@@ -349,7 +349,8 @@ def test_what_is_no_model(texts, tmp_path, flag, name, message):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / ".metadata").touch()
     model = name if "/" in name else tmp_path / name
-    words = [flag, model, "--train_file", texts / "train.txt", "--do_train", "--output_dir", "o"]
+    words = [flag, model, "--train_file", texts / "train.txt", "--do_train", "--output_dir"]
+    words.append(tmp_path / "o")
     with pytest.raises(UserError, match=re.escape(message)):
         continual_pretrain(parse_arguments([str(word) for word in words]))
 
