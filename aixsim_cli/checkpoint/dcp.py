@@ -20,7 +20,7 @@ from aixsim_cli.backends.titan.storage import (
     CheckpointWriter,
 )
 from aixsim_cli.config.load import load_yaml
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
 from aixsim_cli.transforms.config import require_paradigms
 from aixsim_cli.transforms.loaded import check_numbers
@@ -69,7 +69,9 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         }
         with _alone():
             dcp.load(state_dict, storage_reader=reader, planner=CheckpointPlanner(), no_dist=True)
-    except (CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged entry makes of itself
         raise UserError(
             f"{folder}: damaged or incomplete ({reason_of(error)}); expected a whole checkpoint, "
             "as another step-N may be"
@@ -95,14 +97,26 @@ def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
     Args:
         state_dict: under torchtitan's names.
         folder: written to, its manifest last.
+
+    Raises:
+        RunError: it cannot be written.
     """
-    with _alone():
-        dcp.save(state_dict, storage_writer=CheckpointWriter(folder), no_dist=True)
+    try:
+        with _alone():
+            dcp.save(state_dict, storage_writer=CheckpointWriter(folder), no_dist=True)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {reason_of(error)}") from error
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """DCP warns that there is no process group, even when told so."""
+    """DCP warns that there is no process group, even when told so, and wraps what is raised.
+
+    Its wrapper is no `Exception`, and hides a signal's SystemExit or KeyboardInterrupt.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error

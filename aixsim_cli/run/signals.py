@@ -57,11 +57,16 @@ def ends_on_sigterm() -> Iterator[None]:
         SystemExit: with the exit code of `EXIT_CODES`.
     """
 
+    stop = SystemExit(EXIT_CODES[signal.SIGTERM])
+    received = False
+
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
         # once: cleaning up is not interrupted
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logger.warning("stopped by SIGTERM")
-        raise SystemExit(EXIT_CODES[signal.SIGTERM])
+        raise stop
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,5 +74,10 @@ def ends_on_sigterm() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except BaseException:
+        # a library may have made another exception of it
+        if received:
+            raise stop from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -101,7 +101,7 @@ def test_no_command_runs_it_nor_asks(planted, mark, command):
     assert not mark.exists() and not asked
     assert isinstance(done.exception, UserError), done.exception
     assert "--trust-remote-code" in str(done.exception)
-    assert not planted["out"].exists()
+    assert not (planted["out"] / "config.json").exists()
 
 
 @pytest.mark.parametrize("command", ["ppl-tokenizer", "generate-titan", "convert-tokenizer"])

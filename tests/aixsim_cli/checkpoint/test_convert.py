@@ -1,6 +1,7 @@
 """Conversion between torchtitan and Hugging Face: same logits, both ways, for every head layout."""
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -181,6 +182,29 @@ def test_a_target_that_appears_during_the_conversion_is_kept(checkpoint, tmp_pat
         to_hf(checkpoint[0], tmp_path / "hf")
     assert (tmp_path / "hf" / "mine").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "step-1"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(75)])
+def test_who_stops_it_finds_no_damage(checkpoint, tmp_path, monkeypatch, stop):
+    def stopped(*_):
+        raise stop
+
+    # DCP wraps whatever is raised while it reads and writes
+    with monkeypatch.context() as patch, pytest.raises(type(stop)):
+        patch.setattr("aixsim_cli.backends.titan.storage.CheckpointReader.read_data", stopped)
+        read_checkpoint(checkpoint[0])
+    with monkeypatch.context() as patch, pytest.raises(type(stop)):
+        patch.setattr("aixsim_cli.backends.titan.storage.CheckpointWriter.write_data", stopped)
+        write_checkpoint(checkpoint[1], tmp_path / "step-2")
+
+
+def test_a_full_disk_is_no_bug(checkpoint, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("aixsim_cli.backends.titan.storage.CheckpointWriter.write_data", full)
+    with pytest.raises(RunError, match=r"step-2: cannot be written: .*No space left"):
+        write_checkpoint(checkpoint[1], tmp_path / "step-2")
 
 
 def test_damaged_checkpoint(checkpoint, tmp_path):

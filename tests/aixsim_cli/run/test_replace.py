@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,16 @@ def test_sigterm_cleans_up(made, call, count):
     assert (made / "weights").read_text() in ("old", "new")
     make(made, "again", force=True)
     assert left(made.parent) == ["hf"]
+
+
+def test_sigterm_within_a_library_that_makes_another_error_of_it():
+    with pytest.raises(SystemExit) as end, ends_on_sigterm():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except BaseException as error:
+            raise ValueError("damaged") from error
+    assert end.value.code == 75
 
 
 def test_sigterm_is_the_process_again_afterwards():
