@@ -92,12 +92,12 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
 
 @contextmanager
 def errors_of_rank_zero() -> Iterator[None]:
-    """All ranks meet the same user's mistake; let rank 0 alone speak of it."""
+    """All ranks meet the same mistake, or agree on why a run failed: rank 0 alone speaks of it."""
     try:
         yield
-    except UserError:
+    except (UserError, RunError) as error:
         if os.environ.get("RANK", "0") != "0":
             # a launcher ends all ranks when the first one ends: that must not be a silent one
             time.sleep(GRACE_SECONDS)
-            raise SystemExit(2) from None
+            raise SystemExit(2 if isinstance(error, UserError) else 1) from None
         raise
