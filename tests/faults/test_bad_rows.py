@@ -54,9 +54,11 @@ def test_the_run_ends_after_a_checkpoint_and_goes_on(train, tmp_path, workers):
 
 
 def test_at_the_first_step_it_is_a_mistake_like_any_other(train, tmp_path):
-    said = train(tmp_path / "run", *options(tmp_path / "rows.jsonl", bad=1), code=2)
+    folder = tmp_path / "of" / "many" / "runs"
+    said = train(folder, *options(tmp_path / "rows.jsonl", bad=1), code=2)
     assert "rows.jsonl: cannot be read: line 2, column" in said
-    assert not (tmp_path / "run" / "checkpoint").exists()
+    # what was made for the run is taken away
+    assert not (tmp_path / "of").exists()
 
 
 def impatient():

@@ -63,7 +63,7 @@ def _main(words, said, hurt, environment):
     sys.argv = ["aixsim", *words]
     if hurt is not None:
         hurt()
-    from aixsim_cli.main import main
+    from aixsim_cli.__main__ import main
 
     main()
 

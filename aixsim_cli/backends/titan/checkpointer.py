@@ -111,6 +111,9 @@ class Checkpointer(CheckpointManager):
             return
         if self.async_mode == AsyncMode.DISABLED or last_step:
             self.last_saved = curr_step
+        if last_step:
+            # which torchtitan does not count
+            self._purge_stale_checkpoints()
 
     def wait(self) -> None:
         """Return when a save in the background, if any, is on the disk.
@@ -129,6 +132,7 @@ class Checkpointer(CheckpointManager):
         super()._async_wait()
         if self._pending is not None:
             self.last_saved, self._pending = self._pending, None
+            self._purge_stale_checkpoints()
 
     def _give_up(self, step: int, error: BaseException) -> None:
         self._pending, self.save_future = None, None

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -21,10 +22,11 @@ from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 from torchtitan.train import Trainer
 
-from aixsim_cli.backends.titan import compat
-from aixsim_cli.backends.titan.checkpointer import Checkpointer
+from aixsim_cli.backends.titan import compat, launch
+from aixsim_cli.backends.titan.checkpointer import Checkpointer, checkpoints_in
 from aixsim_cli.backends.titan.converter import TransformConverter
 from aixsim_cli.backends.titan.culprit import first_culprit
+from aixsim_cli.backends.titan.metrics import METRICS_FILE
 from aixsim_cli.backends.titan.plan import describe_moved_budget, make_plan
 from aixsim_cli.backends.titan.schema import CONVERTER_NAME, PretrainConfig
 from aixsim_cli.backends.titan.spec import build_train_spec
@@ -39,6 +41,7 @@ logger = logging.getLogger("aixsim")
 _Batch = tuple[dict[str, Tensor], Tensor]
 _SPOILT = "weights, ranges or moments are not finite"
 _FOLDER_KEY = "job.dump_folder"
+_ANSWER_SECONDS = 10  # ranks time out one after the other
 
 
 class _StepGivenUp(Exception):
@@ -70,7 +73,12 @@ class PretrainTrainer(Trainer):
         dims = self.parallel_dims
         self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
         # on the host, whatever the device: a flag must not wait for the accelerator's queue
-        self._flags = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self._flags = None
+        if dist.get_world_size() > 1:
+            # the first step, where ranks may compile, is part of the start
+            comm = job_config.comm
+            longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
+            self._flags = dist.new_group(backend="gloo", timeout=timedelta(seconds=longest))
         self._trained = 0  # steps of this process
         self._given_up = 0  # steps, since the last checkpoint
         self._counted_from: int | None = None
@@ -266,7 +274,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
     """
     compat.install()
-    _single_rank_environment()
+    launch.complete_environment()
     check_ranks(config, int(os.environ["WORLD_SIZE"]))
     _init_logging()
     if os.environ["RANK"] == "0":
@@ -278,8 +286,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     if CONVERTER_NAME in config.model.converters:
         register_model_converter(TransformConverter, CONVERTER_NAME)  # pyright: ignore[reportArgumentType]
     dump = Path(config.job.dump_folder)
-    main = os.environ["RANK"] == "0"
-    with folder.locked(dump, _FOLDER_KEY) if main else contextlib.nullcontext():
+    is_main = os.environ["RANK"] == "0"
+    with _held(config, dump) if is_main else contextlib.nullcontext():
         trainer = _train(config, dump)
     if trainer.stopped_by:
         raise SystemExit(EXIT_CODES[trainer.stopped_by])
@@ -287,10 +295,25 @@ def pretrain(config: PretrainConfig) -> Outcome:
     return Outcome(last, trainer.step - trainer.checkpoints.began_at)
 
 
+@contextlib.contextmanager
+def _held(config: PretrainConfig, dump: Path) -> Iterator[None]:
+    """The run's folder, locked and with nothing in the way of what will be written into it."""
+    with folder.locked(dump, _FOLDER_KEY):
+        checkpoints = checkpoints_in(dump / config.checkpoint.folder)
+        folders = [checkpoints.root, checkpoints.aside] if config.checkpoint.enable else []
+        if config.metrics.enable_wandb or config.metrics.enable_tensorboard:
+            folders.append(dump / config.metrics.save_tb_folder)
+        if config.comm.trace_buf_size > 0:
+            folders.append(dump / config.comm.save_traces_folder)
+        files = {dump / METRICS_FILE: ("a file", "a device", "a link to a file that is not there")}
+        folder.check_places({path: ("a folder",) for path in folders} | files, _FOLDER_KEY)
+        yield
+
+
 def _train(config: PretrainConfig, dump: Path) -> PretrainTrainer:
     trainer: PretrainTrainer | None = None
     try:
-        trainer = PretrainTrainer(config)
+        trainer = _join(config)
         if config.checkpoint.enable and not config.checkpoint.load_only:
             folder.check_free_space(dump, trainer.checkpoint_bytes(), _FOLDER_KEY)
         with trainer.signals:
@@ -301,12 +324,42 @@ def _train(config: PretrainConfig, dump: Path) -> PretrainTrainer:
         if trainer.stopped_by:
             _report_stop(trainer)
         return trainer
+    except RuntimeError as error:
+        if trainer is None or "timed out" not in str(error).lower():
+            raise
+        raise RunError(_who_is_absent(trainer)) from error
     finally:
         if trainer is not None:
             trainer.close()
         # after a failure the other ranks may wait in a collective; tearing down would join them
         if dist.is_initialized() and sys.exc_info()[0] is None:
             dist.destroy_process_group()
+
+
+def _join(config: PretrainConfig) -> PretrainTrainer:
+    try:
+        return PretrainTrainer(config)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT: got {os.environ['MASTER_PORT']}, which another program uses; expected "
+            "a free one"
+        ) from error
+
+
+def _who_is_absent(trainer: PretrainTrainer) -> str:
+    """What to say of a collective that has timed out: the ranks that do not answer."""
+    count, seconds = dist.get_world_size(), trainer.config.comm.train_timeout_seconds
+    said = f"step {trainer.step}: ranks waited for each other longer than {seconds} s"
+    try:
+        answered = ranks.answering(_ANSWER_SECONDS)
+    except RuntimeError:
+        return f"{said}, and rank 0, where they meet, does not answer"
+    absent = [str(rank) for rank in range(count) if rank not in answered]
+    if not absent:
+        return f"{said}; all are there now (comm.train_timeout_seconds)"
+    return f"{said} (comm.train_timeout_seconds); no answer from rank {', '.join(absent)}"
 
 
 def _with_what_is_saved(trainer: PretrainTrainer, failure: RunError | UserError) -> Exception:
@@ -329,12 +382,6 @@ def _report_stop(trainer: PretrainTrainer) -> None:
         trainer.step,
         saved if trainer.config.checkpoint.enable else "without a checkpoint: none are enabled",
     )
-
-
-def _single_rank_environment() -> None:
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def _init_logging() -> None:
