@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -73,7 +74,7 @@ def _hint(dotted: str, known: Iterable[str]) -> str:
 
 
 def _is_text(hint: Any) -> bool:
-    return hint is str or str in typing.get_args(hint)
+    return hint is str or (isinstance(hint, types.UnionType) and str in typing.get_args(hint))
 
 
 def _not_a_key(word: str) -> str:

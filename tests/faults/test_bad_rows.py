@@ -12,7 +12,7 @@ device.prepare()
 
 from aixsim_cli.backends.titan import launch  # noqa: E402
 from aixsim_cli.data import loader  # noqa: E402
-from tests.faults.conftest import curve, steps  # noqa: E402
+from tests.faults.conftest import curve, long, steps  # noqa: E402
 
 ROWS = [json.dumps({"text": f"row {n}, " + f"some words of it {n * n} " * 3}) for n in range(90)]
 BAD = 40  # of these lines, from 0
@@ -31,7 +31,7 @@ def options(path, *more, bad=BAD):
     return (*write(path, bad), "--checkpoint.interval", 100, "--training.steps", 24, *more)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=long)])
 def test_the_run_ends_after_a_checkpoint_and_goes_on(train, tmp_path, workers):
     path, folder = tmp_path / "rows.jsonl", tmp_path / "run"
     words = options(path, "--training.dataloader.num_workers", workers)

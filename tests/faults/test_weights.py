@@ -1,6 +1,8 @@
 """Weights, ranges and moments that are not finite are never saved, and never gone on from."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from aixsim_cli.backends.titan import device
 device.prepare()
 
 from aixsim_cli.backends.titan import checkpointer, train  # noqa: E402
+from aixsim_cli.errors import RunError  # noqa: E402
 from aixsim_cli.run.finite import all_finite, first_nonfinite  # noqa: E402
-from tests.faults.conftest import steps  # noqa: E402
+from tests.faults.conftest import long, steps  # noqa: E402
 
 SAID = "weights, ranges or moments are not finite"
 
@@ -85,8 +88,8 @@ def no_look_at_weights():
     [
         (weight_of_last_step, "disabled"),
         (weight_of_last_step, "async"),
-        (moment_of_last_step, "disabled"),
-        (range_of_last_step, "disabled"),
+        pytest.param(moment_of_last_step, "disabled", marks=long),
+        pytest.param(range_of_last_step, "disabled", marks=long),
     ],
 )
 def test_the_last_update_is_looked_at(train, tmp_path, hurt, mode):
@@ -103,7 +106,7 @@ def test_without_checkpoints_too(train, tmp_path):
     assert "step 4: " in said and "there is no checkpoint; expected a lower" in said
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=long)])
 def test_an_update_cannot_be_skipped_once_it_is_made(train, tmp_path, policy):
     options = ("--reliability.on_nonfinite", policy)
     said = train(tmp_path / "run", *options, hurt=weight_of_last_step)
@@ -112,7 +115,7 @@ def test_an_update_cannot_be_skipped_once_it_is_made(train, tmp_path, policy):
     assert saved(tmp_path / "run") == ["step-2", "step-4"]
 
 
-@pytest.mark.parametrize("policy", ["skip", "rollback", "stop"])
+@pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=long), "stop"])
 def test_weights_that_spoil_the_next_step(train, tmp_path, policy):
     """Between two saves nobody looks at them; the loss tells, and a skip would skip for ever."""
     options = ("--reliability.on_nonfinite", policy)
@@ -149,7 +152,7 @@ def test_checkpoints_that_were_saved_all_the_same_are_not_gone_on_from(train, tm
     said = train(folder, "--training.steps", 6)
     assert f"set aside as {folder}/checkpoint.set-aside/step-4" in said
     assert steps(folder) == [1, 2, 3, 4, 3, 4, 5, 6]
-    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().split()]
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
     assert all(loss == loss for loss in losses)
 
 
@@ -210,3 +213,25 @@ def test_moments():
     assert bool(all_finite(model, [optimizer]))
     optimizer.state[model.weight]["exp_avg"][0, 0] = torch.nan
     assert bool(all_finite(model)) and not bool(all_finite(model, [optimizer]))
+
+
+@pytest.mark.parametrize("part", ["weight", "moment", None])
+def test_of_the_other_trainer_too(tmp_path, part):
+    from aixsim_cli.backends.hf.trainer import FiniteCallback
+
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss = model(torch.ones(1, 2)).sum()
+    loss.backward()
+    optimizer.step()
+    if part == "weight":
+        model.weight.data[0, 0] = torch.inf
+    if part == "moment":
+        optimizer.state[model.weight]["exp_avg_sq"][0, 0] = torch.inf
+    look = FiniteCallback()
+    look.record(loss)
+    state = SimpleNamespace(global_step=3, max_steps=9)
+    control = SimpleNamespace(should_log=False, should_save=True, should_evaluate=False)
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    with pytest.raises(RunError, match="not finite at step 3") if part else nullcontext():
+        look.on_step_end(args, state, control, model=model, optimizer=optimizer)  # pyright: ignore
