@@ -215,11 +215,17 @@ class Checkpointer(CheckpointManager):
 
         Returns:
             Whether there was one.
+
+        Raises:
+            RunError: there are some, and none of them is whole.
         """
         if not self.enable:
             return False
         self.wait()
-        return self._load_newest(rewind_data=False)
+        try:
+            return self._load_newest(rewind_data=False)
+        except UserError as error:  # a mistake no more: the run had begun
+            raise RunError(str(error)) from error
 
     def _load_newest(self, *, rewind_data: bool = True) -> bool:
         unusable: dict[int, str] = {}
