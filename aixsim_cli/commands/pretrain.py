@@ -41,7 +41,7 @@ def pretrain(
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
 
-        ranks = nproc_per_node or int(os.environ.get("WORLD_SIZE", 0))
+        ranks = nproc_per_node or ("WORLD_SIZE" in os.environ and launch.complete_environment())
         if ranks:
             check_ranks(loaded, ranks)
         typer.echo(describe(loaded, ranks or max(1, loaded.budget.num_ranks)))

@@ -1,7 +1,10 @@
 """Dotted overrides from the command line: `--training.steps 20 --compile.enable`."""
 
 import dataclasses
+import difflib
+import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from aixsim_cli.config.formats import parse_yaml
@@ -40,10 +43,14 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
         section, _, key = name.replace("-", "_").partition(".")
         dotted = f"{section.removesuffix('_args')}.{key}"
         if dotted not in known:
-            problems.append(f"--{name}: unknown key{nearest(dotted, known)}")
+            problems.append(f"--{name}: unknown key{_hint(dotted, known)}")
             continue
         if not has_value and known[dotted] is not bool:
             problems.append(f"--{name}: no value; expected one after it")
+            continue
+        if "\n" in text and _is_text(known[dotted]):
+            # YAML would fold the line break of a file's name into a blank
+            values[dotted] = text
             continue
         try:
             values[dotted] = parse_yaml(text, f"--{name}")[0] if has_value else True
@@ -52,6 +59,22 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return values
+
+
+def _hint(dotted: str, known: Iterable[str]) -> str:
+    """The nearest key of the section, the same one of another section, or all of the section."""
+    section, _, key = dotted.partition(".")
+    inside = {k.removeprefix(f"{section}."): k for k in known if k.startswith(f"{section}.")}
+    elsewhere = [k for k in known if k.rpartition(".")[2] == key]
+    close = [inside[k] for k in difflib.get_close_matches(key, inside, n=1)] or elsewhere
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    # by whole names "model.dim" would be close to "model.name"
+    return f"; expected one of: {', '.join(inside.values())}" if inside else nearest(dotted, known)
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is str or (isinstance(hint, types.UnionType) and str in typing.get_args(hint))
 
 
 def _not_a_key(word: str) -> str:

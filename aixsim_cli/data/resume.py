@@ -26,6 +26,23 @@ class ResumableLoader(ParallelAwareDataloader):
     See torchtitan's `ParallelAwareDataloader` for the arguments.
     """
 
+    _marked: dict[str, Any] | None = None
+    _told: dict[str, Any] | None = None
+
+    def mark(self) -> None:
+        """Remember where it stands."""
+        self._marked = StatefulDataLoader.state_dict(self)
+
+    def return_to_mark(self) -> None:
+        """Let `state_dict` give the marked position from now on; nothing more is read."""
+        self._told = self._marked
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of this rank, pickled, as torchtitan has it."""
+        if self._told is None:
+            return super().state_dict()
+        return {self._rank_id: pickle.dumps(self._told), "world_size": self.dp_world_size}
+
     def state_to_load(self, present: Iterable[str]) -> dict[str, Any]:
         """What to ask a checkpoint for: this rank's position, or those of all ranks it has.
 

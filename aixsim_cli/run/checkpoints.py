@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +58,14 @@ class Checkpoints:
         folders = map(self.folder, self.steps())
         return next((folder for folder in folders if is_complete(folder)), None)
 
-    def agree(self) -> int | None:
+    def agree(self, unusable: Mapping[int, str] | None = None) -> int | None:
         """The step that a run goes on from: the newest that is whole, the same on all ranks.
 
         Folders that are torn or damaged are moved aside with a warning, so that they are neither
         loaded nor mixed with what this run writes.
+
+        Args:
+            unusable: step -> why a checkpoint that is whole is as good as damaged.
 
         Returns:
             None = there is no checkpoint.
@@ -78,7 +82,7 @@ class Checkpoints:
             if not ranks.from_main(is_complete(folder)):
                 incomplete.append(folder)
                 continue
-            problem = _problem_of_any_rank(folder)
+            problem = (unusable or {}).get(step) or _problem_of_any_rank(folder)
             if problem is None:
                 found = step
                 break

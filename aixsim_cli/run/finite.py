@@ -1,23 +1,51 @@
-"""Whether weights are numbers: what is saved must be, whatever the loss of the step before was."""
+"""Whether what is saved, or was loaded, can be trained on: no NaN, no infinity anywhere."""
+
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
-def all_finite(model: nn.Module) -> Tensor:
-    """Whether every weight that this rank holds is finite.
+def all_finite(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Tensor:
+    """Whether every weight, range and moment that this rank holds is finite.
+
+    Each number is read once and summed up: a NaN or an infinity stays in a sum, and finite numbers
+    overflow it only where their magnitudes come to more than 3e38.
 
     Args:
-        model: sharded or not.
+        model: sharded or not. Ranges that are not yet set, (+inf, -inf), are fine.
+        optimizers: of the model; a moment that is not finite spoils the next step.
 
     Returns:
         () bool on the model's device; not synchronised.
     """
-    parameters = [_local(parameter) for parameter in model.parameters()]
-    held = [p for p in parameters if p.is_floating_point() and p.numel()]
-    # the largest magnitude, not the sum of squares, which overflows long before a weight does
-    norms = torch._foreach_norm(held, ord=float("inf"))
-    return torch.stack([norm.isfinite() for norm in norms]).all()
+    held = [_local(p) for p in model.parameters()]
+    held += [_local(moment) for optimizer in optimizers for moment in _moments(optimizer)]
+    sums = [t.sum(dtype=torch.float32) for t in held if t.is_floating_point()]
+    finite = torch.stack(sums).isfinite().all()
+    ranges = [b for name, b in model.named_buffers() if name.endswith("ranges") and b.numel()]
+    return finite & _hold(torch.cat(ranges)) if ranges else finite
+
+
+def first_nonfinite(model: nn.Module) -> str | None:
+    """The first weight that is not finite, of those that this rank holds."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not _local(parameter).isfinite().all():
+            return name
+    return None
+
+
+def _hold(ranges: Tensor) -> Tensor:
+    low, high = ranges.unbind(1)
+    is_set = low.isfinite() & high.isfinite() & (low <= high)
+    return (is_set | (low.isposinf() & high.isneginf())).all()
+
+
+def _moments(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Its state but for counts of steps, which may be on another device."""
+    for state in optimizer.state.values():
+        yield from (v for v in state.values() if isinstance(v, Tensor) and v.dim() > 0)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """The folder of a run: one run at a time in it, and room for a checkpoint."""
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.files import kind_of
 
 LOCK_FILE = ".run.lock"
 OWNER_FILE = ".run.json"
@@ -33,6 +35,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     Raises:
         UserError: another run holds the folder, or it cannot be written to.
     """
+    made = _first_missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE, timeout=0)
@@ -44,6 +47,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(f"{key}: {folder} cannot be written to: {error.strerror}") from None
+    refused = False
     try:
         owner = folder / OWNER_FILE
         if owner.is_file():
@@ -54,8 +58,53 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         finally:
             # what is left of it tells of a run that was killed
             owner.unlink(missing_ok=True)
+    except UserError:
+        refused = True
+        raise
     finally:
+        if refused and made is not None:
+            _unmake(folder, made)
         lock.release()
+
+
+def _first_missing(folder: Path) -> Path | None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
+
+
+def _unmake(folder: Path, made: Path) -> None:
+    """Take away a folder that was made for a run which then was refused, where nothing is in it.
+
+    Args:
+        folder: the run's, locked.
+        made: the first of its parents that was made, or itself.
+    """
+    inside = sorted(folder.rglob("*"), reverse=True)
+    if any(path.name != LOCK_FILE and not path.is_dir() for path in inside):
+        return
+    with contextlib.suppress(OSError):
+        for path in inside:
+            path.rmdir() if path.is_dir() else path.unlink()
+        for path in (folder, *folder.parents):
+            path.rmdir()
+            if path == made:
+                break
+
+
+def check_places(places: Mapping[Path, Sequence[str]], key: str) -> None:
+    """Refuse a run that would find what is in its way when it has something to write.
+
+    Args:
+        places: where it writes -> what may be there, as `files.kind_of` names it; or nothing.
+        key: the setting that names the folder, for messages.
+
+    Raises:
+        UserError: naming the first that is something else.
+    """
+    for path, kinds in places.items():
+        kind = kind_of(path)
+        if kind not in kinds and kind != "no such file":
+            raise UserError(f"{key}: {path}: got {kind}; expected {kinds[0]}, or nothing there")
 
 
 def _write_owner(path: Path, key: str) -> None:

@@ -1,5 +1,7 @@
 """What the ranks of a run tell each other; alone where there is one."""
 
+import time
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,3 +44,21 @@ def true_on_all(flag: Tensor) -> bool:
     flag = flag.to(torch.int32)
     dist.all_reduce(flag, op=dist.ReduceOp.MIN)
     return bool(flag.item())
+
+
+def answering(seconds: float) -> list[int]:
+    """The ranks that call this within some seconds of each other, after a collective has failed.
+
+    They meet in the store that they found each other by, which no collective can block.
+
+    Raises:
+        RuntimeError: the store does not answer: it lives in rank 0, or in the launcher.
+    """
+    store = dist.distributed_c10d._get_default_store()
+    store.set_timeout(timedelta(seconds=seconds))
+    keys = [f"aixsim/answers/{rank}" for rank in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], "1")
+    end = time.monotonic() + seconds
+    while not store.check(keys) and time.monotonic() < end:
+        time.sleep(0.1)
+    return [rank for rank, key in enumerate(keys) if store.check([key])]

@@ -1,6 +1,7 @@
 """Runs that are hurt while they train, and what they leave."""
 
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import warm
+
 REPOSITORY = Path(__file__).parent.parent.parent
 SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
 STEPS, INTERVAL = 40, 5
+SHORT = ("--metrics.log_freq", 1, "--checkpoint.interval", 2, "--training.steps", 4)
 # scripts/test_faults.sh runs these too
 long = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
 
@@ -30,6 +34,18 @@ def config(aixsim, tmp_path_factory):
         "--transform-config", "configs/transforms/optical.yaml",
     )  # fmt: skip
     return path
+
+
+@pytest.fixture
+def train(config, tmp_path):
+    """`train(folder, *options, code=0, …)`: a short run in a warm process; what it said."""
+    count = itertools.count()
+
+    def pretrain(folder, *options, **how):
+        words = ("pretrain", "--config", config, "--job.dump_folder", folder, *SHORT, *options)
+        return warm.run(words, tmp_path / f"said-{next(count)}", **how)
+
+    return pretrain
 
 
 class Run:

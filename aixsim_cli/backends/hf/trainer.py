@@ -96,6 +96,7 @@ class FiniteCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         """Look at the record when something is about to be shown or saved, on all ranks."""
@@ -106,12 +107,13 @@ class FiniteCallback(TrainerCallback):
         finite = self.finite
         if (control.should_save or ends) and model is not None:
             # a loss says nothing of the step that was just taken
-            finite = finite & all_finite(model)
+            finite = finite & all_finite(model, [] if optimizer is None else [optimizer])
         if not ranks.true_on_all(finite):
             kept = _last_checkpoint(Path(str(args.output_dir)))
             raise RunError(
-                f"loss or weights are not finite at step {state.global_step}; nothing was saved "
-                f"of it, {kept}; expected a lower --learning_rate"
+                f"loss or weights, their moments or ranges are not finite at step "
+                f"{state.global_step}; nothing was saved of it, {kept}; expected a lower "
+                "--learning_rate"
             )
 
 

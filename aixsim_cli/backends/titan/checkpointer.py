@@ -36,8 +36,10 @@ from aixsim_cli.backends.titan.storage import (
 )
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
+from aixsim_cli.run.finite import all_finite
 from aixsim_cli.run.inputs import Inputs, read_inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete
+from aixsim_cli.run.ranks import true_on_all
 from aixsim_cli.run.resume import describe, hyperparameters, set_hyperparameters
 
 logger = logging.getLogger("aixsim")
@@ -47,7 +49,7 @@ class Checkpointer(CheckpointManager):
     """Saves whole checkpoints, and loads the newest one that is still whole.
 
     `save_now` makes the next call of `save` write one, whatever the interval; `last_saved` is the
-    newest step that this run has on the disk.
+    step that this run saved last, or went on from.
     """
 
     run_config: PretrainConfig
@@ -58,7 +60,6 @@ class Checkpointer(CheckpointManager):
         self.save_now = False
         self.last_saved: int | None = None
         self._pending: int | None = None
-        self._loaded: int | None = None
         self.began_at = 0
         # removing a large folder takes long; the training does not wait for it
         self._remover = ThreadPoolExecutor(1)
@@ -74,12 +75,24 @@ class Checkpointer(CheckpointManager):
         return checkpoints_in(self.root)
 
     def _should_save(self, curr_step: int, last_step: bool = False) -> bool:
-        if curr_step == self._loaded:
-            # rolled back to it: it is on the disk
+        if curr_step in (0, self._pending, self.last_saved):
+            # nothing trained yet, or on the disk: the run was rolled back to it, or ends early
             return False
         return super()._should_save(curr_step, last_step) or (
             self.save_now and self.enable and not self.load_only
         )
+
+    def is_due(self, step: int) -> bool:
+        """Whether `save` will write a checkpoint of this step."""
+        return self._should_save(step, step == self.run_config.training.steps)
+
+    def is_finite(self) -> bool:
+        """Whether weights, ranges and moments are finite, on all ranks, each of which has to ask.
+
+        One pass over what a save would write, and one reduction of a flag.
+        """
+        (model,) = self.states[MODEL].model
+        return true_on_all(all_finite(model, self.states[OPTIMIZER]))
 
     def save(self, curr_step: int, last_step: bool = False) -> None:
         """Write a checkpoint if one is due.
@@ -98,6 +111,9 @@ class Checkpointer(CheckpointManager):
             return
         if self.async_mode == AsyncMode.DISABLED or last_step:
             self.last_saved = curr_step
+        if last_step:
+            # which torchtitan does not count
+            self._purge_stale_checkpoints()
 
     def wait(self) -> None:
         """Return when a save in the background, if any, is on the disk.
@@ -116,6 +132,7 @@ class Checkpointer(CheckpointManager):
         super()._async_wait()
         if self._pending is not None:
             self.last_saved, self._pending = self._pending, None
+            self._purge_stale_checkpoints()
 
     def _give_up(self, step: int, error: BaseException) -> None:
         self._pending, self.save_future = None, None
@@ -185,12 +202,12 @@ class Checkpointer(CheckpointManager):
             return False
         # now: the files may be others by the time of a save
         self.inputs = resume.inputs_of(self.run_config)
-        if step >= 0:
-            self.folders.check(step)
-        found = step if step >= 0 else self.folders.agree()
-        if found is None:
-            return self._load_initial()
-        self._load_step(found)
+        if step < 0:
+            return self._load_newest() or self._load_initial()
+        self.folders.check(step)
+        problem = self._load_step(step)
+        if problem is not None:
+            raise UserError(f"checkpoint.load_step: {problem}; expected another one")
         return True
 
     def roll_back(self) -> bool:
@@ -198,17 +215,29 @@ class Checkpointer(CheckpointManager):
 
         Returns:
             Whether there was one.
+
+        Raises:
+            RunError: there are some, and none of them is whole.
         """
         if not self.enable:
             return False
         self.wait()
-        found = self.folders.agree()
-        if found is None:
-            return False
-        self._load_step(found, rewind_data=False)
-        return True
+        try:
+            return self._load_newest(rewind_data=False)
+        except UserError as error:  # a mistake no more: the run had begun
+            raise RunError(str(error)) from error
 
-    def _load_step(self, step: int, *, rewind_data: bool = True) -> None:
+    def _load_newest(self, *, rewind_data: bool = True) -> bool:
+        unusable: dict[int, str] = {}
+        while (step := self.folders.agree(unusable)) is not None:
+            problem = self._load_step(step, rewind_data=rewind_data)
+            if problem is None:
+                return True
+            unusable[step] = problem
+        return False
+
+    def _load_step(self, step: int, *, rewind_data: bool = True) -> str | None:
+        """Load a whole checkpoint; what is wrong with what it holds."""
         folder = Path(self._create_checkpoint_id(step))
         saved = resume.read_settings(folder)
         changed, other_data = {}, False
@@ -224,12 +253,15 @@ class Checkpointer(CheckpointManager):
         settings = hyperparameters(optimizers)
         self.dcp_load(states, str(folder), False, False)
         set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
-        self._loaded = step
+        if not self.is_finite():
+            return f"{folder}: holds weights, ranges or moments that are not finite"
+        self.last_saved = step
         if rewind_data:
             self.began_at = step
         if rewind_data and dist.get_rank() == 0:
             last = self.run_config.training.steps
             logger.info(describe(step, folder, changed, last, other_data=other_data))
+        return None
 
     def _load_initial(self) -> bool:
         source = self.initial_load_path
@@ -249,6 +281,10 @@ class Checkpointer(CheckpointManager):
         states = self._states_to_load(self.initial_load_model_only)
         in_hf, quantized = self.initial_load_in_hf, self.initial_load_in_hf_quantized
         self.dcp_load(states, source, in_hf, quantized)
+        if not self.is_finite():
+            raise UserError(
+                f"checkpoint.initial_load_path: {source}: holds weights that are not finite"
+            )
         return True
 
     def dcp_load(

@@ -80,12 +80,11 @@ def skip_autocast_to_float32() -> None:
 
 def take_odd_lengths() -> None:
     """torchtitan asks for an even sequence length, for the sake of a context parallelism of 1."""
-    original = ParallelDims.seq_len_divisor.fget
 
     def seq_len_divisor(dims: ParallelDims) -> int:
-        return original(dims) if dims.cp_enabled else dims.tp
+        return dims.tp * (2 * dims.cp if dims.cp_enabled else 1)
 
-    ParallelDims.seq_len_divisor = property(seq_len_divisor)
+    ParallelDims.seq_len_divisor = property(seq_len_divisor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def sum_gradients_over_replicas(model: nn.Module) -> None:

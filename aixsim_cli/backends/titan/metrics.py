@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -12,7 +13,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torchtitan.components.metrics import LoggerContainer, MetricsProcessor, WandBLogger
+from torchtitan.components.metrics import (
+    BaseLogger,
+    LoggerContainer,
+    MetricsProcessor,
+    WandBLogger,
+)
 from torchtitan.distributed import ParallelDims
 
 from aixsim_cli.backends.titan.schema import PretrainConfig
@@ -21,6 +27,66 @@ from aixsim_cli.errors import UserError
 logger = logging.getLogger("aixsim")
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile(BaseLogger):
+    """One JSON object a line.
+
+    Args:
+        path: appended to; a last line that a kill or a full disk has cut is ended first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Append a record; NaN is written as NaN, never as 0."""
+        line = json.dumps(metrics) + "\n"
+        with self.path.open("ab+") as file:
+            if file.seekable() and file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            file.write(line.encode())
+
+
+class Sturdy(BaseLogger):
+    """A logger whose failures are told once, and cost records but never the training.
+
+    Args:
+        inner: the logger.
+        path: where it writes, for messages.
+    """
+
+    def __init__(self, inner: BaseLogger, path: Path) -> None:
+        self.inner, self.path = inner, path
+        self.lost = 0  # records since the last one that was written
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        """Record a step, or say that it cannot be."""
+        try:
+            self.inner.log(metrics, step)
+        except Exception as error:  # disks, networks, and what W&B and TensorBoard make of them
+            if not self.lost:
+                said = "%s: step %d could not be recorded: %s; the run goes on, and tries again"
+                logger.warning(said, self.path, step, _reason(error))
+            self.lost += 1
+            return
+        if self.lost:
+            logger.warning("%s: recorded again; %d records are lost", self.path, self.lost)
+            self.lost = 0
+
+    def close(self) -> None:
+        """End; what it has buffered may be lost."""
+        if self.lost:
+            logger.warning("%s: the last %d records are lost", self.path, self.lost)
+        try:
+            self.inner.close()
+        except Exception as error:
+            logger.warning("%s: could not be closed: %s", self.path, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 class RunMetrics(MetricsProcessor):
@@ -33,6 +99,7 @@ class RunMetrics(MetricsProcessor):
 
     def __init__(self, job_config: PretrainConfig, parallel_dims: ParallelDims) -> None:
         super().__init__(job_config, parallel_dims)
+        self.folder = Path(job_config.job.dump_folder)
         kept = self.logger._loggers if isinstance(self.logger, LoggerContainer) else None
         started = kept is None or any(isinstance(one, WandBLogger) for one in kept)
         if job_config.metrics.enable_wandb and not started:
@@ -43,7 +110,8 @@ class RunMetrics(MetricsProcessor):
             )
         self.is_main = torch.distributed.get_rank() == 0
         self.total_steps = job_config.training.steps
-        self.path = Path(job_config.job.dump_folder) / METRICS_FILE
+        self.logger = Sturdy(self.logger, self.folder / job_config.metrics.save_tb_folder)
+        self.file = Sturdy(MetricsFile(self.folder / METRICS_FILE), self.folder / METRICS_FILE)
         self.started = time.perf_counter()
         self.last_step: int | None = None
         self.progress = _progress_bar(self.total_steps) if self.is_main else None
@@ -87,7 +155,7 @@ class RunMetrics(MetricsProcessor):
             "seconds": round(now - self.started, 3),
             **extra,
         }
-        _append(self.path, record)
+        self.file.log(record, step)
         self._show(record, elapsed)
         self.last_step = step
 
@@ -120,6 +188,7 @@ class RunMetrics(MetricsProcessor):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+        self.file.close()
         super().close()
 
 
@@ -128,12 +197,6 @@ def build_metrics_processor(
 ) -> RunMetrics:
     """torchtitan's hook for a metrics processor."""
     return RunMetrics(job_config, parallel_dims)
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    # NaN is written as NaN, never as 0: Python's json does so by default
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def _progress_bar(total: int) -> Progress | None:

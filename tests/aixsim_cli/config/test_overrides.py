@@ -17,8 +17,15 @@ class Metrics:
 
 
 @dataclass
+class Optimizer:
+    lr: float = 1e-3
+    name: str | None = None
+
+
+@dataclass
 class Config:
     metrics: Metrics = field(default_factory=Metrics)
+    optimizer: Optimizer = field(default_factory=Optimizer)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +53,10 @@ def test_a_key_alone_is_true_and_lists_are_yaml():
     ("words", "said"),
     [
         (["--metrics.enable_wandd", "1"], "did you mean 'metrics.enable_wandb'?"),
+        (["--metrics.dim", "96"], "unknown key; expected one of: metrics.enable_wandb, metrics."),
+        (["--optimizer.learning_rate", "1"], "expected one of: optimizer.lr, optimizer.name"),
+        (["--metrics.lr", "1"], "did you mean 'optimizer.lr'?"),
+        (["--metricz.tags", "1"], "did you mean 'metrics.tags'?"),
         (["--verbose"], "unknown option"),
         (["stray"], "unexpected"),
         (["--metrics.log_freq"], "--metrics.log_freq: no value; expected one after it"),
@@ -66,3 +77,10 @@ def test_overrides_win_and_are_named_in_messages():
     wrong = apply_overrides(document, {"metrics.log_freq": "x"})
     with pytest.raises(ConfigError, match=r"^--metrics\.log_freq: got 'x'"):
         build(Config, wrong)
+
+
+def test_a_line_break_stays_in_a_text():
+    name = "of two\nlines: 'x'"
+    assert parse_overrides(["--optimizer.name", name], Config) == {"optimizer.name": name}
+    assert parse_overrides(["--metrics.tags", "[a,\nb]"], Config) == {"metrics.tags": ["a", "b"]}
+    assert parse_overrides(["--optimizer.name", "null"], Config) == {"optimizer.name": None}

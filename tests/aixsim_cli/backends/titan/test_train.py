@@ -94,7 +94,8 @@ def test_ranks_that_change_the_budget_are_refused(aixsim, config, tmp_path):
 def test_loss_that_is_not_finite_stops_the_run(aixsim, config, tmp_path):
     model = meta_model(model_args("aixsim", "debug", vocab_size("builtin")))
     weights = {name: torch.full(p.shape, 0.01) for name, p in model.named_parameters()}
-    weights["layers.1.feed_forward.w3.weight"][3, 5] = float("nan")
+    # finite itself; a sum of its products is not
+    weights["layers.1.feed_forward.w3.weight"][3] = 3e38
     write_checkpoint(weights, tmp_path / "bad")
     start = ("--checkpoint.initial_load_path", tmp_path / "bad", "--transform-config")
     digital = tmp_path / "bypass.yaml"
@@ -103,7 +104,21 @@ def test_loss_that_is_not_finite_stops_the_run(aixsim, config, tmp_path):
     assert (
         "step 1: loss is nan; first seen in the output of layers.1.feed_forward.w3" in done.stderr
     )
+    assert "The weights of step 0 were not changed" in done.stderr
     assert not (tmp_path / "run" / "checkpoint").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_weights_to_start_from_that_are_not_finite_are_refused(aixsim, config, tmp_path):
+    model = meta_model(model_args("aixsim", "debug", vocab_size("builtin")))
+    weights = {name: torch.full(p.shape, 0.01) for name, p in model.named_parameters()}
+    weights["layers.1.feed_forward.w3.weight"][3, 5] = float("nan")
+    write_checkpoint(weights, tmp_path / "bad")
+    start = ("--checkpoint.initial_load_path", tmp_path / "bad")
+    done = pretrain(aixsim, config, tmp_path / "run", *start, code=2)
+    assert (
+        f"checkpoint.initial_load_path: {tmp_path}/bad: holds weights that are not" in done.stderr
+    )
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -1,0 +1,215 @@
+"""What is in a run's way, or missing around it, is said before it trains; nothing is left."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from aixsim_cli.backends.titan import device
+
+device.prepare()
+
+from aixsim_cli.backends.titan import launch, train  # noqa: E402
+from aixsim_cli.backends.titan.schema import PretrainConfig  # noqa: E402
+from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.run import folder  # noqa: E402
+from tests.faults.conftest import steps  # noqa: E402
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    config = PretrainConfig()
+    config.checkpoint.enable = config.metrics.enable_tensorboard = True
+    config.job.dump_folder = str(tmp_path / "run")
+    return config
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "fifo"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "checkpoint.set-aside", "metrics.jsonl", "tb", "comm_traces"]
+)
+def test_what_is_in_the_way_is_found_before_the_training(config_of, tmp_path, name, kind):
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    {"file": path.touch, "folder": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    wanted = "file" if name == "metrics.jsonl" else "folder"
+    if kind == wanted:
+        with train._held(config_of, tmp_path / "run"):
+            return
+    with (
+        pytest.raises(
+            UserError, match=rf"job.dump_folder: {path}: got .*; expected a {wanted}, or"
+        ),
+        train._held(config_of, tmp_path / "run"),
+    ):
+        pytest.fail("trained")
+    assert path.exists() and path.parent.exists()
+
+
+def test_a_link_to_a_device_takes_the_metrics(config_of, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/null")
+    with train._held(config_of, tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("error", [UserError, ValueError, None])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_refused_run_takes_its_folder_away(tmp_path, error, existed):
+    home = tmp_path / "outputs"
+    if existed:
+        home.mkdir()
+    try:
+        with folder.locked(home / "a" / "run", "key"):
+            (home / "a" / "run" / "comm_traces").mkdir()
+            if error:
+                raise error("refused")
+    except (UserError, ValueError):
+        pass
+    assert (home / "a").exists() is (error is not UserError)
+    assert home.exists() is (existed or error is not UserError)
+
+
+def test_a_refused_run_leaves_what_is_not_its_own(tmp_path):
+    with pytest.raises(UserError), folder.locked(tmp_path / "run", "key"):
+        (tmp_path / "run" / "notes").touch()
+        raise UserError("refused")
+    assert (tmp_path / "run" / "notes").exists()
+
+
+LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
+LAUNCHED |= {"MASTER_ADDR": "host"}
+
+
+@pytest.fixture
+def environment_of(monkeypatch):
+    def set_all(**variables):
+        for name in LAUNCHED:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    yield set_all
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [({}, 1), ({"WORLD_SIZE": "1"}, 1), (LAUNCHED, 2), ({"LOCAL_RANK": "0"}, 1)],
+)
+def test_launched_or_alone(environment_of, variables, ranks):
+    environment_of(**variables)
+    assert launch.complete_environment() == ranks
+    assert os.environ["WORLD_SIZE"] == str(ranks)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"WORLD_SIZE": None}, "WORLD_SIZE: not set; expected a number, as torchrun sets it"),
+        ({"RANK": None}, "RANK: not set; expected a number, as torchrun sets it, or neither RANK"),
+        ({"RANK": "x"}, "RANK: got 'x'; expected 0 to 1"),
+        ({"RANK": "2"}, "RANK: got '2'; expected 0 to 1"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE: got '-1'; expected 1 to"),
+        ({"LOCAL_RANK": None}, "LOCAL_RANK: not set"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT: got '0'; expected 1 to 65535"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR: not set; expected the host of rank 0"),
+    ],
+)
+def test_half_of_what_a_launcher_sets_is_refused(environment_of, change, said):
+    variables = {k: v for k, v in (LAUNCHED | change).items() if v is not None}
+    environment_of(**variables)
+    with pytest.raises(UserError) as caught:
+        launch.complete_environment()
+    assert str(caught.value).startswith(said)
+
+
+def test_a_port_in_use_is_named(train, tmp_path):
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = train(tmp_path / "run", env={**alone, "MASTER_PORT": str(port)}, code=2)
+    assert f"MASTER_PORT: got {port}, which another program uses; expected a free one" in said
+
+
+def asleep():
+    """Rank 1 comes too late to the third step, and answers nobody."""
+    launch.GRACE_SECONDS = 0.1
+    train._ANSWER_SECONDS = 2
+    optimize = train.PretrainTrainer.train_step
+
+    def hurt(self, data):
+        if self.step == 3 and os.environ["RANK"] == "1":
+            time.sleep(20)
+            os._exit(1)
+        optimize(self, data)
+
+    train.PretrainTrainer.train_step = hurt
+
+
+def test_a_rank_that_does_not_answer_is_named(train, tmp_path):
+    words = ("--budget.num_ranks", 2, "--comm.train_timeout_seconds", 3)
+    said = train(tmp_path / "run", *words, hurt=asleep, ranks=2, code=1)
+    assert (
+        "step 3: ranks waited for each other longer than 3 s (comm.train_timeout_seconds)" in said
+    )
+    assert "no answer from rank 1" in said
+
+
+@pytest.mark.parametrize("mode", ["disabled", "async"])
+def test_as_many_checkpoints_are_kept_as_asked(train, tmp_path, mode):
+    words = ("--checkpoint.interval", 1, "--checkpoint.async_mode", mode)
+    train(tmp_path / "run", *words, "--checkpoint.keep_latest_k", 2)
+    left = {path.name for path in (tmp_path / "run" / "checkpoint").iterdir()}
+    assert left == {"step-3", "step-4"}
+
+
+def test_an_odd_length_trains(train, tmp_path):
+    train(tmp_path / "run", "--training.seq_len", 31)
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def nobody_reads():
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+
+
+def test_a_pipe_that_nobody_reads_is_no_failure(train, tmp_path):
+    assert train(tmp_path / "run", hurt=nobody_reads) == ""
+    assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+def python(*words, **how):
+    return subprocess.run([sys.executable, *words], timeout=100, text=True, **how)
+
+
+def test_outputs_that_are_closed(tmp_path):
+    def close():
+        for number in range(3):
+            os.close(number)
+
+    assert python("-m", "aixsim_cli", "transforms", "list", preexec_fn=close).returncode == 0
+    done = python("-m", "aixsim_cli", "transforms", "show", "nothing", preexec_fn=close)
+    assert done.returncode == 2
+
+
+def test_interrupted_while_it_is_still_importing():
+    program = (
+        "import runpy, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt)\n"
+        "runpy.run_module('aixsim_cli', run_name='__main__')\n"
+    )
+    done = python("-c", program, capture_output=True)
+    assert (done.returncode, done.stderr) == (130, "aixsim: interrupted\n")
