@@ -47,7 +47,6 @@ class Outcome:
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
-def pretrain(config: PretrainConfig) -> Path | None:
     """Train as the config says, on this process's rank; resumes when the folder has checkpoints.
 
     Args:
