@@ -120,7 +120,8 @@ def default_dump_folder(request: Request) -> str:
     """
     paradigm = request.transform and request.transform.get("transform", "optical")
     seed = f"seed{request.seed}" if request.seed != Request.seed else None
-    return "outputs/" + "-".join(filter(None, (request.model_flavor, paradigm, seed)))
+    parts = [part for part in (request.model_flavor, paradigm, seed) if part]
+    return f"outputs/{'-'.join(map(str, parts))}"
 
 
 def make_config(request: Request, plan: Plan) -> dict[str, Any]:
