@@ -118,12 +118,10 @@ def default_dump_folder(request: Request) -> str:
 
     A folder has one run: those of several seeds do not meet in one.
     """
-    parts = [request.model_flavor]
-    if request.transform:
-        parts.append(str(request.transform.get("transform", "optical")))
-    if request.seed != Request.seed:
-        parts.append(f"seed{request.seed}")
-    return f"outputs/{'-'.join(parts)}"
+    paradigm = request.transform and request.transform.get("transform", "optical")
+    seed = f"seed{request.seed}" if request.seed != Request.seed else None
+    parts = [part for part in (request.model_flavor, paradigm, seed) if part]
+    return f"outputs/{'-'.join(map(str, parts))}"
 
 
 def make_config(request: Request, plan: Plan) -> dict[str, Any]:
