@@ -247,7 +247,9 @@ def _begin_call(model: nn.Module, state: Any) -> None:
 
 
 def _end_call(model: nn.Module, inputs: object, outputs: object) -> None:
-    _stop_running(model.transform_state)
+    if not torch.compiler.is_exporting():
+        state: Any = model.transform_state
+        _stop_running(state)
 
 
 @torch.compiler.disable
