@@ -157,10 +157,13 @@ def noise_key(stream: Tensor, calls: Calls) -> Tensor:
         stream: int64, 0-d; the module's.
         calls: of its model.
     """
-    # a compiled function is not compiled anew for a call, but asks for its word when it runs
-    return (
-        _noise_key(stream, calls.number) if torch.compiler.is_compiling() else _xor(stream, calls)
-    )
+    if torch.compiler.is_exporting():
+        # a program that outlives the model has no calls
+        return stream.clone()
+    if torch.compiler.is_compiling():
+        # not compiled anew for every call, but asked for its word when it runs
+        return _noise_key(stream, calls.number)
+    return _xor(stream, calls)
 
 
 def _xor(stream: Tensor, calls: Calls | None) -> Tensor:

@@ -158,8 +158,6 @@ class TransformState:
         """
         self.step, self.rank, self.call = step, rank, 0
 
-    # a call's counters are no business of a compiler, which would compile anew for each
-    @torch.compiler.disable
     def next_call(self) -> None:
         """Begin a call: new noise for every module, by a hash of (step, call, rank).
 

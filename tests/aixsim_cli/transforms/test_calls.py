@@ -369,6 +369,17 @@ def test_the_same_counters_draw_the_same_noise_after_a_recomputation():
     assert not torch.equal(outs[0], net(x))
 
 
+def test_an_exported_program_needs_no_model():
+    net, _ = simulated(n_blocks=1)
+    x = inputs(1)[0]
+    program = torch.export.export(net.eval(), (x,), strict=False)
+    assert "aixsim.noise_key" not in program.graph_module.code
+    with torch.no_grad():
+        first = program.module()(x)
+        net(x)
+        assert torch.equal(first, program.module()(x))
+
+
 def test_the_operator_of_compiled_code():
     net, state = simulated()
     state.begin_step(1)
