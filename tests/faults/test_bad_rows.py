@@ -43,12 +43,14 @@ def test_the_run_ends_after_a_checkpoint_and_goes_on(train, tmp_path, workers):
     assert (folder / "checkpoint" / f"step-{last}" / "manifest.json").exists()
     if workers:
         return
+    assert "--reliability.on_other_data mended where they were changed for it" in said
     # nothing can be trained until it is mended, and nothing is lost by trying
     again = train(folder, *words, code=2)
     assert f"{path}: cannot be read: line {BAD + 1}: " in again
     assert steps(folder)[-1] == last
     write(path)
-    train(folder, *words[4:], "--training.dataset", "local", "--training.dataset_path", path)
+    assert "was trained on other data" in train(folder, *words, code=2)
+    train(folder, *words, "--reliability.on_other_data", "mended")
     train(tmp_path / "whole", *options(path, bad=None))
     assert curve(folder) == curve(tmp_path / "whole")
 
