@@ -38,17 +38,19 @@ def test_the_run_ends_after_a_checkpoint_and_goes_on(train, tmp_path, workers):
     said = train(folder, *words, code=1)
     last = steps(folder)[-1]
     assert 0 < last < 24
-    assert f"step {last + 1}: {path}: cannot be read: line {BAD + 1}, column" in said
+    assert f"step {last + 1}: {path}: cannot be read: line {BAD + 1}: " in said
     assert f"step-{last} holds what was trained before" in said
     assert (folder / "checkpoint" / f"step-{last}" / "manifest.json").exists()
     if workers:
         return
+    assert "--reliability.on_other_data mended where they were changed for it" in said
     # nothing can be trained until it is mended, and nothing is lost by trying
     again = train(folder, *words, code=2)
-    assert f"{path}: cannot be read: line {BAD + 1}, column" in again
+    assert f"{path}: cannot be read: line {BAD + 1}: " in again
     assert steps(folder)[-1] == last
     write(path)
-    train(folder, *words[4:], "--training.dataset", "local", "--training.dataset_path", path)
+    assert "was trained on other data" in train(folder, *words, code=2)
+    train(folder, *words, "--reliability.on_other_data", "mended")
     train(tmp_path / "whole", *options(path, bad=None))
     assert curve(folder) == curve(tmp_path / "whole")
 
@@ -56,7 +58,7 @@ def test_the_run_ends_after_a_checkpoint_and_goes_on(train, tmp_path, workers):
 def test_at_the_first_step_it_is_a_mistake_like_any_other(train, tmp_path):
     folder = tmp_path / "of" / "many" / "runs"
     said = train(folder, *options(tmp_path / "rows.jsonl", bad=1), code=2)
-    assert "rows.jsonl: cannot be read: line 2, column" in said
+    assert "rows.jsonl: cannot be read: line 2: " in said
     # what was made for the run is taken away
     assert not (tmp_path / "of").exists()
 

@@ -144,7 +144,8 @@ def reads_other_data(
 ) -> bool:
     """Whether a position in the old data means nothing in the new.
 
-    Files that have moved are the same data; another data set, or other contents, are not.
+    Files that have moved are the same data, mended ones where the config says so; another data
+    set, or other contents, are not.
 
     Args:
         saved: the checkpoint's config.
@@ -152,7 +153,8 @@ def reads_other_data(
         others: as of `check_resume`.
     """
     before = (saved.get("training") or {}).get("dataset", config.training.dataset)
-    return "data" in others or before != config.training.dataset
+    mended = config.reliability.on_other_data == "mended"
+    return ("data" in others and not mended) or before != config.training.dataset
 
 
 def _leaves(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -83,14 +83,15 @@ class Reliability:
         max_nonfinite: steps skipped or rolled back between two checkpoints before the run stops.
         on_save_error: a checkpoint that cannot be written: "stop" the run, or "continue" it.
         on_other_data: a checkpoint that was trained on other data than the config's: "stop" the
-            run, or "continue" it with the config's, from their start.
+            run; "continue" it with the config's, from their start; or, where a row that could not
+            be read was "mended", go on at the same row.
         data_retries: of a failed read of the data, in a row, with a growing pause between them.
     """
 
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     max_nonfinite: int = 10
     on_save_error: Literal["stop", "continue"] = "stop"
-    on_other_data: Literal["stop", "continue"] = "stop"
+    on_other_data: Literal["stop", "continue", "mended"] = "stop"
     data_retries: int = 8
 
 

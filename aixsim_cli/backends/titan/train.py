@@ -159,8 +159,8 @@ def _with_what_is_saved(trainer: PretrainTrainer, failure: RunError | UserError)
     saved = trainer.checkpoints.last_saved if trainer.config.checkpoint.enable else None
     kept = f"{trainer.checkpoints.root}/step-{saved} holds" if saved else "no checkpoint holds"
     return RunError(
-        f"{failure}. {kept} what was trained before; once the data can be read the same "
-        "command goes on there"
+        f"{failure}. {kept} what was trained before; the same command goes on there once the data "
+        "can be read, with --reliability.on_other_data mended where they were changed for it"
     )
 
 
