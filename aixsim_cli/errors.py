@@ -66,23 +66,30 @@ def reason_of(error: BaseException) -> str:
     return f"{first} ({type(error).__name__}; AIXSIM_DEBUG=1 shows the traceback)"
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
+def closest(word: str, options: Iterable[str]) -> str | None:
+    """The valid word that is most like what the user wrote; None = none is."""
+    lowered = {option.lower(): option for option in sorted(set(options), reverse=True)}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
+
+
+def nearest(word: str, options: Iterable[str], *, prefix: str = "") -> str:
     """The end of an error message that offers the closest valid words.
 
     Args:
         word: what the user wrote.
         options: the valid words.
+        prefix: shown before each of them, and not compared.
 
     Returns:
         `; did you mean 'x'?` when something is close, else `; expected one of …`.
     """
     valid = sorted(set(options))
-    lowered = {option.lower(): option for option in reversed(valid)}
-    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{lowered[close[0]]}'?"
+    close = closest(word, valid)
+    if close is not None:
+        return f"; did you mean '{prefix}{close}'?"
     rest = f", … ({len(valid)} in all)" if len(valid) > _MOST_WORDS else ""
-    return f"; expected one of: {', '.join(valid[:_MOST_WORDS])}{rest}"
+    return f"; expected one of: {', '.join(prefix + word for word in valid[:_MOST_WORDS])}{rest}"
 
 
 def shown(value: object) -> str:

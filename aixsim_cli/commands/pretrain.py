@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
+from aixsim_cli.errors import UserError, closest
+
 
 def pretrain(
     context: typer.Context,
-    config: Annotated[Path, typer.Option(help="Pretraining config, from generate-cfg.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Pretraining config, from generate-cfg; needed.")
+    ] = None,
     transform_config: Annotated[
         Path | None, typer.Option(help="Simulate hardware as this file says, whatever the config.")
     ] = None,
@@ -32,11 +36,14 @@ def pretrain(
     \b
     torchrun --nproc-per-node 2 --no-python aixsim pretrain --config …
     """
+    options = [name for parameter in context.command.params for name in parameter.opts]
+    if config is None:
+        raise UserError(_without_config(context.args, options))
     from aixsim_cli.backends.titan import launch, schema
     from aixsim_cli.config.budget import check_ranks
 
     with launch.errors_of_rank_zero():
-        overrides = schema.parse_overrides(context.args)
+        overrides = schema.parse_overrides(context.args, options)
         loaded = schema.load_config(config, overrides, transform_config=transform_config)
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
@@ -53,3 +60,11 @@ def pretrain(
     if os.environ["RANK"] == "0":
         what = "trained" if done.trained else "nothing was trained"
         typer.echo(f"{what}; checkpoint: {done.folder or 'none, checkpoint.enable is false'}")
+
+
+def _without_config(words: list[str], options: list[str]) -> str:
+    """What is wrong where there is no --config: a misspelling of it, if there is one."""
+    for word in (word.partition("=")[0] for word in words):
+        if word.startswith("--") and closest(word, options) == "--config":
+            return f"{word}: unknown option; did you mean '--config'?"
+    return "--config: missing; expected a pretraining config, from aixsim generate-cfg"

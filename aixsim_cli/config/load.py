@@ -7,7 +7,7 @@ the wording of messages are ours.
 import dataclasses
 import math
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,60 @@ class Document:
             return self.origins[key]
         line = _line_of(self.lines, key)
         return f"{self.source}:{line}: {key}" if line else f"{self.source}: {key}"
+
+
+PRETRAIN = "a pretraining config (aixsim pretrain --config)"
+TRANSFORM = "a transform file (--transform-config)"
+CONTINUAL = "flags of aixsim continual-pretrain (its --config)"
+# keys that tell what a file is for
+_TELLTALES = {
+    PRETRAIN: {"job", "training", "parallelism", "optimizer", "lr_scheduler"},
+    TRANSFORM: {"layer_name_to_config", "transforms", "attention", "fc", "use_regex", "lora"},
+    CONTINUAL: {"model_name_or_path", "output_dir", "do_train", "train_file", "dataset_name"},
+}
+# what others call a key, and what it is here
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "batch_size": "local_batch_size",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "sequence_length": "seq_len",
+    "max_seq_len": "seq_len",
+    "tokenizer_path": "hf_assets_path",
+}
+_SIZES = {"dim", "n_layers", "n_heads", "size", "hidden_size", "num_hidden_layers", "vocab_size"}
+
+
+def check_purpose(data: Mapping[str, Any], source: str, expected: str) -> None:
+    """See that a file is not meant for something else.
+
+    Args:
+        data: as read.
+        source: file, for messages.
+        expected: `PRETRAIN`, `TRANSFORM` or `CONTINUAL`.
+
+    Raises:
+        UserError: its keys are those of another kind of file.
+    """
+    found = [purpose for purpose, keys in _TELLTALES.items() if not keys.isdisjoint(data)]
+    if found and expected not in found:
+        raise UserError(f"{source}: is {found[0]}; expected {expected}")
+
+
+def unknown_key(key: str, known: Collection[str], *, prefix: str = "") -> str:
+    """The end of a message about a key that a section does not have.
+
+    Args:
+        key: as given.
+        known: the section's keys.
+        prefix: shown before each of them.
+    """
+    if key in _SIZES and "flavor" in known:
+        return f"; sizes have names, expected {prefix}flavor: debug, 60M, …"
+    other = _OTHER_NAMES.get(key)
+    if other in known:
+        return f"; did you mean '{prefix}{other}'?"
+    return nearest(key, known, prefix=prefix)
 
 
 def _line_of(lines: Lines, key: str) -> int | None:
@@ -110,7 +164,7 @@ def _build(cls: type, data: Any, document: Document, prefix: str, problems: list
         name = f"{prefix}{key}"
         if key not in fields:
             # thousands of them are counted, not all looked up
-            hint = nearest(str(key), fields) if len(problems) < MOST_PROBLEMS else ""
+            hint = unknown_key(str(key), fields) if len(problems) < MOST_PROBLEMS else ""
             problems.append(f"{document.where(name)}: unknown key{hint}")
         elif dataclasses.is_dataclass(fields[key]):
             values[key] = _build(fields[key], value, document, f"{name}.", problems)

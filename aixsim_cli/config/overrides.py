@@ -1,18 +1,19 @@
 """Dotted overrides from the command line: `--training.steps 20 --compile.enable`."""
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from aixsim_cli.config.formats import parse_yaml
-from aixsim_cli.config.load import Document
-from aixsim_cli.errors import ConfigError, UserError, nearest, shown
+from aixsim_cli.config.load import Document, unknown_key
+from aixsim_cli.errors import ConfigError, UserError, closest, nearest, shown
 
 
-def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
+def parse_overrides(
+    arguments: list[str], cls: type, options: Collection[str] = ()
+) -> dict[str, Any]:
     """Read what a command line leaves after the command's own options.
 
     A value follows its key as the next word or after `=`; a key alone means true. Dashes stand for
@@ -21,6 +22,7 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
     Args:
         arguments: the words.
         cls: the dataclass whose keys they name.
+        options: the command's own, such as "--dry-run", of which a word may be a misspelling.
 
     Returns:
         dotted key -> value, read as YAML.
@@ -35,7 +37,9 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
     while words:
         word = words.pop(0)
         if not word.startswith("--") or "." not in word.partition("=")[0]:
-            problems.append(_not_a_key(word))
+            problems.append(not_a_key(word, options))
+            if word.startswith("--") and "=" not in word and words and words[0][:1] != "-":
+                words.pop(0)  # its value
             continue
         name, has_value, text = word[2:].partition("=")
         if not has_value and words and not words[0].startswith("--"):
@@ -61,24 +65,33 @@ def parse_overrides(arguments: list[str], cls: type) -> dict[str, Any]:
     return values
 
 
-def _hint(dotted: str, known: Iterable[str]) -> str:
-    """The nearest key of the section, the same one of another section, or all of the section."""
-    section, _, key = dotted.partition(".")
-    inside = {k.removeprefix(f"{section}."): k for k in known if k.startswith(f"{section}.")}
-    elsewhere = [k for k in known if k.rpartition(".")[2] == key]
-    close = [inside[k] for k in difflib.get_close_matches(key, inside, n=1)] or elsewhere
-    if close:
-        return f"; did you mean '{close[0]}'?"
+def _hint(dotted: str, known: Collection[str]) -> str:
+    """What was meant by a key: one of its section, the same of another one, or all of its own."""
     # by whole names "model.dim" would be close to "model.name"
-    return f"; expected one of: {', '.join(inside.values())}" if inside else nearest(dotted, known)
+    prefix, key = f"{dotted.rpartition('.')[0]}.", dotted.rpartition(".")[2]
+    inside = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key]
+    if elsewhere and inside and closest(key, inside) is None:
+        return f"; did you mean '{elsewhere[0]}'?"
+    return unknown_key(key, inside, prefix=prefix) if inside else nearest(dotted, known)
 
 
 def _is_text(hint: Any) -> bool:
     return hint is str or (isinstance(hint, types.UnionType) and str in typing.get_args(hint))
 
 
-def _not_a_key(word: str) -> str:
+def not_a_key(word: str, options: Collection[str] = ()) -> str:
+    """What is wrong with a word that is neither an option nor a dotted key.
+
+    Args:
+        word: as given.
+        options: those there are.
+    """
     if word.startswith("-"):
+        name = word.partition("=")[0]
+        meant = closest(name, options)
+        if meant is not None:
+            return f"{name}: unknown option; did you mean '{meant}'?"
         return f"{word}: unknown option; keys of the config are dotted: --training.steps 20"
     return f"{word}: unexpected; expected options, or dotted keys with a value each"
 

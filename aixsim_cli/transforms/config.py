@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.config.formats import MAX_TOML_SIZE, parse_toml
-from aixsim_cli.config.load import build_dataclass, load_yaml
+from aixsim_cli.config.load import TRANSFORM, build_dataclass, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.files import read_text
 from aixsim_cli.transforms.patterns import Matcher, problems_of, quoted
@@ -245,6 +245,7 @@ def load_transform_file(path: str | Path) -> dict[str, Any]:
         data: Any = parse_toml(read_text(path, limit=MAX_TOML_SIZE), str(path))
     else:
         data = load_yaml(path).data
+    check_purpose(data, str(path), TRANSFORM)
     parse_transform(data, source=str(path))
     return data
 

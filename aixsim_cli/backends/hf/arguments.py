@@ -16,7 +16,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from aixsim_cli.config.load import load_yaml
+from aixsim_cli.config.load import CONTINUAL, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 
 # what earlier transformers, and the field's scripts, call the same thing
@@ -206,8 +206,9 @@ def _expand_config(words: list[str], known: set[str]) -> list[str]:
     if path is None:
         return rest
     document = load_yaml(path)
+    check_purpose(document.data, path, CONTINUAL)
     problems, expanded = [], []
-    for name, value in document.data.items():
+    for name, value in ((str(name), value) for name, value in document.data.items()):
         key = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
         if key not in known and key not in OBSOLETE:
             problems.append(f"{document.where(name)}: unknown key{nearest(key, known)}")

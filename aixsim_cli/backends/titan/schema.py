@@ -1,7 +1,7 @@
 """The pretraining config: torchtitan's sections, and two of ours."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from aixsim_cli.backends.titan import device
 from aixsim_cli.config import overrides
 from aixsim_cli.config.budget import Budget
 from aixsim_cli.config.formats import dump_yaml
-from aixsim_cli.config.load import Document, build, load_yaml
+from aixsim_cli.config.load import PRETRAIN, Document, build, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.files import write_whole
 from aixsim_cli.models.flavors import FLAVORS, find_flavor
@@ -108,9 +108,9 @@ class PretrainConfig(JobConfig):
     """What to do when something goes wrong."""
 
 
-def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+def parse_overrides(arguments: list[str], options: Collection[str] = ()) -> dict[str, Any]:
     """Dotted overrides of a pretraining config; see `config.overrides`."""
-    return overrides.parse_overrides(arguments, PretrainConfig)
+    return overrides.parse_overrides(arguments, PretrainConfig, options)
 
 
 def load_config(
@@ -129,7 +129,9 @@ def load_config(
     Raises:
         ConfigError: everything that is wrong with it.
     """
-    document = overrides.apply_overrides(load_yaml(path), values or {})
+    document = load_yaml(path)
+    check_purpose(document.data, str(path), PRETRAIN)
+    document = overrides.apply_overrides(document, values or {})
     if transform_config is not None:
         document.data["transform"] = load_transform_file(transform_config)
     return build_config(document)

@@ -1,12 +1,24 @@
 """Dotted overrides: every spelling the field uses, and what they may not be."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from aixsim_cli.backends.hf.arguments import parse_arguments
+from aixsim_cli.backends.titan import schema
 from aixsim_cli.config.load import Document, build
 from aixsim_cli.config.overrides import apply_overrides, parse_overrides
-from aixsim_cli.errors import ConfigError
+from aixsim_cli.errors import ConfigError, UserError
+from aixsim_cli.main import app
+from aixsim_cli.transforms.config import load_transform_file
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def read_flags(path):
+    return parse_arguments(["--config", str(path)])
 
 
 @dataclass
@@ -54,7 +66,7 @@ def test_a_key_alone_is_true_and_lists_are_yaml():
     [
         (["--metrics.enable_wandd", "1"], "did you mean 'metrics.enable_wandb'?"),
         (["--metrics.dim", "96"], "unknown key; expected one of: metrics.enable_wandb, metrics."),
-        (["--optimizer.learning_rate", "1"], "expected one of: optimizer.lr, optimizer.name"),
+        (["--optimizer.learning_rate", "1"], "did you mean 'optimizer.lr'?"),
         (["--metrics.lr", "1"], "did you mean 'optimizer.lr'?"),
         (["--metricz.tags", "1"], "did you mean 'metrics.tags'?"),
         (["--verbose"], "unknown option"),
@@ -67,6 +79,61 @@ def test_mistakes(words, said):
     with pytest.raises(ConfigError) as caught:
         parse_overrides(words, Config)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--optimizer.learning_rate", "1"], "unknown key; did you mean 'optimizer.lr'?"),
+        (["--optimizer.lrr", "1"], "unknown key; did you mean 'optimizer.lr'?"),
+        (["--model.dim", "96"], "unknown key; sizes have names, expected model.flavor: debug, 60M"),
+        (["--training.batch_size", "96"], "did you mean 'training.local_batch_size'?"),
+        (["--training.qqq", "96"], "expected one of: training.dataloader"),
+        (["--trainnig.steps", "96"], "did you mean 'training.steps'?"),
+        (["--dry-rum"], "--dry-rum: unknown option; did you mean '--dry-run'?"),
+        (["--confg=x"], "--confg: unknown option; did you mean '--config'?"),
+        (["--verbose", "5"], "--verbose: unknown option; keys of the config are dotted"),
+    ],
+)
+def test_hints_lead_to_what_was_meant(words, said):
+    with pytest.raises(ConfigError) as caught:
+        schema.parse_overrides(words, ["--config", "--dry-run"])
+    assert said in str(caught.value) and len(caught.value.problems) == 1
+
+
+def test_a_command_without_its_config_says_which_word_was_meant():
+    run = CliRunner().invoke
+    for words, said in {
+        ("--confg", "x"): "--confg: unknown option; did you mean '--config'?",
+        ("--dry-run",): "--config: missing; expected a pretraining config",
+    }.items():
+        assert said in str(run(app, ["pretrain", *words]).exception)
+
+
+PRETRAINING = REPOSITORY / "configs/pretrain/debug.yaml"
+TRANSFORM = REPOSITORY / "configs/transforms/optical.yaml"
+FLAGS = "model_name_or_path: x\noutput_dir: y\n"
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "is_it", "expected"),
+    [
+        (schema.load_config, TRANSFORM.read_text(), "a transform file", "a pretraining config"),
+        (schema.load_config, "fc: {}\n", "a transform file", "a pretraining config"),
+        (schema.load_config, FLAGS, "flags of aixsim cont", "a pretraining config"),
+        (load_transform_file, PRETRAINING.read_text(), "a pretraining config", "a transform file"),
+        (load_transform_file, FLAGS, "flags of aixsim cont", "a transform file"),
+        (read_flags, TRANSFORM.read_text(), "a transform file", "flags of aixsim cont"),
+        (read_flags, PRETRAINING.read_text(), "a pretraining config", "flags of aixsim cont"),
+    ],
+)
+def test_a_file_for_something_else_is_called_what_it_is(tmp_path, read, text, is_it, expected):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: is {is_it}") and f"; expected {expected}" in said
 
 
 def test_overrides_win_and_are_named_in_messages():
