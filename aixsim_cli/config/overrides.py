@@ -65,18 +65,19 @@ def parse_overrides(
     return values
 
 
+def _hint(dotted: str, known: Collection[str]) -> str:
+    """What was meant by a key: one of its section, the same of another one, or all of its own."""
+    # by whole names "model.dim" would be close to "model.name"
+    prefix, key = f"{dotted.rpartition('.')[0]}.", dotted.rpartition(".")[2]
+    inside = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key]
+    if elsewhere and inside and closest(key, inside) is None:
+        return f"; did you mean '{elsewhere[0]}'?"
+    return unknown_key(key, inside, prefix=prefix) if inside else nearest(dotted, known)
+
+
 def _is_text(hint: Any) -> bool:
     return hint is str or (isinstance(hint, types.UnionType) and str in typing.get_args(hint))
-
-
-def _hint(dotted: str, known: Collection[str]) -> str:
-    # a section that there is makes keys of it alike: the key itself is what is looked for
-    prefix, key = f"{dotted.rpartition('.')[0]}.", dotted.rpartition(".")[2]
-    keys = [name.removeprefix(prefix) for name in known if name.startswith(prefix)]
-    elsewhere = [name for name in known if name.rpartition(".")[2] == key]
-    if elsewhere and closest(key, keys) is None:
-        return f"; did you mean '{elsewhere[0]}'?"
-    return unknown_key(key, keys, prefix=prefix) if keys else nearest(dotted, known)
 
 
 def not_a_key(word: str, options: Collection[str] = ()) -> str:

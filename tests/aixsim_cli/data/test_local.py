@@ -173,13 +173,7 @@ def test_what_a_folder_holds_beside_is_named_once(tmp_path, caplog):
     folder, other = tmp_path / "folder", tmp_path / "other"
     (folder / "sub").mkdir(parents=True)
     other.mkdir()
-    for name in (
-        "folder/a.txt",
-        "folder/.b.txt",
-        "folder/sub/b.txt.gz",
-        "folder/.c",
-        "other/c.txt",
-    ):
+    for name in ("folder/a.txt", "folder/.b.txt", "folder/sub/b.gz", "folder/.c", "other/c.txt"):
         (tmp_path / name).write_text("words")
     (folder / "linked").symlink_to(other)
     (folder / "loop").symlink_to("loop")
@@ -191,7 +185,7 @@ def test_what_a_folder_holds_beside_is_named_once(tmp_path, caplog):
     assert said.startswith(
         f"dataset_path {folder}: not read, as only .txt, .jsonl, .json, .parquet"
     )
-    left_out = [folder / name for name in ("gone.txt", "linked", "loop", "sub/b.txt.gz")]
+    left_out = [folder / name for name in ("gone.txt", "linked", "loop", "sub/b.gz")]
     assert said.endswith(": " + ", ".join(map(str, left_out)))
     caplog.clear()
     assert find_files(str(folder / "*.txt")) == [str(folder / "a.txt"), str(folder / "d.txt")]
