@@ -88,8 +88,10 @@ class Paradigm:
         attention: `build(params, site)` of the module that computes the two products of an
             attention; None = they stay digital. The module's forward is `f(q, k, v, *,
             attn_mask=None, scale=None, is_causal=False, enable_gqa=False)` with q (B, H, Lq, D), k
-            and v (B, Hkv, Lk, D), out (B, H, Lq, D), as
-            `torch.nn.functional.scaled_dot_product_attention`.
+            (B, Hkv, Lk, D) and v (B, Hkv, Lk, Dv), out (B, H, Lq, Dv), as
+            `torch.nn.functional.scaled_dot_product_attention`. `attn_mask` is bool (True = attend)
+            or additive, broadcastable to (B, H, Lq, Lk); a learned one wants a gradient.
+            `is_causal` comes with Lq = Lk and no mask.
     """
 
     params: ClassVar[type]

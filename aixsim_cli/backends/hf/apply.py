@@ -13,13 +13,23 @@ from transformers.pytorch_utils import Conv1D
 
 from aixsim_cli.backends.hf import attention
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig, AixsimQuantizer
-from aixsim_cli.backends.hf.sites import check_reach, hf_sites, out_of_reach
+from aixsim_cli.backends.hf.sites import (
+    check_reach,
+    hf_sites,
+    out_of_reach,
+    owner_of,
+    partly_out_of_reach,
+)
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.apply import TransformReport, apply_transform, begin_calls_of_parts
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
+
+# what transformers' attentions call the dropout of their probabilities
+_DROPOUTS = ("attention_dropout", "attn_dropout", "dropout", "dropout_p", "dropout_prob")
 
 
 def transform_hf_model(
@@ -77,8 +87,8 @@ def simulate(
             model.set_submodule(name, module)
     if any(name.endswith("inner_attention") for name in state.modules):
         attention.register()
-        model.set_attn_implementation(attention.ATTENTION_NAME)
-        _warn_of_dropout(model)
+        _use_sdpa(model, sites)
+        _warn_of_dropout(model, sites)
         _guard_attention(model)
     begin_calls_of_parts(model, PreTrainedModel)
     _keep_ranks_apart(model, state)
@@ -171,17 +181,41 @@ def _refuse_other_attention(attention_module: Any, inputs: object) -> None:
         )
 
 
-def _warn_of_dropout(model: PreTrainedModel) -> None:
-    config = model.config
-    for key in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"):
-        if getattr(config, key, 0.0):
-            logger.warning(
-                "%s is %s in the model's config: simulated attention has no dropout",
-                key,
-                getattr(config, key),
-            )
+def _use_sdpa(model: PreTrainedModel, sites: list[Site]) -> None:
+    """Name sdpa in every config that a simulated attention, or who makes its masks, looks at."""
+    attentions = [site.name for site in sites if site.kind == "attention"]
+    readers: list[Any] = [owner_of(model, name) for name in attentions]
+    readers += [model.get_submodule(name) for name in attentions]
+    if model._supports_sdpa:
+        readers.append(model)
+    for reader in readers:
+        if hasattr(reader, "config"):
+            # of this config alone: a part of the model may know no sdpa
+            reader.config._attn_implementation = {"": attention.ATTENTION_NAME}
+
+
+def _warn_of_dropout(model: PreTrainedModel, sites: list[Site]) -> None:
+    found: Counter[tuple[str, float]] = Counter()
+    for site in sites:
+        owner = model.get_submodule(site.name)
+        if site.kind == "attention" and hasattr(owner, "inner_attention"):
+            values = [getattr(owner, name, 0.0) for name in _DROPOUTS]
+            rates = [value.p if isinstance(value, nn.Dropout) else value for value in values]
+            rate = max((rate for rate in rates if isinstance(rate, float)), default=0.0)
+            found[type(owner).__name__, rate] += rate > 0
+    for (kind, rate), count in (+found).items():
+        logger.warning(
+            "%d x %s have a dropout of %s: simulated attention has no dropout", count, kind, rate
+        )
 
 
 def _say_what_stays_digital(model: PreTrainedModel) -> None:
     for kind, count in Counter(out_of_reach(model).values()).items():
         logger.warning("%d x %s stay digital: they cannot be intercepted", count, kind)
+    for kind, count in Counter(partly_out_of_reach(model).values()).items():
+        logger.warning(
+            "%d linears of %s are digital where it multiplies their weights itself, as fused "
+            "kernels do; they are simulated where it calls them",
+            count,
+            kind,
+        )

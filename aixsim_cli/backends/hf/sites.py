@@ -5,12 +5,17 @@ module whose forward calls transformers' attention interface; the head is what l
 model.
 """
 
-import inspect
-
 from torch import nn
 from transformers import LlamaModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from aixsim_cli.backends.hf.source_code import (
+    has_own_sdpa,
+    is_attention,
+    is_product,
+    multiplied_by,
+    unknown_terms,
+)
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.models.names import titan_name
 from aixsim_cli.transforms.config import TransformConfig
@@ -23,9 +28,10 @@ def hf_sites(model: PreTrainedModel) -> list[Site]:
     sites = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
-            is_head, known = not name.startswith(body), aliases(model, name)
-            sites.append(Site(name, name, "linear", is_head=is_head, aliases=known))
-        elif _is_attention(module) and _can_intercept(model):
+            if not _past_its_forward(model, name):
+                is_head, known = not name.startswith(body), aliases(model, name)
+                sites.append(Site(name, name, "linear", is_head=is_head, aliases=known))
+        elif is_attention(type(module)) and _can_intercept(model, name):
             sites.append(Site(name, name, "attention", aliases=aliases(model, name)))
     return sites
 
@@ -59,18 +65,48 @@ def out_of_reach(model: PreTrainedModel) -> dict[str, str]:
         model: before anything is replaced.
 
     Returns:
-        name -> class: attentions that do not call transformers' attention interface or use terms
-        that the simulation lacks, and experts whose weights are stacked in one tensor.
+        name -> class, and in brackets why: attentions that do not call transformers' attention
+        interface or hand it terms that the simulation lacks, linears that are multiplied elsewhere
+        or do something else, experts whose weights are stacked in one tensor, and what else holds
+        a weight: convolutions, routers.
     """
     attentions = {site.name for site in hf_sites(model) if site.kind == "attention"}
-    found = {}
+    found: dict[str, str] = {}
+    digital: list[str] = []
     for name, module in model.named_modules():
-        is_attention = type(module).__name__.endswith("Attention")
-        inside = any(other == name or other.startswith(f"{name}.") for other in attentions)
+        kind = type(module).__name__
         stacked = any(p.ndim == 3 for p in module.parameters(recurse=False))
-        is_experts = stacked and type(module).__name__.endswith("Experts")
-        if (is_attention and not inside) or is_experts:
-            found[name] = type(module).__name__
+        if isinstance(module, nn.Linear | Conv1D):
+            why = _past_its_forward(model, name)
+            if why:
+                found[name] = f"{kind} ({why})"
+        elif is_attention(type(module)) or kind.endswith("Attention"):
+            terms = ", ".join(sorted(unknown_terms(type(module))))
+            if not any(other == name or other.startswith(f"{name}.") for other in attentions):
+                found[name] = f"{kind} ({terms})" if terms else kind
+                # what wraps it is no attention of its own
+                for outer in [o for o in digital if name.startswith(f"{o}.")]:
+                    digital.remove(outer)
+                    del found[outer]
+                digital.append(name)
+        elif any(name.startswith(f"{outer}.") for outer in digital):
+            continue
+        elif (stacked and kind.endswith("Experts")) or _holds_weight(module):
+            found[name] = kind
+    return found
+
+
+def partly_out_of_reach(model: PreTrainedModel) -> dict[str, str]:
+    """Linears that are simulated where they are called, but are not in another branch.
+
+    Returns:
+        name -> class that multiplies the weight itself there, as fused kernels on a GPU do.
+    """
+    found = {}
+    for site in hf_sites(model):
+        owner, child = _owner_and_child(model, site.name)
+        if site.kind == "linear" and multiplied_by(owner).get(child):
+            found[site.name] = owner.__name__
     return found
 
 
@@ -84,6 +120,10 @@ def check_reach(model: PreTrainedModel, config: TransformConfig) -> None:
     """
     problems = []
     for name, kind in out_of_reach(model).items():
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear | Conv1D) or _holds_weight(module):
+            # among others that a pattern means; alone it matches nothing, and that is told
+            continue
         for transform in config.transforms:
             site = Site(name, name, "attention", aliases=aliases(model, name))
             rule = transform.match(site) if transform.reaches(site) else None
@@ -103,12 +143,37 @@ def _body_prefix(model: PreTrainedModel) -> str:
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
-def _is_attention(module: nn.Module) -> bool:
-    forward = inspect.unwrap(type(module).forward)
-    code = getattr(forward, "__code__", None)
-    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+def _past_its_forward(model: PreTrainedModel, name: str) -> str:
+    """Why replacing a linear would not be noticed, or be wrong; "" where it would do."""
+    if not is_product(type(model.get_submodule(name))):
+        return "its forward is its own"
+    owner, child = _owner_and_child(model, name)
+    return "" if multiplied_by(owner).get(child, True) else f"multiplied by {owner.__name__}"
 
 
-def _can_intercept(model: PreTrainedModel) -> bool:
+def _holds_weight(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim > 1 and not isinstance(module, nn.Embedding)
+
+
+def _owner_and_child(model: nn.Module, name: str) -> tuple[type[nn.Module], str]:
+    path, _, child = name.rpartition(".")
+    return type(model.get_submodule(path)), child
+
+
+def _can_intercept(model: PreTrainedModel, name: str) -> bool:
+    """Whether the attention `name` is simulated as it is meant, once sdpa is (`attention.py`)."""
     # what scaled_dot_product_attention cannot express (soft caps, sinks), the simulation cannot
-    return type(model)._can_set_attn_implementation() and bool(model._supports_sdpa)
+    owner, kind = owner_of(model, name), type(model.get_submodule(name))
+    can_be_sdpa = type(owner)._can_set_attn_implementation() and bool(owner._supports_sdpa)
+    return can_be_sdpa and not unknown_terms(kind) and not has_own_sdpa(kind)
+
+
+def owner_of(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The innermost transformers model around a module: its config names the attention."""
+    owner, path = model, name.split(".")
+    for depth in range(1, len(path)):
+        module = model.get_submodule(".".join(path[:depth]))
+        if isinstance(module, PreTrainedModel):
+            owner = module
+    return owner

@@ -123,7 +123,7 @@ def test_attention_out_of_reach_is_refused_where_it_is_asked_for(form):
             "use_regex": True,
             "layer_name_to_config": {r"model\.layers\.\d+\.self_attn": {"q_levels": 256}},
         }
-    with pytest.raises(ConfigError, match=r"self_attn, but Gemma2Attention cannot be intercepted"):
+    with pytest.raises(ConfigError, match=r"self_attn, but Gemma2Attention \(softcap\) cannot be"):
         transform_hf_model(model, parse_transform(asked, source="t.yaml"))
 
 
@@ -136,7 +136,7 @@ def test_what_stays_digital_is_said(caplog):
             num_attention_heads=4, num_key_value_heads=2, num_local_experts=2,
         )  # fmt: skip
         transform_hf_model(AutoModelForCausalLM.from_config(experts), optical())
-    assert "2 x Gemma2Attention stay digital" in caplog.text
+    assert "2 x Gemma2Attention (softcap) stay digital" in caplog.text
     assert "2 x MixtralExperts stay digital" in caplog.text
 
 
