@@ -11,6 +11,7 @@ from transformers.trainer_callback import (
     TrainingArguments,
 )
 
+from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.state import TransformState
 
 
@@ -36,10 +37,21 @@ class SimulationCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Find the states: a search of hyper-parameters makes a model for each trial."""
+        """Find the states: a search of hyper-parameters makes a model for each trial.
+
+        Raises:
+            UserError: sequences are split between ranks.
+        """
         if self.given is None and model is not None:
             found = [module.__dict__.get("transform_state") for module in model.modules()]
             self.states = [one for one in found if isinstance(one, TransformState)]
+        layout = getattr(args, "parallelism_config", None)
+        if self.states and layout is not None and layout.cp_enabled:
+            # transformers lets it pass: it takes this attention for the sdpa whose place it has
+            raise UserError(
+                f"parallelism_config: cp_size: got {layout.cp_size}; expected 1: simulated "
+                "attention sees a rank's own piece of a sequence alone"
+            )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

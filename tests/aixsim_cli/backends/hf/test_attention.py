@@ -3,6 +3,7 @@ what it would have to ignore is refused by name."""
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,11 +24,13 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from aixsim_cli.backends.hf import attention
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.attention import ATTENTION_NAME, simulated_attention_forward
+from aixsim_cli.backends.hf.callback import SimulationCallback
 from aixsim_cli.backends.hf.source_code import multiplied_by, unknown_terms
-from aixsim_cli.errors import ConfigError
+from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.optical import OpticalAttention, OpticalParams
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.state import TransformState
 
 from .conftest import LENGTH, VOCAB, make_inputs, make_model, optical
 from .tiny import make_inputs as tiny_inputs
@@ -402,3 +405,14 @@ def test_every_paradigms_attention_is_asked_alike():
     agree(owner, operands(6, 9), position_bias=bias)
     assert all(m == n for m, n, _, causal in asked if causal)
     assert asked[-1][2].requires_grad and asked[-1][2].shape == (1, 4, 6, 6)
+
+
+def test_sequences_split_between_ranks_are_refused():
+    layout = SimpleNamespace(cp_enabled=True, cp_size=2)
+    arguments = SimpleNamespace(parallelism_config=layout)
+    SimulationCallback().on_train_begin(arguments, None, None, nn.Linear(2, 2))
+    callback = SimulationCallback(TransformState({}))
+    with pytest.raises(UserError, match=r"parallelism_config: cp_size: got 2; expected 1"):
+        callback.on_train_begin(arguments, None, None)
+    layout.cp_enabled = False
+    callback.on_train_begin(arguments, None, None)
