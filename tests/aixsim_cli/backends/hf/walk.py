@@ -112,7 +112,7 @@ def walk(model_type: str, kind: str) -> Row:
         model_type,
         kind,
         result,
-        "; ".join([*said, *_never_called(model, state, calls[0])]),
+        "; ".join([*said, *_never_called(model, state, calls[0]), *_weak(attentions, ignoring)]),
         len(state.modules) - len(attentions),
         len(attentions),
         difference,
@@ -236,6 +236,11 @@ def _scores_ignored(model: nn.Module, attentions: list[str]):
         del module.forward
 
 
+def _weak(attentions: list[str], ignoring: float) -> list[str]:
+    weak = attentions and ignoring <= 3 * TOLERANCE
+    return ["attention hardly matters in this small model: no proof"] if weak else []
+
+
 def _never_called(model: nn.Module, state: Any, call: Any) -> list[str]:
     """Simulated modules that saw nothing: cross attentions without an encoder, idle experts."""
     model.train()
@@ -296,7 +301,7 @@ A small model of each type, a layer of each kind, runs digitally and as optical 
 65,536 levels, no noise and no darkest level; with padding, without, and into a static cache where
 the model can use one. **equal**: the logits differ by less than 0.005 of the largest one, the sum
 of some tens of roundings. Ignoring what attention scores moves them by more than three times
-as much. Where a model chooses (experts, keys), one token in twenty may choose
+as much, but where the last column says no proof. Where a model chooses (experts, keys), one token in twenty may choose
 otherwise. **linears only**: attention stays digital, and the log says so. **not built**: the type
 needs something that a small model here does not have; the reason is transformers' own.
 
