@@ -301,8 +301,9 @@ A small model of each type, a layer of each kind, runs digitally and as optical 
 65,536 levels, no noise and no darkest level; with padding, without, and into a static cache where
 the model can use one. **equal**: the logits differ by less than 0.005 of the largest one, the sum
 of some tens of roundings. Ignoring what attention scores moves them by more than three times
-as much, but where the last column says no proof. Where a model chooses (experts, keys), one token in twenty may choose
-otherwise. **linears only**: attention stays digital, and the log says so. **not built**: the type
+as much, but where the last column says no proof. Where a model chooses
+(experts, keys), one token in twenty may choose otherwise.
+**linears only**: attention stays digital, and the log says so. **not built**: the type
 needs something that a small model here does not have; the reason is transformers' own.
 
 *Simulated* counts linears + attentions. The last column is what the log says of what stays digital,
