@@ -44,8 +44,17 @@ def make_model(folder, layers=2):
     AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """OpenMP's threads do not survive a fork: with more than one, a child crashes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory, one_thread):
     """A tiny model, a text, and the cache of its blocks."""
     folder = tmp_path_factory.mktemp("continual")
     make_model(folder / "model")
