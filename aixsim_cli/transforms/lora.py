@@ -79,7 +79,7 @@ def add_lora(model: nn.Module) -> list[str]:
                 f"lora: {name}: its weight is another module's too, which an update would change; "
                 "expected a transform config that leaves it digital"
             )
-    _tell_wide(model, wanted)
+    _tell_wide(model, {name: lora for name, lora in wanted.items() if name not in loaded})
     if wanted:
         model.requires_grad_(False)
     for name, lora in wanted.items():

@@ -42,8 +42,13 @@ def run(
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         begin = (list(map(str, words)), said, hurt, environment | (place if ranks > 1 else {}))
         processes.append(_SERVER.Process(target=_main, args=begin))
-    for process in processes:
-        process.start()
+    # the fork finds this file, and a test's, by their names from the root of the tests
+    sys.path.append(str(Path(__file__).parents[2]))
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        sys.path.pop()
     for process in processes:
         process.join(200)
     alive = [process for process in processes if process.is_alive()]
