@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from aixsim_cli.backends.hf.arguments import parse_arguments
@@ -404,6 +404,61 @@ def test_the_run_goes_on_from_it_to_the_same_end(train, base, interrupted):
     flip(interrupted / "checkpoint-4" / "model.safetensors")
     train(interrupted, *RESUME)
     assert_same_model(interrupted, base)
+
+
+def spoil_weight(folder, name="model.layers.1.mlp.up_proj.weight", value=torch.nan):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def spoil_moment(folder):
+    state = torch.load(folder / "optimizer.pt", weights_only=True)
+    state["state"][3]["exp_avg_sq"].view(-1)[0] = torch.inf
+    torch.save(state, folder / "optimizer.pt")
+
+
+SPOILT = {
+    "weight": (spoil_weight, "model.layers.1.mlp.up_proj.weight: 1 of 512 numbers are NaN"),
+    "range": (
+        lambda folder: spoil_weight(folder, "model.layers.0.mlp.up_proj.ranges"),
+        "model.layers.0.mlp.up_proj.ranges: got the range [",
+    ),
+    "moment": (spoil_moment, "optimizer.pt: state 3 exp_avg_sq: 1 of "),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_one_that_holds_what_is_no_number_is_not_gone_on_from(words, interrupted, what, caplog):
+    """Saved so by an older version: its files are whole."""
+    spoil, said = SPOILT[what]
+    newest = interrupted / "checkpoint-4"
+    spoil(newest)
+    write_manifest(newest)
+    asked = parse_arguments(words(interrupted, "--resume_from_checkpoint", newest))
+    with pytest.raises(UserError, match=re.escape(f"{newest}: {said}")):
+        find_checkpoint(asked)
+    verify(newest)
+    arguments = parse_arguments(words(interrupted, *RESUME))
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        assert find_checkpoint(arguments) == interrupted / "checkpoint-2"
+    aside = interrupted / "checkpoint.set-aside" / "checkpoint-4"
+    assert said in caplog.text and f"set aside as {aside}" in caplog.text
+    verify(aside)
+    spoil(interrupted / "checkpoint-2")
+    write_manifest(interrupted / "checkpoint-2")
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .*checkpoint-2: .*another --out"):
+        find_checkpoint(arguments)
+    assert (interrupted / "checkpoint-2").is_dir()
+
+
+def test_the_model_of_a_run_that_has_all_steps_is_not_one_of_no_numbers(train, interrupted):
+    for step in (2, 4):
+        spoil_weight(interrupted / f"checkpoint-{step}")
+        write_manifest(interrupted / f"checkpoint-{step}")
+    with pytest.raises(UserError, match=r"no checkpoint is whole: .* numbers are NaN"):
+        train(interrupted, *RESUME)
+    assert not (interrupted / "config.json").exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

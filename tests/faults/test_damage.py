@@ -132,7 +132,7 @@ def test_weights_that_are_no_numbers(written, tmp_path):
     weights = dict(written[0])
     weights["norm.weight"] = weights["norm.weight"] * float("nan")
     write_checkpoint(weights, tmp_path / "step-1")
-    with pytest.raises(UserError, match=r"norm\.weight: 128 of 128 weights are NaN or infinite"):
+    with pytest.raises(UserError, match=r"norm\.weight: 128 of 128 numbers are NaN or infinite"):
         read_checkpoint(tmp_path / "step-1")
 
 

@@ -7,10 +7,16 @@ run, which has a folder of its own.
 import enum
 import json
 import logging
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -24,6 +30,7 @@ from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import is_complete
 from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
+from aixsim_cli.transforms.loaded import check_numbers
 
 logger = logging.getLogger("aixsim")
 SETTINGS_FILE = "settings.json"
@@ -82,6 +89,8 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         if not ranks.from_main(found.is_dir()):
             raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
         verify_by_all_ranks(found)
+        if problem := ranks.from_main(_problem_of_numbers(found) if ranks.is_main() else None):
+            raise UserError(problem)
     if found is not None:
         _check_files(found, arguments)
     if ranks.is_main():
@@ -102,9 +111,13 @@ def _refuse_a_used_folder(output: Path) -> None:
 
 def _newest(checkpoints: Checkpoints) -> Path | None:
     began = ranks.from_main(bool(checkpoints.steps()))
-    step = checkpoints.agree()
-    if step is not None:
-        return checkpoints.folder(step)
+    unusable: dict[int, str] = {}
+    while (step := checkpoints.agree(unusable)) is not None:
+        folder = checkpoints.folder(step)
+        problem = ranks.from_main(_problem_of_numbers(folder) if ranks.is_main() else None)
+        if problem is None:
+            return folder
+        unusable[step] = problem
     if not began:
         raise UserError(
             f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N; expected a run's "
@@ -113,6 +126,51 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
     # nothing but torn ones: the run was killed in its first save
     logger.warning("%s: no checkpoint was saved to its end; the run starts anew", checkpoints.root)
     return None
+
+
+def _problem_of_numbers(folder: Path) -> str | None:
+    """What a whole checkpoint holds that no run can go on from: what is not finite."""
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with readable(folder):
+                tensors = load_file(path)
+            check_numbers(tensors, str(folder))
+        if (folder / "optimizer.pt").is_file():
+            with readable(folder):
+                moments = dict(_moments(folder / "optimizer.pt"))
+            check_numbers(moments, str(folder))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _moments(path: Path) -> Iterator[tuple[str, Tensor]]:
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for number, state in saved["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{path.name}: state {number} {name}", value
+
+
+@contextmanager
+def readable(checkpoint: str | Path) -> Iterator[None]:
+    """What cannot be read is named: the libraries say what went wrong, but not where."""
+    try:
+        yield
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+        pickle.UnpicklingError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{checkpoint}: cannot be loaded into this run: {first_line(error)}; expected a whole "
+            "checkpoint of the same model"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library raised, in one line; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _check_files(folder: Path, arguments: Arguments) -> None:
