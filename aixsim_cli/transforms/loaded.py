@@ -36,7 +36,7 @@ def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
         elif not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             raise UserError(
-                f"{where}: {name}: {bad} of {tensor.numel()} weights are NaN or infinite; expected "
+                f"{where}: {name}: {bad} of {tensor.numel()} numbers are NaN or infinite; expected "
                 "a model whose training did not break down, as an earlier checkpoint may be"
             )
     if zero:

@@ -1,22 +1,36 @@
-"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since."""
+"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since.
+
+As for pretrain, hardware, seed, tokenizer and data are what a run is: with others it is another
+run, which has a folder of its own.
+"""
 
 import enum
 import json
 import logging
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.backends.hf.data import data_digest
 from aixsim_cli.errors import UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
+from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import is_complete
+from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
+from aixsim_cli.transforms.loaded import check_numbers
 
 logger = logging.getLogger("aixsim")
 SETTINGS_FILE = "settings.json"
@@ -31,7 +45,8 @@ _DATA = (
     "dataset_name", "dataset_config_name", "train_file", "max_train_samples", "streaming",
     "validation_split_percentage",
 )  # fmt: skip
-_OTHER_DATA = ("dataset_name", "dataset_config_name")
+# a position counts blocks in the order that the seed draws of all of them
+_ORDER = ("block_size", "data_seed", "dataset_name", "dataset_config_name", "training blocks")
 
 
 def checkpoints_in(output: Path) -> Checkpoints:
@@ -74,6 +89,8 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         if not ranks.from_main(found.is_dir()):
             raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
         verify_by_all_ranks(found)
+        if problem := ranks.from_main(_problem_of_numbers(found) if ranks.is_main() else None):
+            raise UserError(problem)
     if found is not None:
         _check_files(found, arguments)
     if ranks.is_main():
@@ -94,9 +111,13 @@ def _refuse_a_used_folder(output: Path) -> None:
 
 def _newest(checkpoints: Checkpoints) -> Path | None:
     began = ranks.from_main(bool(checkpoints.steps()))
-    step = checkpoints.agree()
-    if step is not None:
-        return checkpoints.folder(step)
+    unusable: dict[int, str] = {}
+    while (step := checkpoints.agree(unusable)) is not None:
+        folder = checkpoints.folder(step)
+        problem = ranks.from_main(_problem_of_numbers(folder) if ranks.is_main() else None)
+        if problem is None:
+            return folder
+        unusable[step] = problem
     if not began:
         raise UserError(
             f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N; expected a run's "
@@ -105,6 +126,51 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
     # nothing but torn ones: the run was killed in its first save
     logger.warning("%s: no checkpoint was saved to its end; the run starts anew", checkpoints.root)
     return None
+
+
+def _problem_of_numbers(folder: Path) -> str | None:
+    """What a whole checkpoint holds that no run can go on from: what is not finite."""
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with readable(folder):
+                tensors = load_file(path)
+            check_numbers(tensors, str(folder))
+        if (folder / "optimizer.pt").is_file():
+            with readable(folder):
+                moments = dict(_moments(folder / "optimizer.pt"))
+            check_numbers(moments, str(folder))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _moments(path: Path) -> Iterator[tuple[str, Tensor]]:
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for number, state in saved["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                yield f"{path.name}: state {number} {name}", value
+
+
+@contextmanager
+def readable(checkpoint: str | Path) -> Iterator[None]:
+    """What cannot be read is named: the libraries say what went wrong, but not where."""
+    try:
+        yield
+    except (
+        OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+        pickle.UnpicklingError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"{checkpoint}: cannot be loaded into this run: {first_line(error)}; expected a whole "
+            "checkpoint of the same model"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library raised, in one line; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _check_files(folder: Path, arguments: Arguments) -> None:
@@ -216,12 +282,64 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple
     return {k: (saved[k], v) for k, v in now.items() if k in saved and saved[k] != v}
 
 
-def reads_other_data(changed: Mapping[str, Any]) -> bool:
-    """Whether a position in the old data means nothing in the new.
+def inputs_of(arguments: Arguments, tokenizer: Any) -> Inputs:
+    """Digests of the tokenizer and the training text.
 
-    Files that have moved are the same data; another data set is not.
+    Args:
+        arguments: of a run that trains.
+        tokenizer: transformers tokenizer. Of one that is written in Python the tokens are told.
     """
-    return any(key in changed for key in _OTHER_DATA)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        definition = backend.to_str()
+    else:
+        definition = json.dumps({"model": tokenizer.get_vocab()})
+    return Inputs(definition_digest(definition), data_digest(arguments.data))
+
+
+def check_identity(
+    checkpoint: Path, changed: Mapping[str, Any], arguments: Arguments, inputs: Inputs
+) -> bool:
+    """Refuse to go on with what is another run than the checkpoint's.
+
+    Args:
+        checkpoint: to go on from; what it does not know of its run is not compared.
+        changed: of `changes`.
+        arguments: of the run.
+        inputs: of the run.
+
+    Returns:
+        Whether the data, or their order, are others: a position in the old ones means nothing in
+        them, and `--ignore_data_skip` says to read them from their start.
+
+    Raises:
+        UserError: another seed, or another tokenizer; other data without that flag.
+    """
+    expected = "to go on, or a new --output_dir"
+    if "seed" in changed:
+        before, now = changed["seed"]
+        raise UserError(
+            f"--seed: {checkpoint} was trained with {before}, this run asks for {now}; expected "
+            f"the same {expected}"
+        )
+    others = inputs.differing(read_inputs(checkpoint))
+    if "tokenizer" in others:
+        raise UserError(
+            f"--tokenizer_name: {checkpoint} was trained with another tokenizer than this run's; "
+            f"expected the same, wherever it lies, {expected}"
+        )
+    order = {key: changed[key] for key in _ORDER if key in changed}
+    is_other = "data" in others or bool(order)
+    if is_other and not arguments.training.ignore_data_skip:
+        source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
+        flag = next((key for key in ("block_size", "data_seed") if key in order), source)
+        listed = f" ({listing(order)})" if order else ""
+        raise UserError(
+            f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "
+            f"order{listed}; expected the same, wherever they lie, to go on; --ignore_data_skip "
+            "true to go on with these from their start; or a new --output_dir"
+        )
+    return is_other
 
 
 def _plain(value: Any) -> Any:

@@ -3,9 +3,6 @@ run. Noise and ranges are the business of `callback.py`.
 """
 
 import logging
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, write_settings
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.backends.hf.resume import (
+    checkpoints_in,
+    first_line,
+    read_state,
+    readable,
+    write_settings,
+)
+from aixsim_cli.errors import RunError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite
+from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
@@ -120,7 +124,7 @@ class FiniteCallback(TrainerCallback):
 class SimulationTrainer(Trainer):
     """HF's Trainer with these callbacks, and with checkpoints that are whole or are none.
 
-    `settings` are written into every checkpoint.
+    `settings` and `inputs` are written into every checkpoint.
 
     Args:
         transform: state of the model's transform; None for a digital model.
@@ -131,6 +135,7 @@ class SimulationTrainer(Trainer):
         super().__init__(**arguments)
         self.transform = transform
         self.settings: dict[str, Any] = {}
+        self.inputs = Inputs()
         self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
         # Trainer would delete before a checkpoint is whole, and by age
         self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
@@ -171,6 +176,7 @@ class SimulationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if ranks.is_main():
                 write_settings(folder, self.settings)
+                write_inputs(self.inputs, folder)
             if ranks.several():
                 dist.barrier()
             if ranks.is_main():
@@ -192,7 +198,7 @@ class SimulationTrainer(Trainer):
             self.args.hub_token = token
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _readable(resume_from_checkpoint):
+        with readable(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -216,14 +222,14 @@ class SimulationTrainer(Trainer):
             return
         optimizers: Any = [self.optimizer]
         settings = hyperparameters(optimizers)
-        with _readable(checkpoint):
+        with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
         if isinstance(self.lr_scheduler, LambdaLR):
             set_hyperparameters(optimizers, [self.lr_scheduler], settings)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            with _readable(checkpoint):
+            with readable(checkpoint):
                 super()._load_rng_state(checkpoint)
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
@@ -242,21 +248,6 @@ class SimulationTrainer(Trainer):
         super().log(logs, *arguments, **keywords)
 
 
-@contextmanager
-def _readable(checkpoint: str) -> Iterator[None]:
-    """What cannot be read is named: the libraries say what went wrong, but not where."""
-    try:
-        yield
-    except (
-        OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
-        pickle.UnpicklingError, SafetensorError,
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{checkpoint}: cannot be loaded into this run: {_first_line(error)}; expected a whole "
-            "checkpoint of the same model"
-        ) from error
-
-
 def not_written(output: Path, what: str, error: BaseException) -> RunError:
     """The error of a save that failed.
 
@@ -265,15 +256,10 @@ def not_written(output: Path, what: str, error: BaseException) -> RunError:
         what: was to be saved.
         error: that the writer raised.
     """
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return RunError(
         f"{output}: {what} could not be written to disk: {reason}; {_last_checkpoint(output)}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _last_checkpoint(output: Path) -> str:
