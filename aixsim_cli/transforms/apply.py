@@ -259,6 +259,6 @@ def _end_call_of_part(part: nn.Module, inputs: object, outputs: object) -> None:
         _leave(part.state_of_whole, outputs)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def _leave(state: Any, outputs: object) -> None:
     state.calls.leave(outputs)

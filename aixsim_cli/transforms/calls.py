@@ -149,8 +149,9 @@ class Calls:
         if torch._C._current_graph_task_id() == -1:
             thread.end = torch.autograd._get_sequence_nr()
         for output in tree_leaves(outputs):
-            if isinstance(output, Tensor) and output.grad_fn is not None:
-                output.grad_fn.metadata["aixsim", self.number] = thread
+            node: Any = output.grad_fn if isinstance(output, Tensor) else None
+            if node is not None:
+                node.metadata["aixsim", self.number] = thread
 
     @property
     def is_running(self) -> bool:
@@ -195,7 +196,8 @@ class Calls:
     def _recorded(self) -> tuple[list[_Call], int]:
         """The calls of the thread that made the graph; number of the node the backward is at."""
         with _lock:
-            threads = [thread.calls for thread in self._threads]
+            # without calls: the engine's own, which may run a backward
+            threads = [thread.calls for thread in self._threads if thread.calls]
         threads = [c for c in threads if any(call.has_graph for call in c)] or threads
         if len(threads) > 1:
             raise RunError(f"{_HIDDEN}: several threads trained it")

@@ -361,7 +361,10 @@ def test_another_calls_gradients_within_what_is_recomputed():
         losses.append(net(first).square().sum())
         if not looks:
             look(None)
-        net(second).square().sum().backward()
+        loss = net(second).square().sum()
+        with torch.no_grad():
+            net(first)
+        loss.backward()
         found.append(gradients(net))
     alone, expected, *looked, got = found
     assert len(looked) == 2
@@ -389,13 +392,13 @@ def test_a_look_by_another_thread_within_a_forward(how):
 
     def run(block, x):
         y = block(x) if RUNS[how] is None else RUNS[how](block, x)
-        if lookers and not looks:
+        if looking and not looks:
             in_a_thread(look, x)
         return y
 
     net, state = simulated(run=run)
     x, found = inputs(1)[0], []
-    for lookers in (0, 1):
+    for looking in (False, True):  # noqa: B007
         net.zero_grad()
         state.begin_step(5)
         net(x).square().sum().backward()
