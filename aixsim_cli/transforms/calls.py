@@ -9,7 +9,6 @@ of a thread's graphs in the order in which they are made, and knows at which nod
 its call is the last that had begun when that node was made.
 """
 
-import functools
 import itertools
 import sys
 import threading
@@ -75,7 +74,23 @@ class _Thread:
         self.end = 0
         # the call under way: a flag would outlast a KeyboardInterrupt
         self.running: FrameType | None = None
-        self.recomputed: _Recomputed | None = None
+        self._recomputed: list[_Recomputed] = []
+
+    def recompute(self, task: int, word: int) -> None:
+        """Remember what the node that the backward is at recomputes, as long as it is there."""
+        self._recomputed.append(_Recomputed(task, _node_call(), word))
+        # a frame holds tensors
+        torch.autograd.Variable._execution_engine.queue_callback(self._forget)
+
+    def _forget(self) -> None:
+        """Drop what the backward has left, or raised in."""
+        while self._recomputed and not _lasts(self._recomputed[-1].frame):
+            self._recomputed.pop()
+
+    def recomputed(self) -> _Recomputed | None:
+        """The innermost that is under way."""
+        self._forget()
+        return self._recomputed[-1] if self._recomputed else None
 
 
 class Calls:
@@ -167,19 +182,13 @@ class Calls:
         thread, task = self._thread, torch._C._current_graph_task_id()
         if task == -1:
             return thread.calls[-1].word if thread.calls else self._newest
-        outer = thread.recomputed
-        if outer is not None and not _lasts(outer.frame):
-            # of a node that the backward has left, or that raised
-            outer = None
+        outer = thread.recomputed()
         if outer is not None and outer.task != task and _node_number() >= thread.end:
             # a backward within that backward, through what was recomputed there
             return outer.word
         word = self._at_node().word
         if outer is None or outer.task != task:
-            # not kept for longer: a frame holds tensors
-            restore = functools.partial(setattr, thread, "recomputed", outer)
-            torch.autograd.Variable._execution_engine.queue_callback(restore)
-        thread.recomputed = _Recomputed(task, _node_call(), word)
+            thread.recompute(task, word)
         return word
 
     def _at_node(self) -> _Call:
