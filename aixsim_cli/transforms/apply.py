@@ -215,6 +215,7 @@ def begin_calls_of_parts(model: nn.Module, kind: type[nn.Module]) -> None:
         if isinstance(part, kind) and part is not model:
             part.state_of_whole = model.transform_state
             part.register_forward_pre_hook(_begin_call_of_part)
+            part.register_forward_hook(_end_call_of_part, always_call=True)
 
 
 def _fresh_noise(model: nn.Module, inputs: object) -> None:
@@ -223,12 +224,6 @@ def _fresh_noise(model: nn.Module, inputs: object) -> None:
     else:
         # through the model, not a closure: a copied model has a state of its own
         _begin_call(model, model.transform_state)
-
-
-def _begin_call_of_part(part: nn.Module, inputs: object) -> None:
-    # within a compiled model it is no call of its own, and a break of the graph
-    if not torch.compiler.is_compiling() and not part.state_of_whole.is_running:  # pyright: ignore
-        _next_call(part, part.state_of_whole)
 
 
 @torch.compiler.assume_constant_result  # runs while it is traced
@@ -240,24 +235,30 @@ def _say_frozen() -> bool:
     return True
 
 
+def _begin_call_of_part(part: nn.Module, inputs: object) -> None:
+    # within a compiled model it is no call of its own, and a break of the graph
+    if not torch.compiler.is_compiling() and not part.state_of_whole.calls.is_running:  # pyright: ignore
+        _begin_call(part, part.state_of_whole)
+
+
 @torch.compiler.disable(reason="calls are counted outside graphs: compile without fullgraph=True")
-def _begin_call(model: nn.Module, state: Any) -> None:
-    _next_call(model, state)
-    state.is_running = True
+def _begin_call(caller: nn.Module, state: Any) -> None:
+    state.next_call()
+    state.calls.enter()
+    if caller.training and torch.is_grad_enabled():
+        state.watch.called()
 
 
 def _end_call(model: nn.Module, inputs: object, outputs: object) -> None:
     if not torch.compiler.is_exporting():
-        state: Any = model.transform_state
-        _stop_running(state)
+        _leave(model.transform_state, outputs)
 
 
-@torch.compiler.disable
-def _stop_running(state: Any) -> None:
-    state.is_running = False
+def _end_call_of_part(part: nn.Module, inputs: object, outputs: object) -> None:
+    if not torch.compiler.is_compiling():
+        _leave(part.state_of_whole, outputs)
 
 
-def _next_call(caller: nn.Module, state: Any) -> None:
-    state.next_call()
-    if caller.training and torch.is_grad_enabled():
-        state.watch.called()
+@torch.compiler.disable()
+def _leave(state: Any, outputs: object) -> None:
+    state.calls.leave(outputs)

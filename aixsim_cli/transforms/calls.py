@@ -10,21 +10,31 @@ its call is the last that had begun when that node was made.
 """
 
 import itertools
+import sys
 import threading
 from bisect import bisect_right
+from types import FrameType
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from aixsim_cli.errors import RunError
 
-# calls that a backward can still find: far more than have graphs at a time
+# calls of a thread that a backward can still find: far more than have graphs at a time
 _KEPT = 1024
+_ENGINE = torch.autograd.graph._engine_run_backward.__code__
+
+_HIDDEN = (
+    "activation checkpointing: a part of a simulated model is recomputed, and nothing tells of "
+    "which call"
+)
 
 _numbers = itertools.count()
 _models: "WeakValueDictionary[int, Calls]" = WeakValueDictionary()
+_lock = threading.Lock()
 
 
 class _Call(NamedTuple):
@@ -41,6 +51,48 @@ class _Call(NamedTuple):
     has_graph: bool
 
 
+class _Recomputed(NamedTuple):
+    """What a backward recomputes.
+
+    Args:
+        task: the backward.
+        frame: what autograd runs for the node that the backward is at.
+        word: of its call.
+    """
+
+    task: int
+    frame: FrameType
+    word: int
+
+
+class _Thread:
+    """The calls that a thread made: it numbers its own nodes. Their graphs keep it when it ends."""
+
+    def __init__(self) -> None:
+        self.calls: list[_Call] = []
+        # number of the first node made after the last call
+        self.end = 0
+        # the call under way: a flag would outlast a KeyboardInterrupt
+        self.running: FrameType | None = None
+        self._recomputed: list[_Recomputed] = []
+
+    def recompute(self, task: int, word: int) -> None:
+        """Remember what the node that the backward is at recomputes, as long as it is there."""
+        self._recomputed.append(_Recomputed(task, _node_call(), word))
+        # a frame holds tensors
+        torch.autograd.Variable._execution_engine.queue_callback(self._forget)
+
+    def _forget(self) -> None:
+        """Drop what the backward has left, or raised in."""
+        while self._recomputed and not _lasts(self._recomputed[-1].frame):
+            self._recomputed.pop()
+
+    def recomputed(self) -> _Recomputed | None:
+        """The innermost that is under way."""
+        self._forget()
+        return self._recomputed[-1] if self._recomputed else None
+
+
 class Calls:
     """The calls of one model; its modules share it."""
 
@@ -52,16 +104,23 @@ class Calls:
         self.number = next(_numbers)
         _models[self.number] = self
         self._newest = newest
-        # a thread numbers its own nodes
-        self._of_thread: dict[int, list[_Call]] = {}
-        # the backward under way and the word of what it recomputed last
-        self._recomputed: tuple[int, int] | None = None
+        self._local = threading.local()
+        self._threads: WeakSet[_Thread] = WeakSet()
 
     def __getstate__(self) -> int:
         return self._newest
 
     def __setstate__(self, newest: int) -> None:
         self._enrol(newest)
+
+    @property
+    def _thread(self) -> _Thread:
+        """The one that asks."""
+        if not hasattr(self._local, "thread"):
+            self._local.thread = _Thread()
+            with _lock:
+                self._threads.add(self._local.thread)
+        return self._local.thread
 
     def begin(self, word: int) -> bool:
         """Begin a call, unless the whole model is recomputed.
@@ -78,13 +137,9 @@ class Calls:
         if torch._C._current_graph_task_id() != -1:
             self._expect_known()
             return False
-        self._recomputed = None
         self._newest = word
         call = _Call(torch.autograd._get_sequence_nr(), word, torch.is_grad_enabled())
-        calls = self._of_thread.setdefault(threading.get_ident(), [])
-        if calls and calls[-1].first > call.first:
-            # another thread that got the number of one that is gone
-            calls.clear()
+        calls = self._thread.calls
         if calls and calls[-1]._replace(word=word) == call:
             # that one left no node behind
             calls.pop()
@@ -92,27 +147,49 @@ class Calls:
         del calls[:-_KEPT]
         return True
 
+    def enter(self) -> None:
+        """A module is called that all of the call happens in; for its forward pre-hook."""
+        self._thread.running = _module_call()
+
+    def leave(self, outputs: object) -> None:
+        """A module's call ends, which may be the one that `enter` was told of.
+
+        Args:
+            outputs: what the module returns, tensors in any nest that pytree knows.
+        """
+        thread = self._thread
+        if thread.running is not _module_call():
+            return
+        thread.running = None
+        if torch._C._current_graph_task_id() == -1:
+            thread.end = torch.autograd._get_sequence_nr()
+        for output in tree_leaves(outputs):
+            node: Any = output.grad_fn if isinstance(output, Tensor) else None
+            if node is not None:
+                node.metadata["aixsim", self.number] = thread
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this thread is within a call that it told `enter` of."""
+        return _lasts(self._thread.running)
+
     def word(self) -> int:
         """The word of the call that is running, or being recomputed.
 
         Raises:
             RunError: it is recomputed, and nothing tells which call it was.
         """
-        task = torch._C._current_graph_task_id()
+        thread, task = self._thread, torch._C._current_graph_task_id()
         if task == -1:
-            self._recomputed = None
-            return self._newest
-        if self._recomputed is None:
-            torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
-        elif self._recomputed[0] != task:
+            return thread.calls[-1].word if thread.calls else self._newest
+        outer = thread.recomputed()
+        if outer is not None and outer.task != task and _node_number() >= thread.end:
             # a backward within that backward, through what was recomputed there
-            return self._recomputed[1]
+            return outer.word
         word = self._at_node().word
-        self._recomputed = (task, word)
+        if outer is None or outer.task != task:
+            thread.recompute(task, word)
         return word
-
-    def _end_backward(self) -> None:
-        self._recomputed = None
 
     def _at_node(self) -> _Call:
         """The call that made the node that the backward is at."""
@@ -127,16 +204,13 @@ class Calls:
 
     def _recorded(self) -> tuple[list[_Call], int]:
         """The calls of the thread that made the graph; number of the node the backward is at."""
-        node: Any = torch._C._current_autograd_node()
-        threads = list(self._of_thread.values())
+        with _lock:
+            # without calls: the engine's own, which may run a backward
+            threads = [thread.calls for thread in self._threads if thread.calls]
         threads = [c for c in threads if any(call.has_graph for call in c)] or threads
-        if node is None or len(threads) > 1:
-            why = "several threads trained it" if node is not None else "autograd has no node"
-            raise RunError(
-                "activation checkpointing: a part of a simulated model is recomputed, and nothing "
-                f"tells of which call: {why}"
-            )
-        return threads[0] if threads else [], node._sequence_nr()
+        if len(threads) > 1:
+            raise RunError(f"{_HIDDEN}: several threads trained it")
+        return threads[0] if threads else [], _node_number()
 
     def _expect_known(self) -> None:
         calls, node = self._recorded()
@@ -148,6 +222,38 @@ class Calls:
                 "of the model's blocks"
             )
         self._at_node()
+
+
+def _node_number() -> int:
+    """Number of the node that the backward is at."""
+    node: Any = torch._C._current_autograd_node()
+    if node is None:
+        raise RunError(f"{_HIDDEN}: autograd has no node")
+    return node._sequence_nr()
+
+
+def _node_call() -> FrameType:
+    """What autograd runs for the node that the backward is at."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_back.f_code is not _ENGINE:
+        frame = frame.f_back
+    return frame
+
+
+def _module_call() -> FrameType:
+    """The call of the module whose hook asks; compiled, it has the name and other code."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "_call_impl":
+        frame = frame.f_back
+    return frame
+
+
+def _lasts(call: FrameType | None) -> bool:
+    """Whether a call is under way in this thread: it is on the stack."""
+    frame = sys._getframe()
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
 
 
 def noise_key(stream: Tensor, calls: Calls) -> Tensor:

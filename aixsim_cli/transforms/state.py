@@ -8,6 +8,7 @@ state dict, and a rebound buffer would be saved stale.
 
 import hashlib
 import struct
+import threading
 from collections.abc import Mapping
 from typing import Self
 
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from aixsim_cli.transforms.calls import Calls, noise_key
 from aixsim_cli.transforms.protocol import Lora
 from aixsim_cli.transforms.watch import StepWatch
+
+# threads may call one model
+_counting = threading.Lock()
 
 
 def noise_stream(seed: int, name: str) -> int:
@@ -135,8 +139,6 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
-        # whether the model's forward is under way
-        self.is_running = False
         self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
         # weights of the old ranges (n, 1)
         self._smooth: Tensor | None = None
@@ -164,10 +166,11 @@ class TransformState:
         Raises:
             RunError: the whole model is recomputed, and nothing tells which call it was.
         """
-        counters = struct.pack("<qqq", self.step, self.call, self.rank)
-        digest = hashlib.blake2b(counters, digest_size=8).digest()
-        if self.calls.begin(struct.unpack("<q", digest)[0]):
-            self.call += 1
+        with _counting:
+            counters = struct.pack("<qqq", self.step, self.call, self.rank)
+            digest = hashlib.blake2b(counters, digest_size=8).digest()
+            if self.calls.begin(struct.unpack("<q", digest)[0]):
+                self.call += 1
 
     @torch.no_grad()
     def end_step(self) -> None:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import (
 )
 
 from aixsim_cli.errors import RunError
-from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.apply import apply_transform, begin_calls_of_parts
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
 from aixsim_cli.transforms.registry import PARADIGMS
@@ -143,6 +144,10 @@ def close(mine, theirs):
     assert mine.keys() == theirs.keys()
     for name, grad in theirs.items():
         torch.testing.assert_close(mine[name], grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def fail(grad):
+    raise ValueError("fails")
 
 
 def saves_nothing():
@@ -284,11 +289,6 @@ def test_a_failed_backward_leaves_nothing_behind():
     state.begin_step(5)
     x = inputs(1)[0]
     failing = net(x)
-    failing.register_hook(lambda grad: None)
-
-    def fail(grad):
-        raise ValueError("fails")
-
     x.register_hook(fail)
     with pytest.raises(ValueError, match="fails"):
         failing.sum().backward()
@@ -296,6 +296,206 @@ def test_a_failed_backward_leaves_nothing_behind():
     state.begin_step(5)
     sum(net(x).square().sum() for x in inputs()).backward()
     close(gradients(net), expected)
+
+
+@pytest.mark.parametrize("how", ["not reentrant", "reentrant"])
+def test_another_loss_after_a_failed_backward(how):
+    net, state = simulated(run=RUNS[how])
+    found = []
+    for fails in (False, True):
+        net.zero_grad()
+        state.begin_step(5)
+        first, second = inputs()
+        losses = [net(x).square().sum() for x in (first, second)]
+        if fails:
+            first.register_hook(fail)
+            with pytest.raises(ValueError, match="fails"):
+                losses[0].backward()
+            net.zero_grad()
+        losses[1].backward()
+        found.append(gradients(net))
+    close(*found)
+
+
+def test_another_calls_gradients_within_a_backward():
+    """A hook asks for them where the backward has recomputed something of its own call."""
+    expected, weight = one_by_one(), "blocks.0.out.weight"
+    net, state = simulated(run=RUNS["not reentrant"])
+    state.begin_step(5)
+    first, second = inputs()
+    losses = [net(x).square().sum() for x in (first, second)]
+    found = []
+
+    def look(grad):
+        found.append(torch.autograd.grad(losses[1], net.get_parameter(weight))[0])
+
+    first.register_hook(look)
+    losses[0].backward()
+    close({weight: found[0] + net.get_parameter(weight).grad}, {weight: expected[weight]})
+
+
+def test_another_calls_gradients_within_what_is_recomputed():
+    """A hook asks for them in a reentrant checkpoint, before one within it recomputes too."""
+    name, found = "blocks.0.out.weight", []
+
+    def run(block, x):
+        if not losses:
+            return checkpoint(block, x, use_reentrant=False)
+        return checkpoint(lambda y: hooked(RUNS["reentrant"](block, y)), x, use_reentrant=True)
+
+    def hooked(y):
+        if looks and y.requires_grad:
+            y.register_hook(look)
+        return y * 1.0
+
+    def look(grad):
+        weight = net.get_parameter(name)
+        found.append({name: torch.autograd.grad(losses[0], weight, retain_graph=True)[0]})
+
+    net, state = simulated(run=run)
+    first, second = inputs()
+    for looks in (False, True):
+        net.zero_grad()
+        state.begin_step(5)
+        losses = []
+        losses.append(net(first).square().sum())
+        if not looks:
+            look(None)
+        loss = net(second).square().sum()
+        with torch.no_grad():
+            net(first)
+        loss.backward()
+        found.append(gradients(net))
+    alone, expected, *looked, got = found
+    assert len(looked) == 2 and not state.calls._thread._recomputed
+    close(got, expected)
+    for grads in looked:
+        close(grads, alone)
+
+
+def in_a_thread(function, *args):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("how", RUNS)
+def test_a_look_by_another_thread_within_a_forward(how):
+    looks = []
+
+    @torch.no_grad()
+    def look(x):
+        looks.append(x)
+        return net(x)
+
+    def run(block, x):
+        y = block(x) if RUNS[how] is None else RUNS[how](block, x)
+        if looking and not looks:
+            in_a_thread(look, x)
+        return y
+
+    net, state = simulated(run=run)
+    x, found = inputs(1)[0], []
+    for looking in (False, True):  # noqa: B007
+        net.zero_grad()
+        state.begin_step(5)
+        net(x).square().sum().backward()
+        found.append(gradients(net))
+    assert looks
+    close(*found)
+
+
+def test_a_thread_that_trained_and_ended_is_forgotten():
+    net, state = simulated(run=RUNS["not reentrant"])
+    state.begin_step(5)
+    in_a_thread(lambda x: net(x).square().sum().backward(), inputs()[0])
+    net(inputs()[1]).square().sum().backward()
+    close(gradients(net), one_by_one())
+
+
+def test_calls_of_several_threads_are_counted_one_by_one():
+    net, state = simulated(n_blocks=1)
+    state.begin_step(5)
+    words, x = set(), inputs(1)[0].detach()
+
+    def call():
+        for _ in range(50):
+            net(x)
+            words.add(state.calls.word())
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(words) == state.call == 200
+
+
+def test_a_part_of_parts_is_called_once():
+    net, state = simulated(n_blocks=1)
+    begin_calls_of_parts(net, (Block, Attention))
+    x = inputs(1)[0]
+    for n in (1, 2):
+        net.blocks[0](x)
+        assert state.call == n
+    net(x)
+    assert state.call == 3
+
+
+def test_a_part_called_while_another_thread_calls_the_whole():
+    net, state = simulated(n_blocks=1)
+    begin_calls_of_parts(net, Block)
+    x, keys = inputs(1)[0], []
+
+    def part_alone():
+        part(x)
+        keys.append(part.out.noise_key)
+
+    part = net.blocks[0]
+    net.run = lambda block, x: in_a_thread(part_alone) or block(x)
+    net(x)
+    assert state.call == 2
+    assert not torch.equal(keys[0], part.out.noise_key)
+
+
+def test_parts_draw_new_noise_after_an_interrupt():
+    net, _ = simulated(n_blocks=1)
+    begin_calls_of_parts(net, Block)
+
+    def interrupt(block, x):
+        raise KeyboardInterrupt
+
+    x, part, net.run = inputs(1)[0], net.blocks[0], interrupt
+    with pytest.raises(KeyboardInterrupt):
+        net(x)
+    assert not torch.equal(part(x), part(x))
+
+
+def test_parts_of_a_compiled_model_are_no_calls():
+    """Also where the graph breaks before them."""
+
+    def run(block, x):
+        torch._dynamo.graph_break()
+        return block(x)
+
+    net, state = simulated(run=run)
+    begin_calls_of_parts(net, (Block, Attention))
+    net.compile(backend="aot_eager")
+    torch._dynamo.reset()
+    x = inputs(1)[0]
+    net(x)
+    state.begin_step(5)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (1, 2):
+            net(x).sum().backward()
+            assert state.call == n
 
 
 @pytest.mark.parametrize("how", ["no checkpoints", "not reentrant", "reentrant"])
