@@ -124,6 +124,26 @@ def test_the_best_model_comes_back_with_its_ranges(model, tmp_path):
     assert not torch.equal(ranges(last), ranges(expected))
 
 
+@pytest.mark.parametrize("when", ["loaded first", "simulated later"])
+def test_several_gpus_in_one_process_are_refused(model, tmp_path, monkeypatch, when):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 2))
+    message = r"n_gpu: got 2; expected one GPU a process: start `torchrun --nproc-per-node 2"
+
+    def trainer(model):
+        return Trainer(model=model, args=arguments(tmp_path), train_dataset=Rows())
+
+    if when == "loaded first":
+        # `evaluate` alone would use them too
+        with pytest.raises(UserError, match=message):
+            trainer(model)
+        return
+    later = make_model("llama")
+    made = trainer(later)
+    transform_hf_model(later, optical(q_levels=64))
+    with pytest.raises(UserError, match=message):
+        made.train()
+
+
 @pytest.fixture
 def patience(monkeypatch):
     monkeypatch.setattr("aixsim_cli.transforms.watch.PATIENCE", 2)
