@@ -12,11 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.quantizer import AixsimConfig
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.state import state_of
@@ -218,6 +220,23 @@ def test_a_model_from_a_config_alone_is_refused(model, folder):
                 build(description)
     with init_empty_weights(), pytest.raises(UserError, match="from_pretrained"):
         AutoModelForCausalLM.from_config(config)
+
+
+def test_a_load_that_fails_does_not_open_the_guard(tmp_path, monkeypatch):
+    make_model("llama").save_pretrained(tmp_path)
+    section = AixsimConfig({"layer_name_to_config": {"default": {"q_levels": 64}}})
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.__init__", fail)
+        LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=section)
+    config = make_model("llama").config
+    config.quantization_config = section
+    with pytest.raises(UserError, match="quantization_config: got aixsim"):
+        AutoModelForCausalLM.from_config(config)
+    assert state_of(LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=section))
 
 
 def test_a_config_is_of_use_without_its_hardware(folder, tmp_path):
