@@ -141,3 +141,11 @@ def test_no_host_reads_and_no_prints_where_models_run(path):
             assert call.func.attr != "item", f"line {call.lineno}: .item()"
         if isinstance(call.func, ast.Name):
             assert call.func.id != "print", f"line {call.lineno}: print"
+
+
+def test_one_script_runs_every_long_test():
+    words = (REPOSITORY / "scripts" / "test_long.sh").read_text(encoding="utf-8").split()
+    folders = [REPOSITORY / word for word in words if word.startswith("tests/")]
+    for path in (REPOSITORY / "tests").rglob("test_*.py"):
+        if "AIXSIM_TEST_LONG" in path.read_text(encoding="utf-8") and path != Path(__file__):
+            assert any(path.is_relative_to(folder) for folder in folders), path

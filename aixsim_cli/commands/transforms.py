@@ -98,10 +98,9 @@ def _plan_hf(config: "TransformConfig", source: str, trust_remote_code: bool) ->
     import torch
     import transformers
 
-    from aixsim_cli.backends.hf.apply import hf_sites
+    from aixsim_cli.backends.hf.apply import plan
     from aixsim_cli.backends.hf.folder import load_config
     from aixsim_cli.source import check_hf_source
-    from aixsim_cli.transforms.apply import plan_transform
 
     check_hf_source(source)
     settings = load_config(source, trust_remote_code=trust_remote_code)
@@ -115,7 +114,7 @@ def _plan_hf(config: "TransformConfig", source: str, trust_remote_code: bool) ->
             model = transformers.AutoModel.from_config(
                 settings, trust_remote_code=trust_remote_code
             )
-    return plan_transform(config, hf_sites(model))
+    return plan(model, config)
 
 
 def _row(place: Any) -> dict[str, Any]:

@@ -42,8 +42,9 @@ class TransformReport:
 
     Args:
         simulated: every place that is simulated, in the order of the model.
-        digital: names of the linears and attentions that stay digital.
-        notes: what is no mistake, and may be one: a `null` pattern that leaves nothing digital.
+        digital: names of what stays digital, linears and attentions first.
+        notes: what is no mistake, and may be one: a `null` pattern that leaves nothing digital,
+            modules out of reach.
     """
 
     simulated: list[Simulation] = field(default_factory=list)

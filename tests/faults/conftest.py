@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
 STEPS, INTERVAL = 40, 5
 SHORT = ("--metrics.log_freq", 1, "--checkpoint.interval", 2, "--training.steps", 4)
-# scripts/test_faults.sh runs these too
+# scripts/test_long.sh runs these too
 long = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
 
 

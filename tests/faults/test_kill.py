@@ -5,7 +5,7 @@ import random
 
 from tests.faults.conftest import curve
 
-# scripts/test_faults.sh asks for 20
+# scripts/test_long.sh asks for 20
 KILLS = int(os.environ.get("AIXSIM_TEST_KILLS", "2"))
 
 

@@ -7,6 +7,7 @@ hot swaps) end in the functions that are wrapped here, so that the ranges travel
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -28,8 +29,8 @@ def register_adapters(save_and_load: ModuleType) -> None:
     Args:
         save_and_load: the module `peft.utils.save_and_load`.
     """
-    wrap_function_wrapper(save_and_load, "get_peft_model_state_dict", _get)
-    wrap_function_wrapper(save_and_load, "set_peft_model_state_dict", _set)
+    _wrap(save_and_load, "get_peft_model_state_dict", _get)
+    _wrap(save_and_load, "set_peft_model_state_dict", _set)
 
 
 def register_hotswap(hotswap: ModuleType) -> None:
@@ -38,7 +39,18 @@ def register_hotswap(hotswap: ModuleType) -> None:
     Args:
         hotswap: the module `peft.utils.hotswap`.
     """
-    wrap_function_wrapper(hotswap, "hotswap_adapter_from_state_dict", _set)
+    _wrap(hotswap, "hotswap_adapter_from_state_dict", _set)
+
+
+def _wrap(module: ModuleType, name: str, wrapper: Callable[..., Any]) -> None:
+    """Wrap a function of a module, wherever a name for it is already imported."""
+    original = getattr(module, name)
+    wrap_function_wrapper(module, name, wrapper)
+    for other in list(sys.modules.values()):
+        names = vars(other) if isinstance(other, ModuleType) else {}
+        # `from peft import …` binds the function, and peft may be there before aixsim
+        for held in [held for held, value in list(names.items()) if value is original]:
+            setattr(other, held, getattr(module, name))
 
 
 def _get(wrapped: Callable[..., dict[str, Tensor]], _: Any, args: Any, kwargs: Any) -> Any:

@@ -21,7 +21,12 @@ from aixsim_cli.backends.hf.sites import (
     partly_out_of_reach,
 )
 from aixsim_cli.errors import UserError
-from aixsim_cli.transforms.apply import TransformReport, apply_transform, begin_calls_of_parts
+from aixsim_cli.transforms.apply import (
+    TransformReport,
+    apply_transform,
+    begin_calls_of_parts,
+    plan_transform,
+)
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import TransformState
@@ -54,6 +59,26 @@ def transform_hf_model(
     return state, report
 
 
+def plan(model: PreTrainedModel, config: TransformConfig) -> TransformReport:
+    """What `transform_hf_model` would do; nothing is changed.
+
+    Args:
+        model: on a real device or on meta.
+        config: what to simulate.
+
+    Returns:
+        The report, which also names and notes what is out of reach.
+
+    Raises:
+        ConfigError: as `transform_hf_model`.
+    """
+    check_reach(model, config)
+    report = plan_transform(config, hf_sites(model))
+    report.digital += [name for name in out_of_reach(model) if name not in report.digital]
+    report.notes += _what_stays_digital(model)
+    return report
+
+
 def simulate(
     model: PreTrainedModel, config: TransformConfig
 ) -> tuple[TransformState, TransformReport]:
@@ -67,7 +92,8 @@ def simulate(
         ConfigError: as `transform_hf_model`.
     """
     check_reach(model, config)
-    _say_what_stays_digital(model)
+    for sentence in _what_stays_digital(model):
+        logger.warning("%s", sentence)
     sites = hf_sites(model)
     transposed = {
         site.name: model.get_submodule(site.name)
@@ -209,13 +235,15 @@ def _warn_of_dropout(model: PreTrainedModel, sites: list[Site]) -> None:
         )
 
 
-def _say_what_stays_digital(model: PreTrainedModel) -> None:
-    for kind, count in Counter(out_of_reach(model).values()).items():
-        logger.warning("%d x %s stay digital: they cannot be intercepted", count, kind)
-    for kind, count in Counter(partly_out_of_reach(model).values()).items():
-        logger.warning(
-            "%d linears of %s are digital where it multiplies their weights itself, as fused "
-            "kernels do; they are simulated where it calls them",
-            count,
-            kind,
-        )
+def _what_stays_digital(model: PreTrainedModel) -> list[str]:
+    """A sentence for each class that is out of reach, wholly or in part."""
+    said = [
+        f"{count} x {kind} stay digital: they cannot be intercepted"
+        for kind, count in Counter(out_of_reach(model).values()).items()
+    ]
+    said += [
+        f"{count} linears of {kind} are digital where it multiplies their weights itself, as fused "
+        "kernels do; they are simulated where it calls them"
+        for kind, count in Counter(partly_out_of_reach(model).values()).items()
+    ]
+    return said

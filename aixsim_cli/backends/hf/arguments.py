@@ -16,6 +16,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from aixsim_cli.backends.hf.callback import refuse_several_gpus
 from aixsim_cli.config.load import CONTINUAL, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 
@@ -121,7 +122,7 @@ def parse_arguments(words: list[str]) -> Arguments:
 
     Raises:
         ConfigError: unknown flags, each with the nearest one.
-        UserError: a wrong value, or flags that do not go together.
+        UserError: a wrong value, flags that do not go together, or several GPUs in one process.
     """
     parser = _make_parser()
     known = {action.dest for action in parser._actions}
@@ -134,6 +135,7 @@ def parse_arguments(words: list[str]) -> Arguments:
     if flags:
         raise ConfigError([f"{w}: unknown flag{nearest(_key(w), known)}" for w in flags])
     arguments = Arguments(model, data, simulation, training, tuple(words))
+    refuse_several_gpus(training)
     _check(arguments, given={_key(word) for word in spelled if word.startswith("--")})
     return arguments
 

@@ -29,6 +29,22 @@ class SimulationCallback(TrainerCallback):
         self.given = state
         self.states = [] if state is None else [state]
 
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse what cannot be simulated: a trainer may evaluate and never train.
+
+        Raises:
+            UserError: as `on_train_begin`.
+        """
+        self._find_states(model)
+        self._check(args)
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -40,13 +56,22 @@ class SimulationCallback(TrainerCallback):
         """Find the states: a search of hyper-parameters makes a model for each trial.
 
         Raises:
-            UserError: sequences are split between ranks.
+            UserError: sequences are split between ranks, or one process uses several GPUs.
         """
+        self._find_states(model)
+        self._check(args)
+
+    def _find_states(self, model: nn.Module | None) -> None:
         if self.given is None and model is not None:
             found = [module.__dict__.get("transform_state") for module in model.modules()]
             self.states = [one for one in found if isinstance(one, TransformState)]
+
+    def _check(self, args: TrainingArguments) -> None:
+        if not self.states:
+            return
+        refuse_several_gpus(args)
         layout = getattr(args, "parallelism_config", None)
-        if self.states and layout is not None and layout.cp_enabled:
+        if layout is not None and layout.cp_enabled:
             # transformers lets it pass: it takes this attention for the sdpa whose place it has
             raise UserError(
                 f"parallelism_config: cp_size: got {layout.cp_size}; expected 1: simulated "
@@ -66,6 +91,22 @@ class SimulationCallback(TrainerCallback):
         """Update the ranges, once a step."""
         for one in self.states:
             one.end_step()
+
+
+def refuse_several_gpus(args: TrainingArguments) -> None:
+    """Refuse the threads in which Trainer uses the GPUs that a process sees (nn.DataParallel).
+
+    Noise would depend on which thread comes first, and ranges see the first GPU's rows alone.
+
+    Raises:
+        UserError: the process uses several.
+    """
+    if args.n_gpu > 1:
+        raise UserError(
+            f"n_gpu: got {args.n_gpu}; expected one GPU a process: start "
+            f"`torchrun --nproc-per-node {args.n_gpu} …`, or set CUDA_VISIBLE_DEVICES to one of "
+            "them (Trainer would put nn.DataParallel around the model)"
+        )
 
 
 def register_callback(trainer: ModuleType) -> None:

@@ -5,6 +5,7 @@ simulated modules in, and weights and ranges then come out of the same safetenso
 method, `aixsim`, serves all paradigms: config.json holds the transform config itself.
 """
 
+import copy
 from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ class AixsimQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Called last before the model is built, whose simulated modules then follow."""
+        # a copy: the caller's would keep the mark, were the model never built
+        config.quantization_config = copy.copy(config.quantization_config)
         config.quantization_config._is_loading = True
         return config
 
@@ -97,7 +100,7 @@ class AixsimQuantizer(HfQuantizer):
         from aixsim_cli.transforms.config import parse_transform
         from aixsim_cli.transforms.lora import add_lora
 
-        self.quantization_config._is_loading = model.config.quantization_config._is_loading = False
+        model.config.quantization_config._is_loading = False
         # bfloat16 cannot hold 256 levels of an arbitrary range
         kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         model._keep_in_fp32_modules_strict = {*kept, "ranges"}

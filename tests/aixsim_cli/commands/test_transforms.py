@@ -96,6 +96,35 @@ def test_check_refuses_what_apply_would(tmp_path):
         run("check", str(path), "--flavor", "debug")
 
 
+@pytest.fixture
+def gemma2(tmp_path):
+    """A folder whose attentions cap their scores, which the simulation does not."""
+    config = {
+        "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "vocab_size": 64,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 1, "intermediate_size": 48,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return str(tmp_path)
+
+
+def test_check_refuses_an_attention_out_of_reach_as_apply_does(tmp_path, gemma2):
+    path = tmp_path / "t.yaml"
+    path.write_text("use_regex: true\nlayer_name_to_config:\n  '.*self_attn.*': {q_levels: 64}\n")
+    with pytest.raises(ConfigError, match=r"Gemma2Attention \(softcap\) cannot be intercepted"):
+        run("check", str(path), "--model", gemma2)
+
+
+def test_check_names_what_is_out_of_reach(gemma2):
+    words = ("check", "configs/transforms/optical.yaml", "--model", gemma2)
+    checked = json.loads(run(*words, "--json"))
+    assert {row["kind"] for row in checked["simulated"]} == {"linear"}
+    attentions = ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    assert set(checked["digital"]) == {"lm_head", *attentions}
+    assert any("2 x Gemma2Attention (softcap) stay digital" in n for n in checked["notes"])
+    assert "note: 2 x Gemma2Attention (softcap) stay digital" in run(*words)
+
+
 @pytest.mark.parametrize("words", [(), ("--flavor", "debug", "--model", "x")])
 def test_check_needs_one_model(words):
     with pytest.raises(UserError, match="expected one of them"):

@@ -52,6 +52,13 @@ def test_the_fields_flags(parse):
     assert parsed.model.trust_remote_code
 
 
+def test_several_gpus_in_one_process_are_refused_before_anything_is_loaded(parse, monkeypatch):
+    # they would also make every step of a digital model so many times larger than was asked for
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 4))
+    with pytest.raises(UserError, match="n_gpu: got 4; expected one GPU a process"):
+        parse()
+
+
 def test_defaults_that_hide_nothing(parse):
     parsed = parse()
     assert parsed.training.logging_nan_inf_filter is False

@@ -409,7 +409,7 @@ def test_every_paradigms_attention_is_asked_alike():
 
 def test_sequences_split_between_ranks_are_refused():
     layout = SimpleNamespace(cp_enabled=True, cp_size=2)
-    arguments = SimpleNamespace(parallelism_config=layout)
+    arguments = SimpleNamespace(parallelism_config=layout, n_gpu=1)
     SimulationCallback().on_train_begin(arguments, None, None, nn.Linear(2, 2))
     callback = SimulationCallback(TransformState({}))
     with pytest.raises(UserError, match=r"parallelism_config: cp_size: got 2; expected 1"):

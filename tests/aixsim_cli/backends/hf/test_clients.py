@@ -12,11 +12,13 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.quantizer import AixsimConfig
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.state import state_of
@@ -124,6 +126,26 @@ def test_the_best_model_comes_back_with_its_ranges(model, tmp_path):
     assert not torch.equal(ranges(last), ranges(expected))
 
 
+@pytest.mark.parametrize("when", ["loaded first", "simulated later"])
+def test_several_gpus_in_one_process_are_refused(model, tmp_path, monkeypatch, when):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 2))
+    message = r"n_gpu: got 2; expected one GPU a process: start `torchrun --nproc-per-node 2"
+
+    def trainer(model):
+        return Trainer(model=model, args=arguments(tmp_path), train_dataset=Rows())
+
+    if when == "loaded first":
+        # `evaluate` alone would use them too
+        with pytest.raises(UserError, match=message):
+            trainer(model)
+        return
+    later = make_model("llama")
+    made = trainer(later)
+    transform_hf_model(later, optical(q_levels=64))
+    with pytest.raises(UserError, match=message):
+        made.train()
+
+
 @pytest.fixture
 def patience(monkeypatch):
     monkeypatch.setattr("aixsim_cli.transforms.watch.PATIENCE", 2)
@@ -198,6 +220,23 @@ def test_a_model_from_a_config_alone_is_refused(model, folder):
                 build(description)
     with init_empty_weights(), pytest.raises(UserError, match="from_pretrained"):
         AutoModelForCausalLM.from_config(config)
+
+
+def test_a_load_that_fails_does_not_open_the_guard(tmp_path, monkeypatch):
+    make_model("llama").save_pretrained(tmp_path)
+    section = AixsimConfig({"layer_name_to_config": {"default": {"q_levels": 64}}})
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.__init__", fail)
+        LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=section)
+    config = make_model("llama").config
+    config.quantization_config = section
+    with pytest.raises(UserError, match="quantization_config: got aixsim"):
+        AutoModelForCausalLM.from_config(config)
+    assert state_of(LlamaForCausalLM.from_pretrained(tmp_path, quantization_config=section))
 
 
 def test_a_config_is_of_use_without_its_hardware(folder, tmp_path):

@@ -100,3 +100,12 @@ def test_other_architectures_have_no_names_of_torchtitan(name):
 def test_noise_is_keyed_by_the_hugging_face_name():
     for site in hf_sites(make_model("llama")):
         assert site.hf_name == site.name
+
+
+@pytest.mark.parametrize("excluded", [r"layers\.0", r"model\.layers\.0"])
+def test_what_a_pattern_excludes_matches_by_its_other_name(excluded):
+    model = make_model("llama")
+    every = simulated(model, parse({r"(?!lm_head|output).*": {}}))
+    assert simulated(model, parse({rf"(?!{excluded}|lm_head|output).*": {}})) == every
+    left_out = simulated(model, parse({rf"{excluded}\..*": None, "default": {}}))
+    assert {name for name in every if ".layers.0." in name} == every - left_out != set()
