@@ -33,10 +33,12 @@ from aixsim_cli.run.manifest import (  # noqa: E402
     MANIFEST_FILE,
     begin_saving,
     is_being_saved,
+    read_manifest,
     verify,
     write_manifest,
 )
 from aixsim_cli.source import find_source  # noqa: E402
+from tests.faults.conftest import steps  # noqa: E402
 
 LISTS_NOTHING = '{"format": 1, "files": {}}'
 
@@ -297,6 +299,23 @@ def test_the_step_asked_for_is_refused_and_another_offered(tmp_path):
         checkpoints_in(root).check(4)
     with pytest.raises(UserError, match=r"got 3; .* has: 4, 2"):
         checkpoints_in(root).check(3)
+
+
+def test_steps_after_the_one_asked_for_are_not_written_over(train, tmp_path):
+    folder, asked = tmp_path / "run", ("--checkpoint.load_step", 2)
+    train(folder)
+    older = read_manifest(folder / "checkpoint" / "step-4")
+    # what is refused moves nothing
+    train(folder, *asked, "--training.steps", 2, code=2)
+    assert read_manifest(folder / "checkpoint" / "step-4") == older
+    said = train(folder, *asked, "--optimizer.lr", "3e-4")
+    aside = folder / "checkpoint.set-aside" / "step-4"
+    assert f"{folder}/checkpoint/step-4: the run starts before it; set aside as {aside}" in said
+    verify(aside)
+    assert read_manifest(aside) == older
+    assert steps(folder) == [1, 2, 3, 4, 3, 4]
+    verify(folder / "checkpoint" / "step-4")
+    assert read_manifest(folder / "checkpoint" / "step-4") != older
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,17 @@ class Checkpointer(CheckpointManager):
         problem = self._load_step(step)
         if problem is not None:
             raise UserError(f"checkpoint.load_step: {problem}; expected another one")
+        self._clear_the_way(step)
         return True
+
+    def _clear_the_way(self, step: int) -> None:
+        """Move the checkpoints that the run would write over, if it writes any."""
+        if self.load_only or step >= self.run_config.training.steps:
+            return
+        if dist.get_rank() == 0:
+            self.folders.set_later_aside(step)
+        # no rank writes into a folder that is being moved
+        dist.barrier()
 
     def roll_back(self) -> bool:
         """Go back to the newest whole checkpoint, but not back in the data.
