@@ -10,6 +10,7 @@ Every source has a "train" and a "heldout" part and yields rows `{"text": str}`:
 Hub sources are streamed; `STREAM_HF_DATA=0` downloads them first.
 """
 
+import hashlib
 import os
 import re
 import zlib
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aixsim_cli.data.corpus import Split, builtin_documents
 from aixsim_cli.data.local import find_files, read_files
 from aixsim_cli.errors import UserError, nearest
+from aixsim_cli.run.inputs import files_digest
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -92,6 +94,25 @@ def open_source(name: str, path: str | None, split: Split) -> "Dataset | Iterabl
             f"dataset_path: got '{path}' with dataset '{name}'; only dataset 'local' has a path"
         )
     return SOURCES[name](path, split)
+
+
+def text_digest(name: str, path: str | None) -> str:
+    """Tells the training text of one source from another, wherever its files lie.
+
+    Args:
+        name: as of `open_source`; a hub's data set is told by its name alone.
+        path: likewise.
+
+    Raises:
+        UserError, OSError: the text cannot be read.
+    """
+    if name == "local":
+        return files_digest(find_files(str(path)))
+    if name == "builtin":
+        # another Python has another documentation
+        text = "\0".join(builtin_documents("train"))
+        return f"builtin {hashlib.sha256(text.encode()).hexdigest()}"
+    return name
 
 
 def articles(rows: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ class Inputs:
     """Digests of what a run reads, in hexadecimal digits; None = not known.
 
     Args:
-        tokenizer: of `tokenizer_digest`.
+        tokenizer: of `tokenizer_digest` or `definition_digest`.
         data: of `files_digest`, or what else tells the data apart.
     """
 
@@ -69,7 +69,19 @@ def tokenizer_digest(folder: Path) -> str:
     Raises:
         OSError, ValueError: it cannot be read.
     """
-    data: Any = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return definition_digest((folder / "tokenizer.json").read_text(encoding="utf-8"))
+
+
+def definition_digest(definition: str) -> str:
+    """As `tokenizer_digest`, of a tokenizer that is not, or not alone, in a folder.
+
+    Args:
+        definition: JSON, as in a tokenizer.json.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    data: Any = json.loads(definition)
     parts = {name: data.get(name) for name in _TOKENIZER_PARTS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

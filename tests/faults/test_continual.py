@@ -26,7 +26,14 @@ from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import ConfigError, RunError, UserError
 from aixsim_cli.run.folder import locked
-from aixsim_cli.run.manifest import MANIFEST_FILE, begin_saving, is_complete, read_manifest, verify
+from aixsim_cli.run.manifest import (
+    MANIFEST_FILE,
+    begin_saving,
+    is_complete,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from aixsim_cli.source import find_source
 
 SECRET = "hf_planted0planted0"
@@ -185,7 +192,10 @@ def test_every_checkpoint_has_a_manifest_of_all_that_going_on_needs(base):
         folder = base / f"checkpoint-{step}"
         verify(folder)
         needed = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
-        assert needed | {"trainer_state.json", "settings.json"} <= read_manifest(folder).keys()
+        assert (
+            needed | {"trainer_state.json", "settings.json", "inputs.json"}
+            <= read_manifest(folder).keys()
+        )
     verify(base)
     listed = read_manifest(base).keys()
     assert {"model.safetensors", "config.json", "trainer_state.json"} <= listed
@@ -253,19 +263,113 @@ def test_the_model_of_a_run_that_has_all_steps_is_made(train, base, interrupted)
 
 def test_what_changed_since_is_told_and_settings_are_the_runs(train, home, copy, caplog):
     (home / "other.txt").write_text(WORDS * 200)
-    changed = ("--seed", 5, "--train_file", home / "other.txt", "--learning_rate", "4e-3")
+    changed = ("--weight_decay", 0.1, "--train_file", home / "other.txt", "--learning_rate", "4e-3")
+    other_data = ("--block_size", 16, "--ignore_data_skip", "true")
     with caplog.at_level(logging.INFO, logger="aixsim"):
-        train(copy, *RESUME, "--max_steps", 6, "--block_size", 16, *changed)
+        train(copy, *RESUME, "--max_steps", 6, *other_data, *changed)
     said = next(r.message for r in caplog.records if r.message.startswith("resumed from"))
     for expected in (
-        "seed 42 -> 5", "max_steps 4 -> 6", "block_size 32 -> 16", "other.txt",
+        "weight_decay 0.0 -> 0.1", "max_steps 4 -> 6", "block_size 32 -> 16", "other.txt",
         "learning_rate 0.01 -> 0.004", "training blocks",
+        "; the new data are read from their start",
     ):  # fmt: skip
         assert expected in said
     state = json.loads((copy / "trainer_state.json").read_text())
     rates = [r["learning_rate"] for r in state["log_history"] if "loss" in r]
     # the linear schedule of six steps from 4e-3, not a step with the 0 that four steps end with
     assert rates[4:] == pytest.approx([4e-3 * 2 / 6, 4e-3 * 1 / 6])
+
+
+@pytest.fixture
+def two_steps(interrupted):
+    """As a kill before the last checkpoint leaves it."""
+    shutil.rmtree(interrupted / "checkpoint-4")
+    return interrupted
+
+
+@pytest.fixture
+def others(home, tmp_path):
+    """The text and the tokenizer under other names, and others of the same sizes."""
+    text = WORDS * 300
+    (tmp_path / "moved.txt").write_text(text)
+    (tmp_path / "other.txt").write_text(text[: len(text) // 2] + text[len(text) // 2 :].upper())
+    assert (tmp_path / "other.txt").stat().st_size == (home / "train.txt").stat().st_size
+    for name in ("moved", "other"):
+        shutil.copytree(resolve_tokenizer("builtin"), tmp_path / name)
+    path = tmp_path / "other" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    return tmp_path
+
+
+OTHER_DATA = "trained on other data than this run's, or in another order"
+ANOTHER_RUN = {
+    "seed": (["--seed", 5], "--seed: {}/checkpoint-2 was trained with 42, this run asks for 5"),
+    "tokenizer": (
+        ["--tokenizer_name", "other"],
+        "--tokenizer_name: {}/checkpoint-2 was trained with another tokenizer than this run's",
+    ),
+    "text": (["--train_file", "other.txt"], "--train_file: {}/checkpoint-2 was " + OTHER_DATA),
+    "order": (["--data_seed", 7], f"--data_seed: {{}}/checkpoint-2 was {OTHER_DATA} (data_seed"),
+    "blocks": (
+        ["--block_size", 16],
+        f"--block_size: {{}}/checkpoint-2 was {OTHER_DATA} (block_size 32 -> 16, training blocks",
+    ),
+    "source": (
+        ["--dataset_name", "builtin"],
+        f"--dataset_name: {{}}/checkpoint-2 was {OTHER_DATA} (dataset_name None -> builtin",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ANOTHER_RUN)
+def test_another_run_does_not_go_on(words, two_steps, others, what):
+    flags, said = ANOTHER_RUN[what]
+    flags = [others / flag if str(flag).startswith("other") else flag for flag in flags]
+    command = words(two_steps, *RESUME, *flags)
+    if what == "source":
+        place = command.index("--train_file")
+        del command[place : place + 2]
+    before = digests(two_steps)
+    with pytest.raises(UserError, match=re.escape(said.format(two_steps))):
+        continual_pretrain(parse_arguments(command))
+    assert digests(two_steps) == before
+
+
+def test_the_same_run_goes_on_wherever_its_files_lie(train, base, two_steps, others, caplog):
+    moved = ("--train_file", others / "moved.txt", "--tokenizer_name", others / "moved")
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        train(two_steps, *RESUME, *moved)
+    assert "changed since: train_file" in caplog.text and "from their start" not in caplog.text
+    assert_same_model(two_steps, base)
+
+
+def test_other_data_are_read_from_their_start_if_asked_for(
+    train, two_steps, others, caplog, monkeypatch
+):
+    def skip(loader, batches):
+        raise AssertionError(f"{batches} batches are skipped")
+
+    monkeypatch.setattr("transformers.trainer.skip_first_batches", skip)
+    with pytest.raises(AssertionError, match="2 batches are skipped"):
+        train(two_steps, *RESUME)
+    asked = ("--train_file", others / "other.txt", "--ignore_data_skip", "true")
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        train(two_steps, *RESUME, *asked)
+    assert "checkpoint-2; changed since: train_file" in caplog.text
+    assert "; the new data are read from their start" in caplog.text
+    verify(two_steps)
+
+
+def test_a_checkpoint_that_does_not_know_its_run_goes_on(train, base, two_steps, caplog):
+    """Of an older version, or of plain Trainer."""
+    checkpoint = two_steps / "checkpoint-2"
+    for name in ("inputs.json", "settings.json"):
+        (checkpoint / name).unlink()
+    write_manifest(checkpoint)
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        train(two_steps, *RESUME)
+    assert f"resumed from {checkpoint}\n" in caplog.text
+    assert_same_model(two_steps, base)
 
 
 DAMAGE = {

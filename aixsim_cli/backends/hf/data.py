@@ -8,9 +8,10 @@ from typing import Any
 
 from aixsim_cli.backends.hf.arguments import Arguments, DataArguments
 from aixsim_cli.data.local import find_files
-from aixsim_cli.data.sources import articles, open_source
+from aixsim_cli.data.sources import articles, open_source, text_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.run.inputs import files_digest
 
 
 def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[str, Any]:
@@ -49,6 +50,24 @@ def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[s
         limit = data.max_train_samples if split == "train" else data.max_eval_samples
         blocks[split] = _first(found, limit, split, block_size)
     return blocks
+
+
+def data_digest(data: DataArguments) -> str:
+    """Tells the training text from others by its contents, the hub's by name and config.
+
+    Raises:
+        UserError, OSError: it cannot be read.
+    """
+    if data.dataset_name is None:
+        path = str(data.train_file)
+        return files_digest([path]) if _is_csv(path) else text_digest("local", path)
+    if data.dataset_name == "builtin":
+        return text_digest("builtin", None)
+    return f"{data.dataset_name} {data.dataset_config_name}"
+
+
+def _is_csv(path: str) -> bool:
+    return Path(path).suffix == ".csv"
 
 
 @contextmanager
@@ -113,7 +132,7 @@ def _open(data: DataArguments, split: str, files: str | None, token: str | None)
 
 
 def _local(path: str) -> Any:
-    if Path(path).suffix == ".csv":
+    if _is_csv(path):
         from datasets import load_dataset
 
         if not Path(path).is_file():

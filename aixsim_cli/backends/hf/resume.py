@@ -1,4 +1,8 @@
-"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since."""
+"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since.
+
+As for pretrain, hardware, seed, tokenizer and data are what a run is: with others it is another
+run, which has a folder of its own.
+"""
 
 import enum
 import json
@@ -12,10 +16,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
+from aixsim_cli.backends.hf.data import data_digest
 from aixsim_cli.errors import UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
+from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import is_complete
+from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 
 logger = logging.getLogger("aixsim")
@@ -31,7 +38,8 @@ _DATA = (
     "dataset_name", "dataset_config_name", "train_file", "max_train_samples", "streaming",
     "validation_split_percentage",
 )  # fmt: skip
-_OTHER_DATA = ("dataset_name", "dataset_config_name")
+# a position counts blocks in the order that the seed draws of all of them
+_ORDER = ("block_size", "data_seed", "dataset_name", "dataset_config_name", "training blocks")
 
 
 def checkpoints_in(output: Path) -> Checkpoints:
@@ -216,12 +224,64 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple
     return {k: (saved[k], v) for k, v in now.items() if k in saved and saved[k] != v}
 
 
-def reads_other_data(changed: Mapping[str, Any]) -> bool:
-    """Whether a position in the old data means nothing in the new.
+def inputs_of(arguments: Arguments, tokenizer: Any) -> Inputs:
+    """Digests of the tokenizer and the training text.
 
-    Files that have moved are the same data; another data set is not.
+    Args:
+        arguments: of a run that trains.
+        tokenizer: transformers tokenizer. Of one that is written in Python the tokens are told.
     """
-    return any(key in changed for key in _OTHER_DATA)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        definition = backend.to_str()
+    else:
+        definition = json.dumps({"model": tokenizer.get_vocab()})
+    return Inputs(definition_digest(definition), data_digest(arguments.data))
+
+
+def check_identity(
+    checkpoint: Path, changed: Mapping[str, Any], arguments: Arguments, inputs: Inputs
+) -> bool:
+    """Refuse to go on with what is another run than the checkpoint's.
+
+    Args:
+        checkpoint: to go on from; what it does not know of its run is not compared.
+        changed: of `changes`.
+        arguments: of the run.
+        inputs: of the run.
+
+    Returns:
+        Whether the data, or their order, are others: a position in the old ones means nothing in
+        them, and `--ignore_data_skip` says to read them from their start.
+
+    Raises:
+        UserError: another seed, or another tokenizer; other data without that flag.
+    """
+    expected = "to go on, or a new --output_dir"
+    if "seed" in changed:
+        before, now = changed["seed"]
+        raise UserError(
+            f"--seed: {checkpoint} was trained with {before}, this run asks for {now}; expected "
+            f"the same {expected}"
+        )
+    others = inputs.differing(read_inputs(checkpoint))
+    if "tokenizer" in others:
+        raise UserError(
+            f"--tokenizer_name: {checkpoint} was trained with another tokenizer than this run's; "
+            f"expected the same, wherever it lies, {expected}"
+        )
+    order = {key: changed[key] for key in _ORDER if key in changed}
+    is_other = "data" in others or bool(order)
+    if is_other and not arguments.training.ignore_data_skip:
+        source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
+        flag = next((key for key in ("block_size", "data_seed") if key in order), source)
+        listed = f" ({listing(order)})" if order else ""
+        raise UserError(
+            f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "
+            f"order{listed}; expected the same, wherever they lie, to go on; --ignore_data_skip "
+            "true to go on with these from their start; or a new --output_dir"
+        )
+    return is_other
 
 
 def _plain(value: Any) -> Any:

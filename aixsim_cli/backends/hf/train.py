@@ -114,7 +114,8 @@ def _run(arguments: Arguments, output: Path) -> Result:
         block_size=block_size,
         blocks=len(blocks["train"]) if hasattr(blocks["train"], "__len__") else None,
     )
-    if checkpoint is not None and _goes_on(trainer, checkpoint):
+    trainer.inputs = resume.inputs_of(arguments, tokenizer)
+    if checkpoint is not None and _has_all_steps(trainer, checkpoint, arguments):
         return _finish(trainer, arguments, checkpoint)
     if ranks.is_main():
         check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
@@ -124,15 +125,15 @@ def _run(arguments: Arguments, output: Path) -> Result:
     return Result(save_finished(trainer, arguments, metrics), metrics)
 
 
-def _goes_on(trainer: SimulationTrainer, checkpoint: Path) -> bool:
-    """Compare a checkpoint with the run, and say what differs; whether it has all steps already."""
+def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Arguments) -> bool:
+    """Compare a checkpoint with the run, and say what differs; whether nothing is left to train."""
     now, step = trainer.settings, resume.read_state(checkpoint).global_step
-    resume.check_steps(checkpoint, step, now["max_steps"])
+    last = now["max_steps"]
+    resume.check_steps(checkpoint, step, last)
     changed = resume.changes(resume.read_settings(checkpoint), now)
-    other_data = resume.reads_other_data(changed)
-    trainer.args.ignore_data_skip |= other_data
-    logger.info(describe(step, checkpoint, changed, now["max_steps"], other_data=other_data))
-    return step == now["max_steps"]
+    other_data = resume.check_identity(checkpoint, changed, arguments, trainer.inputs)
+    logger.info(describe(step, checkpoint, changed, last, other_data=other_data and step < last))
+    return step == last
 
 
 def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) -> Result:

@@ -21,6 +21,7 @@ from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite
+from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
@@ -120,7 +121,7 @@ class FiniteCallback(TrainerCallback):
 class SimulationTrainer(Trainer):
     """HF's Trainer with these callbacks, and with checkpoints that are whole or are none.
 
-    `settings` are written into every checkpoint.
+    `settings` and `inputs` are written into every checkpoint.
 
     Args:
         transform: state of the model's transform; None for a digital model.
@@ -131,6 +132,7 @@ class SimulationTrainer(Trainer):
         super().__init__(**arguments)
         self.transform = transform
         self.settings: dict[str, Any] = {}
+        self.inputs = Inputs()
         self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
         # Trainer would delete before a checkpoint is whole, and by age
         self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
@@ -171,6 +173,7 @@ class SimulationTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if ranks.is_main():
                 write_settings(folder, self.settings)
+                write_inputs(self.inputs, folder)
             if ranks.several():
                 dist.barrier()
             if ranks.is_main():

@@ -6,18 +6,16 @@ it is another run, which has a folder of its own.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.config.load import load_yaml
-from aixsim_cli.data.corpus import builtin_documents
-from aixsim_cli.data.local import find_files
+from aixsim_cli.data.sources import text_digest
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
-from aixsim_cli.run.inputs import Inputs, files_digest, tokenizer_digest
+from aixsim_cli.run.inputs import Inputs, tokenizer_digest
 from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 
@@ -44,14 +42,8 @@ def inputs_of(config: PretrainConfig) -> Inputs:
     Raises:
         UserError: they cannot be read.
     """
-    data = config.training.dataset
     try:
-        if data == "local":
-            data = files_digest(find_files(str(config.training.dataset_path)))
-        elif data == "builtin":
-            # another Python has another documentation
-            text = "\0".join(builtin_documents("train"))
-            data = f"builtin {hashlib.sha256(text.encode()).hexdigest()}"
+        data = text_digest(config.training.dataset, config.training.dataset_path)
         return Inputs(tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path)), data)
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
