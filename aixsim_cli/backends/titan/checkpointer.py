@@ -37,7 +37,7 @@ from aixsim_cli.backends.titan.storage import (
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
 from aixsim_cli.run.finite import all_finite
-from aixsim_cli.run.inputs import Inputs, read_inputs, write_inputs
+from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete
 from aixsim_cli.run.ranks import true_on_all
 from aixsim_cli.run.resume import describe, hyperparameters, set_hyperparameters
@@ -252,7 +252,7 @@ class Checkpointer(CheckpointManager):
         saved = resume.read_settings(folder)
         changed, other_data = {}, False
         if saved is not None:
-            others = self.inputs.differing(read_inputs(folder))
+            others = resume.other_inputs(saved, self.run_config, self.inputs, folder)
             resume.check_resume(saved, self.run_config, folder, step, others=others)
             changed = resume.changes(saved, self.run_config)
             other_data = resume.reads_other_data(saved, self.run_config, others)
