@@ -1,8 +1,8 @@
 """What a resumed run may change, and what the checkpoint decides.
 
 The weights, ranges, moments and counters are the checkpoint's; the settings are the config's,
-learning rate included. Hardware, model, seed, first weights, tokenizer and data have to be the same:
-with others it is another run, which has a folder of its own.
+learning rate included. Hardware, model, seed, first weights, tokenizer and data have to be the
+same: with others it is another run, which has a folder of its own.
 """
 
 import dataclasses
