@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, write_settings
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite
@@ -255,7 +255,7 @@ def _readable(checkpoint: str) -> Iterator[None]:
         pickle.UnpicklingError, SafetensorError,
     ) as error:  # fmt: skip
         raise UserError(
-            f"{checkpoint}: cannot be loaded into this run: {_first_line(error)}; expected a whole "
+            f"{checkpoint}: cannot be loaded into this run: {first_line(error)}; expected a whole "
             "checkpoint of the same model"
         ) from error
 
@@ -268,15 +268,10 @@ def not_written(output: Path, what: str, error: BaseException) -> RunError:
         what: was to be saved.
         error: that the writer raised.
     """
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else _first_line(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return RunError(
         f"{output}: {what} could not be written to disk: {reason}; {_last_checkpoint(output)}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _last_checkpoint(output: Path) -> str:
