@@ -18,7 +18,6 @@ from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
 from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
 from aixsim_cli.checkpoint.dcp import write_checkpoint  # noqa: E402
 from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
-from aixsim_cli.run.manifest import write_manifest  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -192,17 +191,6 @@ def test_a_hugging_face_folder_is_no_checkpoint(aixsim, config, tmp_path):
     assert (
         "is a Hugging Face folder; expected a checkpoint that `aixsim convert-ckpt`" in done.stderr
     )
-
-
-def test_a_damaged_hugging_face_folder_is_not_started_from(aixsim, config, tmp_path):
-    (tmp_path / "hf").mkdir()
-    (tmp_path / "hf" / "config.json").write_text("{}")
-    write_manifest(tmp_path / "hf")
-    (tmp_path / "hf" / "config.json").write_text("[]")
-    start = ("--checkpoint.initial_load_path", tmp_path / "hf")
-    in_hf = ("--checkpoint.initial_load_in_hf", "true")
-    done = pretrain(aixsim, config, tmp_path / "run", *start, *in_hf, code=2)
-    assert f"{tmp_path}/hf/config.json: damaged: its SHA-256" in done.stderr
 
 
 def test_wandb_offline_and_tensorboard(aixsim, config, tmp_path):
