@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 # what one message may take, and how many of them and of the words that they offer are shown
 _LONGEST_MESSAGE = 2000
-_LONGEST_VALUE = 200
+LONGEST_VALUE = 200
 MOST_PROBLEMS = 20
 _MOST_WORDS = 20
 
@@ -19,7 +19,7 @@ class _Told(Exception):
     """Its message goes to a terminal: bounded, and without characters that would steer it."""
 
     def __init__(self, message: str = "", *, limit: int = _LONGEST_MESSAGE) -> None:
-        super().__init__(_printable(shorten(message, limit)))
+        super().__init__(printable(shorten(message, limit)))
 
 
 class UserError(_Told):
@@ -62,8 +62,18 @@ def reason_of(error: BaseException) -> str:
             "its weights are a pickle that is damaged or holds more than tensors, and nothing of "
             "it was run; expected .safetensors files"
         )
-    first = (text.strip().splitlines() or [""])[0]
-    return f"{first} ({type(error).__name__}; AIXSIM_DEBUG=1 shows the traceback)"
+    said = f"{type(error).__name__}; AIXSIM_DEBUG=1 shows the traceback"
+    return f"{first_line(error)} ({said})"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, with the next where it ends in a colon.
+
+    The name of its class where it says nothing.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, *rest = lines or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
 
 
 def closest(word: str, options: Iterable[str]) -> str | None:
@@ -94,7 +104,7 @@ def nearest(word: str, options: Iterable[str], *, prefix: str = "") -> str:
 
 def shown(value: object) -> str:
     """A value as a message shows it: Python's own form of it, its middle left out where long."""
-    return shorten(repr(value), _LONGEST_VALUE)
+    return shorten(repr(value), LONGEST_VALUE)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -108,5 +118,6 @@ def shorten(text: str, limit: int) -> str:
     return f"{text[:head]}…{text[len(text) - (limit - head - 1) :]}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """A text without characters that would steer a terminal: they are shown as codes."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -17,7 +17,7 @@ from aixsim_cli.commands import (
     pretrain,
     transforms,
 )
-from aixsim_cli.errors import RunError, UserError, shorten
+from aixsim_cli.errors import RunError, UserError, first_line, printable, shorten
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,7 +88,7 @@ def main() -> NoReturn:
             sys.exit(0)
         raise
     except Exception as error:
-        first = shorten((str(error).strip().splitlines() or [""])[0], 1000)
+        first = printable(shorten(first_line(error), 1000))
         hint = "set AIXSIM_DEBUG=1 for the traceback"
         _fail(f"aixsim: run failed: {type(error).__name__}: {first} ({hint})", 1, error)
     sys.exit(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from aixsim_cli.backends.titan.checkpointer import reason_of
+from aixsim_cli.backends.titan.checkpointer import dcp_reason
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig, load_config
 from aixsim_cli.backends.titan.storage import (
     CheckpointPlanner,
@@ -73,7 +73,7 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         raise
     except Exception as error:  # whatever a damaged entry makes of itself
         raise UserError(
-            f"{folder}: damaged or incomplete ({reason_of(error)}); expected a whole checkpoint, "
+            f"{folder}: damaged or incomplete ({dcp_reason(error)}); expected a whole checkpoint, "
             "as another step-N may be"
         ) from error
     if "tok_embeddings.weight" not in state_dict:
@@ -105,7 +105,7 @@ def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
         with _alone():
             dcp.save(state_dict, storage_writer=CheckpointWriter(folder), no_dist=True)
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {reason_of(error)}") from error
+        raise RunError(f"{folder}: cannot be written: {dcp_reason(error)}") from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
+    SAVING_FILE,
     begin_saving,
     is_being_saved,
     is_complete,
@@ -177,8 +178,12 @@ class Checkpoints:
             )
 
 
-def verify_by_all_ranks(folder: Path) -> None:
+def verify_by_all_ranks(folder: Path, *, listed: bool = True) -> None:
     """Verify a checkpoint, each rank a share of its files.
+
+    Args:
+        folder: of the checkpoint.
+        listed: warn where it has no manifest; models of other programs have none.
 
     Raises:
         UserError: on every rank, naming a file, or that its saving did not end.
@@ -187,11 +192,12 @@ def verify_by_all_ranks(folder: Path) -> None:
     if torn and not complete:
         raise UserError(f"{folder}: incomplete, its saving did not end; expected a whole one")
     if not complete:
-        logger.warning(
-            "%s: has no %s; made by another program, or incomplete; its files are not verified",
-            folder,
-            MANIFEST_FILE,
-        )
+        if listed:
+            logger.warning(
+                "%s: has no %s; made by another program, or incomplete; its files are not verified",
+                folder,
+                MANIFEST_FILE,
+            )
         return
     problem = _problem_of_any_rank(folder)
     if problem is not None:
@@ -202,6 +208,12 @@ def remove(folder: Path) -> None:
     """Delete a checkpoint; what a kill leaves of it is no complete one."""
     with contextlib.suppress(OSError):
         begin_saving(folder)
+        # the mark last: without it, what is left would be another program's
+        for path in [path for path in folder.iterdir() if path.name != SAVING_FILE]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ def all_finite(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Tensor
     sums = [t.sum(dtype=torch.float32) for t in held if t.is_floating_point()]
     finite = torch.stack(sums).isfinite().all()
     ranges = [b for name, b in model.named_buffers() if name.endswith("ranges") and b.numel()]
-    return finite & _hold(torch.cat(ranges)) if ranges else finite
+    return finite & are_ranges(torch.cat(ranges)).all() if ranges else finite
 
 
 def first_nonfinite(model: nn.Module) -> str | None:
@@ -36,10 +36,18 @@ def first_nonfinite(model: nn.Module) -> str | None:
     return None
 
 
-def _hold(ranges: Tensor) -> Tensor:
-    low, high = ranges.unbind(1)
+def are_ranges(ranges: Tensor) -> Tensor:
+    """Which pairs are ranges: finite with lo <= hi, or not yet set, (+inf, -inf).
+
+    Args:
+        ranges: (..., 2), (lo, hi) each.
+
+    Returns:
+        (...) bool, on the same device.
+    """
+    low, high = ranges.unbind(-1)
     is_set = low.isfinite() & high.isfinite() & (low <= high)
-    return (is_set | (low.isposinf() & high.isneginf())).all()
+    return is_set | (low.isposinf() & high.isneginf())
 
 
 def _moments(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     Raises:
         UserError: another run holds the folder, or it cannot be written to.
     """
-    made = _first_missing(folder)
+    made = first_missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK_FILE, timeout=0)
@@ -67,7 +67,8 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         lock.release()
 
 
-def _first_missing(folder: Path) -> Path | None:
+def first_missing(folder: Path) -> Path | None:
+    """The first of a folder's parents, or itself, that making it has to make; None = none."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     return missing[-1] if missing else None
 
@@ -85,6 +86,17 @@ def _unmake(folder: Path, made: Path) -> None:
     with contextlib.suppress(OSError):
         for path in inside:
             path.rmdir() if path.is_dir() else path.unlink()
+    remove_empty(folder, made)
+
+
+def remove_empty(folder: Path, made: Path) -> None:
+    """Remove a folder and its parents up to one of them, as long as nothing is in them.
+
+    Args:
+        folder: the innermost.
+        made: the outermost.
+    """
+    with contextlib.suppress(OSError):
         for path in (folder, *folder.parents):
             path.rmdir()
             if path == made:

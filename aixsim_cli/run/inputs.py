@@ -6,14 +6,17 @@ Each checkpoint keeps it in `inputs.json`, and a run that goes on compares.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from aixsim_cli.run.manifest import is_complete, read_manifest
 
 INPUTS_FILE = "inputs.json"
 # of each file of data this many pieces are hashed, evenly spread from its first byte to its last
 _PIECES = 16
 _PIECE_BYTES = 4096
+RANDOM = "random"
 # of tokenizer.json, what decides which token has which number
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
 
@@ -25,10 +28,12 @@ class Inputs:
     Args:
         tokenizer: of `tokenizer_digest` or `definition_digest`.
         data: of `files_digest`, or what else tells the data apart.
+        start: of the weights it began with, by `weights_digest`; or `RANDOM`.
     """
 
     tokenizer: str | None = None
     data: str | None = None
+    start: str | None = None
 
     def differing(self, other: "Inputs") -> list[str]:
         """The names of what both know and have otherwise."""
@@ -86,6 +91,22 @@ def definition_digest(definition: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def weights_digest(folder: Path) -> str:
+    """Tells folders of weights apart: by their manifests, or by the files where there is none.
+
+    Args:
+        folder: of a checkpoint or a Hugging Face model.
+
+    Raises:
+        OSError: a file cannot be read.
+        UserError: its manifest is damaged.
+    """
+    if not is_complete(folder):
+        return files_digest(sorted(path for path in folder.rglob("*") if path.is_file()))
+    listed = {name: digest.sha256 for name, digest in read_manifest(folder).items()}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
 def write_inputs(inputs: Inputs, folder: Path) -> None:
     """Keep a run's inputs in a checkpoint, before it is declared whole."""
     text = json.dumps(asdict(inputs), indent=1)
@@ -99,5 +120,5 @@ def read_inputs(folder: Path) -> Inputs:
     except (OSError, ValueError):
         return Inputs()
     known = data if isinstance(data, Mapping) else {}
-    texts = {name: known.get(name) for name in ("tokenizer", "data")}
+    texts = {field.name: known.get(field.name) for field in fields(Inputs)}
     return Inputs(**{k: v if isinstance(v, str) else None for k, v in texts.items()})

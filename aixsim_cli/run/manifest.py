@@ -18,9 +18,11 @@ MANIFEST_FILE = "manifest.json"
 # another program's, which never had a manifest
 SAVING_FILE = ".incomplete"
 _FORMAT = 1
-# the files that a model is read of
+# the files that a model is read of; transformers puts an adapter that lies beside on top of it
 _READ = (
     "*.safetensors", "*.index.json", "config.json", "pytorch_model*.bin", "*.distcp", ".metadata",
+    "adapter_config.json", "adapter_model*", "generation_config.json", "transform.yaml",
+    "tokenizer*.json",
 )  # fmt: skip
 
 
@@ -57,8 +59,13 @@ def begin_saving(folder: str | Path) -> None:
 
 
 def is_being_saved(folder: str | Path) -> bool:
-    """Whether a folder's saving, or deleting, has begun and not ended."""
-    return (Path(folder) / SAVING_FILE).exists() and not is_complete(folder)
+    """Whether a folder's saving, or deleting, has begun and not ended.
+
+    One that holds nothing counts: the mark follows the folder, and goes before it.
+    """
+    folder = Path(folder)
+    begun = (folder / SAVING_FILE).exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return begun and not is_complete(folder)
 
 
 def write_manifest(

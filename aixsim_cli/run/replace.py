@@ -14,10 +14,11 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.run.folder import first_missing, remove_empty
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
     is_complete,
@@ -148,6 +149,7 @@ def _home(target: Path) -> Path:
 @contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
     home = _home(target)
+    made = first_missing(home) or home
     try:
         home.mkdir(parents=True, exist_ok=True)
         foreign = {path.name for path in home.iterdir()} - {"lock", "new", "old"}
@@ -167,8 +169,7 @@ def _workspace(target: Path) -> Iterator[Path]:
         finally:
             _put_in_order(home, target, said=False)
             (home / "lock").unlink(missing_ok=True)
-            with suppress(OSError):
-                home.rmdir()
+            remove_empty(home, made)
     finally:
         os.close(handle)
 

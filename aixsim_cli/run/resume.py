@@ -7,6 +7,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from aixsim_cli.errors import LONGEST_VALUE, printable, shorten
+
 
 def describe(
     step: int,
@@ -37,7 +39,12 @@ def describe(
 
 def listing(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Changed settings as a message has them."""
-    return ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+    return ", ".join(f"{key} {_said(old)} -> {_said(new)}" for key, (old, new) in changed.items())
+
+
+def _said(value: object) -> str:
+    """A setting as it is written; that of a checkpoint may be a stranger's."""
+    return printable(shorten(str(value), LONGEST_VALUE)).replace("\n", "\\n")
 
 
 def hyperparameters(optimizers: Sequence[Optimizer]) -> list[list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.run.finite import are_ranges
 
 logger = logging.getLogger("aixsim")
 
@@ -49,10 +50,7 @@ def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def _check_ranges(ranges: Tensor, name: str, where: str) -> None:
-    lo, hi = ranges[..., 0], ranges[..., 1]
-    unset = (lo == torch.inf) & (hi == -torch.inf)
-    valid = lo.isfinite() & hi.isfinite() & (lo <= hi)
-    wrong = ~(unset | valid)
+    wrong = ~are_ranges(ranges)
     if bool(wrong.any()):
         shown = ranges[wrong][0].tolist()
         raise UserError(f"{where}: {name}: got the range {shown}; expected lo <= hi, both finite")

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from aixsim_cli import main
 from aixsim_cli.config.load import Document, build
-from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
+from aixsim_cli.errors import ConfigError, RunError, UserError, first_line, nearest
+from aixsim_cli.run.resume import listing
 
 
 @dataclass
@@ -42,6 +44,38 @@ def test_characters_that_steer_a_terminal_are_shown_as_codes(kind):
     assert str(kind("a \x1b]0;title\x07 b\rc\n\ud800 ü 🙂")) == (
         "a \\x1b]0;title\\x07 b\\rc\n\\ud800 ü 🙂"
     )
+
+
+def test_an_error_nobody_expected_is_no_other(monkeypatch, capsys):
+    def fail(**keywords):
+        raise ValueError("where \x1b]0;title\x07 " + "x" * 10**6 + "\nmore")
+
+    monkeypatch.setattr(main, "app", fail)
+    monkeypatch.delenv("AIXSIM_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and len(said) < 1200 and said.count("\n") == 1
+    assert said.startswith("aixsim: run failed: ValueError: where \\x1b]0;title\\x07 x")
+
+
+def test_settings_of_a_checkpoint_are_told_within_bounds():
+    said = listing({"a": ("\x1b]0;title\x07\nresumed", "x" * 10**6), "optimizer.lr": (0.1, 1e-5)})
+    assert said.startswith("a \\x1b]0;title\\x07\\nresumed -> xxx")
+    assert said.endswith(", optimizer.lr 0.1 -> 1e-05") and len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("\n  first \nsecond"), "first"),
+        (ValueError(), "ValueError"),
+        (ValueError(" \n "), "ValueError"),
+        (ValueError("what failed:\n\n    why it did\nmore"), "what failed: why it did"),
+    ],
+)
+def test_the_first_line_of_an_error_is_never_empty(error, said):
+    assert first_line(error) == said
 
 
 def test_a_long_list_of_words_is_cut():

@@ -1,5 +1,6 @@
 """A checkpoint that is not what was written is refused by name, wherever it is read."""
 
+import contextlib
 import io
 import json
 import logging
@@ -203,6 +204,28 @@ def test_hugging_face_folder_with_a_manifest(tmp_path):
         find_source(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_config.json",
+        "adapter_model.bin",
+        "generation_config.json",
+        "transform.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_what_a_model_is_read_of_is_listed(tmp_path, name):
+    """transformers puts an adapter that lies beside a model on top of it."""
+    (tmp_path / "config.json").write_text("{}")
+    write_manifest(tmp_path)
+    (tmp_path / "README.md").write_text("more")
+    verify(tmp_path)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: not in manifest.json"):
+        verify(tmp_path)
+
+
 def folders(root, **kinds):
     """Checkpoint folders: whole, torn (never completed), flipped (damaged since) or unlisted."""
     for name, kind in kinds.items():
@@ -271,11 +294,71 @@ def test_a_step_is_spelled_in_one_way(tmp_path):
     assert checkpoints_in(root).steps() == [2]
 
 
+class Killed(BaseException):
+    pass
+
+
 def test_what_a_kill_leaves_of_a_deletion_is_torn(tmp_path, monkeypatch):
-    root = folders(tmp_path / "checkpoint", step_2="whole", step_4="whole", step_6="whole")
-    monkeypatch.setattr("shutil.rmtree", lambda *arguments, **keywords: None)
-    checkpoints_in(root).remove_old(keep=2)
-    assert is_being_saved(root / "step-2") and checkpoints_in(root).agree() == 6
+    """After every single file and folder that is taken away."""
+    taken, limit = 0, None
+
+    def counted(does):
+        def call(path, *arguments, **keywords):
+            nonlocal taken
+            if limit is not None and taken == limit:
+                raise Killed
+            taken += 1
+            return does(path, *arguments, **keywords)
+
+        return call
+
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def in_order(path):
+        """The mark first, as a file system may well list it."""
+        with real(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name)
+
+    monkeypatch.setattr(os, "scandir", in_order)
+    for name in ("unlink", "rmdir"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    for count in range(20):
+        root = folders(
+            tmp_path / str(count) / "checkpoint", step_2="whole", step_4="whole", step_6="whole"
+        )
+        (root / "step-2" / "more").mkdir()
+        for name in ("a.distcp", "more/b.distcp"):
+            (root / "step-2" / name).write_bytes(bytes(10))
+        begin_saving(root / "step-2")
+        write_manifest(root / "step-2")
+        taken, limit = 0, count
+        killed = False
+        try:
+            checkpoints_in(root).remove_old(keep=2)
+        except Killed:
+            killed = True
+        limit = None
+        if not killed:
+            break
+        if (root / "step-2").exists():
+            whole = (root / "step-2" / MANIFEST_FILE).exists()
+            assert whole or is_being_saved(root / "step-2"), count
+            assert checkpoints_in(root).agree() == 6
+            # and where there is no other, it is not taken for another program's
+            for name in ("step-4", "step-6"):
+                shutil.rmtree(root / name)
+            assert whole or checkpoints_in(root).agree() is None, count
+    assert count > 5 and not (root / "step-2").exists()
+
+
+def test_a_folder_with_nothing_in_it_is_torn(tmp_path):
+    """A kill between the folder's making and the mark in it, in the first save of all."""
+    (tmp_path / "checkpoint" / "step-2").mkdir(parents=True)
+    assert is_being_saved(tmp_path / "checkpoint" / "step-2")
+    assert checkpoints_in(tmp_path / "checkpoint").agree() is None
+    assert left(tmp_path / "checkpoint.set-aside") == ["step-2"]
+    assert not is_being_saved(tmp_path / "checkpoint" / "step-4")
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):

@@ -1,5 +1,6 @@
 """A Hugging Face folder that is damaged, or a stranger's, is told by file and remedy: exit 2."""
 
+import io
 import json
 import pickle
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from aixsim_cli.backends.titan import device
@@ -20,6 +22,7 @@ from aixsim_cli.main import app  # noqa: E402
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UP = "model.layers.0.mlp.up_proj.weight"
+RUN = "code-was-run"
 
 
 def config(**values):
@@ -69,21 +72,32 @@ def cut(share):
 
 
 class Code:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, folder):
+        self.path = folder.parent / RUN
+
     def __reduce__(self):
-        return (open, ("/tmp/should-not-be-there", "w"))
+        return (open, (str(self.path), "w"))
 
 
 def pickled(name):
     def damage(folder):
         (folder / WEIGHTS).unlink()
-        (folder / name).write_bytes(pickle.dumps({"a": Code()}))
+        (folder / name).write_bytes(pickle.dumps({"a": Code(folder)}))
 
     return damage
 
 
 def pickle_of_torch(folder):
     (folder / WEIGHTS).unlink()
-    torch.save({"a": Code()}, folder / "pytorch_model.bin")
+    torch.save({"a": Code(folder)}, folder / "pytorch_model.bin")
+
+
+def integers_in_a_pickle(folder):
+    found = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(found | {UP: found[UP].to(torch.int32)}, folder / "pytorch_model.bin")
 
 
 def index(content):
@@ -159,7 +173,9 @@ CASES = {
     "no positions": ("digital", config(max_position_embeddings=0), "max_position_emb.*: got 0"),
     "negative width": ("digital", config(hidden_size=-1), "hidden_size: got -1"),
     "width a text": ("digital", config(hidden_size="wide"), "hidden_size: got 'wide'"),
-    "heads that do not fit": ("digital", config(num_attention_heads=3), "digital"),
+    "heads that do not fit": (
+        "digital", config(num_attention_heads=3), r"size \(128\) is not a multiple of .*heads",
+    ),
     "config no JSON": ("digital", text("config.json", b"{\n}}"), r"config\.json:2: is no JSON"),
     "config a list": ("digital", text("config.json", b"[]"), r"config\.json: got a list"),
     "config empty": ("digital", text("config.json", b""), r"config\.json:1: is no JSON"),
@@ -177,6 +193,7 @@ CASES = {
     "transform.yaml a list": ("optical", plain_transform("- 1\n"), r"transform\.yaml"),
     "transform.safetensors empty": ("optical", plain_state, r"transform\.safetensors: damaged"),
     "integers": ("digital", tensors(**{UP: lambda t: t.to(torch.int32)}), "stored as I32"),
+    "integers in a pickle": ("digital", integers_in_a_pickle, r"model\.bin: .*up_proj.*as int32"),
     "NaN": ("digital", tensors(**{UP: lambda t: t * NAN}), "65536 of 65536 weights are NaN"),
     "infinite": ("optical", tensors(**{UP: lambda t: t / 0}), "are NaN or infinite"),
     "inverted ranges": ("optical", tensors(**{RANGES: lambda t: t.flip(1).contiguous()}), "lo <="),
@@ -214,6 +231,35 @@ def test_a_damaged_folder_is_told(copy, case):
     assert str(folder) in str(caught.value) or "quantization_config" in str(caught.value)
     for harmful in ("weights_only", "ignore_mismatched", "trust_remote_code", "can be ignored"):
         assert harmful not in str(caught.value)
+    assert not (folder.parent / RUN).exists()
+
+
+def test_the_planted_code_does_what_is_looked_for(tmp_path):
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(io.BytesIO(pickle.dumps(Code(tmp_path / "model"))), weights_only=True)
+    assert not (tmp_path / RUN).exists()
+    pickle.loads(pickle.dumps(Code(tmp_path / "model"))).close()
+    assert (tmp_path / RUN).exists()
+
+
+@pytest.mark.parametrize("case", ["bias", "bias without the model's prefix"])
+def test_integers_for_any_parameter_are_refused(tmp_path, case):
+    """Whatever it is called: transformers casts them without a word."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    model.save_pretrained(tmp_path)
+    found, name = load_file(tmp_path / WEIGHTS), "transformer.h.0.mlp.c_fc.bias"
+    # a buffer of old files, under a name like a weight's
+    found["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.uint8)
+    save_file(found, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    load_model(str(tmp_path))
+    found[name] = found[name].to(torch.int64)
+    if case != "bias":
+        found = {key.removeprefix("transformer."): value for key, value in found.items()}
+        name = name.removeprefix("transformer.")
+    save_file(found, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: {name}: is stored as I64"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("case", TOKENIZER)

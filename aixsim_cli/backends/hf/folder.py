@@ -19,6 +19,7 @@ from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.inspection import (
     check_config,
     check_fit,
+    check_types,
     check_weights,
     libraries_told,
     safetensors_types,
@@ -102,8 +103,7 @@ def load_model(
         ConfigError: the transform does not fit.
     """
     config = load_config(source, trust_remote_code=trust_remote_code, **options)
-    if Path(source).is_dir():
-        check_weights(Path(source))
+    files = check_weights(Path(source)) if Path(source).is_dir() else []
     with libraries_told(source):
         own = getattr(config, "quantization_config", None) or {}
         is_ours = own.get("quant_method") == METHOD
@@ -121,6 +121,8 @@ def load_model(
             **options,
         )
         model, info = loaded
+        if is_ours or not own:
+            check_types(files, (name for name, _ in model.named_parameters()))
     check_fit(info, model.state_dict(), source)
     check_numbers(dict(model.named_parameters()) | ranges_of(model), source)
     if is_ours or digital:

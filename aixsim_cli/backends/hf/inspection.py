@@ -100,8 +100,11 @@ def _check_quantization(section: Any, path: Path) -> None:
         raise UserError(f"{where}: modules: got {shown(modules)}; expected how many are simulated")
 
 
-def check_weights(folder: Path) -> None:
-    """See that the files of weights are all there, whole, and hold floating-point weights.
+def check_weights(folder: Path) -> list[Path]:
+    """See that the files of weights are all there, and whole.
+
+    Returns:
+        The files.
 
     Raises:
         UserError: naming the file, and the tensor where it is one.
@@ -112,9 +115,6 @@ def check_weights(folder: Path) -> None:
         if (folder / index).is_file():
             listed |= _index(folder / index)
     names += [name for name in sorted(set(listed.values())) if name not in names]
-    quantized = (load_json_object(folder / "config.json").get("quantization_config") or {}).get(
-        "quant_method"
-    ) not in (None, METHOD)
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing; the index of the weights names it")
@@ -127,8 +127,8 @@ def check_weights(folder: Path) -> None:
                 f"{folder / name}: holds no {lost[0]}, which the index says is in it; expected "
                 "files and index of one save"
             )
-        if not quantized:
-            _check_types(types, folder / name)
+    pickles = [path for path in [folder / "pytorch_model.bin"] if path.is_file()]
+    return [folder / name for name in names] or pickles
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -162,14 +162,40 @@ def safetensors_types(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _check_types(types: dict[str, str], path: Path) -> None:
-    for name, kind in types.items():
-        # buffers may be integers; of a weight transformers would cast them without a word
-        if name.endswith((".weight", ".ranges")) and not kind.startswith(("F", "BF")):
-            raise UserError(
-                f"{path}: {name}: is stored as {kind}; expected floating-point numbers, or a "
-                "quantization_config in config.json that says how to read it"
-            )
+def check_types(files: Iterable[Path], parameters: Iterable[str]) -> None:
+    """See that the weights are stored as floating-point numbers: transformers casts any others.
+
+    Args:
+        files: of `check_weights`, which have been loaded.
+        parameters: names of the model's; those in the files may lack its prefix, or have one.
+
+    Raises:
+        UserError: naming file, tensor and type. Buffers may be integers.
+    """
+    known = list(parameters)
+    for path in files:
+        for name, kind in _types(path).items():
+            if kind.lower().startswith(("f", "bf")):
+                continue
+            is_weight = name.endswith((".weight", ".ranges"))
+            if is_weight or any(_is_same(name, parameter) for parameter in known):
+                raise UserError(
+                    f"{path}: {name}: is stored as {kind}; expected floating-point numbers, or a "
+                    "quantization_config in config.json that says how to read it"
+                )
+
+
+def _types(path: Path) -> dict[str, str]:
+    if path.suffix == ".safetensors":
+        return safetensors_types(path)
+    # on the meta device no weight is read
+    found = torch.load(path, map_location="meta", weights_only=True)
+    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    return {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+
+
+def _is_same(name: str, other: str) -> bool:
+    return name == other or name.endswith(f".{other}") or other.endswith(f".{name}")
 
 
 def check_fit(info: dict[str, Any], own: Iterable[str], source: str) -> None:

@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.data import data_digest
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
 from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
@@ -165,12 +165,6 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
             f"{checkpoint}: cannot be loaded into this run: {first_line(error)}; expected a whole "
             "checkpoint of the same model"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What a library raised, in one line; its class where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _check_files(folder: Path, arguments: Arguments) -> None:

@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aixsim_cli.backends.hf.resume import (
-    checkpoints_in,
-    first_line,
-    read_state,
-    readable,
-    write_settings,
-)
-from aixsim_cli.errors import RunError
+from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable, write_settings
+from aixsim_cli.errors import RunError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite

@@ -37,7 +37,7 @@ from aixsim_cli.backends.titan.storage import (
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.checkpoints import Checkpoints, remove, verify_by_all_ranks
 from aixsim_cli.run.finite import all_finite
-from aixsim_cli.run.inputs import Inputs, read_inputs, write_inputs
+from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete
 from aixsim_cli.run.ranks import true_on_all
 from aixsim_cli.run.resume import describe, hyperparameters, set_hyperparameters
@@ -142,7 +142,7 @@ class Checkpointer(CheckpointManager):
             remove(folder)
         newest = self.folders.newest_complete()
         kept = f"the newest whole one is {newest}" if newest else "there is no other checkpoint"
-        said = f"{folder}: could not be written to disk: {reason_of(error)}; {kept}"
+        said = f"{folder}: could not be written to disk: {dcp_reason(error)}; {kept}"
         if self.run_config.reliability.on_save_error == "stop":
             raise RunError(said) from error
         logger.warning("%s; the run goes on", said)
@@ -252,7 +252,7 @@ class Checkpointer(CheckpointManager):
         saved = resume.read_settings(folder)
         changed, other_data = {}, False
         if saved is not None:
-            others = self.inputs.differing(read_inputs(folder))
+            others = resume.other_inputs(saved, self.run_config, self.inputs, folder)
             resume.check_resume(saved, self.run_config, folder, step, others=others)
             changed = resume.changes(saved, self.run_config)
             other_data = resume.reads_other_data(saved, self.run_config, others)
@@ -286,8 +286,7 @@ class Checkpointer(CheckpointManager):
                 f"checkpoint.initial_load_path: {source} is a Hugging Face folder; expected a "
                 "checkpoint that `aixsim convert-ckpt` made of it"
             )
-        if not self.initial_load_in_hf:
-            verify_by_all_ranks(Path(source))
+        verify_by_all_ranks(Path(source), listed=not self.initial_load_in_hf)
         states = self._states_to_load(self.initial_load_model_only)
         in_hf, quantized = self.initial_load_in_hf, self.initial_load_in_hf_quantized
         self.dcp_load(states, source, in_hf, quantized)
@@ -324,7 +323,7 @@ class Checkpointer(CheckpointManager):
             raise
         except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
             raise UserError(
-                f"{checkpoint_id}: cannot be loaded into this run: {reason_of(error)}; "
+                f"{checkpoint_id}: cannot be loaded into this run: {dcp_reason(error)}; "
                 "expected a whole checkpoint of the same model, tokenizer and transform, or "
                 "another job.dump_folder to start anew"
             ) from error
@@ -358,7 +357,7 @@ def _is_range(key: str) -> bool:
     return key.endswith(".ranges")
 
 
-def reason_of(error: BaseException) -> str:
+def dcp_reason(error: BaseException) -> str:
     """One line that says why a save or load failed, out of what DCP wraps around it."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]

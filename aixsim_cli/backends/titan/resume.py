@@ -1,8 +1,8 @@
 """What a resumed run may change, and what the checkpoint decides.
 
 The weights, ranges, moments and counters are the checkpoint's; the settings are the config's,
-learning rate included. Hardware, model, seed, tokenizer and data have to be the same: with others
-it is another run, which has a folder of its own.
+learning rate included. Hardware, model, seed, first weights, tokenizer and data have to be the
+same: with others it is another run, which has a folder of its own.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from aixsim_cli.config.load import load_yaml
 from aixsim_cli.data.sources import text_digest
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
-from aixsim_cli.run.inputs import Inputs, tokenizer_digest
+from aixsim_cli.run.inputs import RANDOM, Inputs, read_inputs, tokenizer_digest, weights_digest
 from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 
@@ -37,16 +37,52 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def inputs_of(config: PretrainConfig) -> Inputs:
-    """Digests of the tokenizer and the data that a run reads.
+    """Digests of the tokenizer, the data and the first weights that a run reads.
 
     Raises:
         UserError: they cannot be read.
     """
     try:
         data = text_digest(config.training.dataset, config.training.dataset_path)
-        return Inputs(tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path)), data)
+        tokenizer = tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path))
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
+    return Inputs(tokenizer, data, _start_digest(config))
+
+
+def _start_digest(config: PretrainConfig) -> str | None:
+    source = config.checkpoint.initial_load_path
+    if not source:
+        return RANDOM
+    try:
+        return weights_digest(Path(source)) if Path(source).is_dir() else None
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.initial_load_path: {source} cannot be read: {error.strerror}"
+        ) from error
+
+
+def _start(settings: Mapping[str, Any]) -> str | None:
+    return (settings.get("checkpoint") or {}).get("initial_load_path") or None
+
+
+def other_inputs(
+    saved: Mapping[str, Any], config: PretrainConfig, inputs: Inputs, folder: Path
+) -> list[str]:
+    """Which inputs differ between a checkpoint and a run.
+
+    Args:
+        saved: the checkpoint's config.
+        config: the run's.
+        inputs: the run's.
+        folder: the checkpoint's.
+    """
+    theirs = read_inputs(folder)
+    others = inputs.differing(theirs)
+    # weights that are gone are not needed any more: then their place has to be the same
+    if None in (inputs.start, theirs.start) and _start(saved) != _start(dataclasses.asdict(config)):
+        others.append("start")
+    return others
 
 
 def check_resume(
@@ -82,7 +118,8 @@ def check_resume(
     _check_identity(saved, config, folder, others)
     changed = changes(saved, config)
     idle = {k: v for k, v in changed.items() if k not in _PLACES and not k.startswith(_HOW)}
-    if step == config.training.steps and (idle or "data" in others):
+    read_anew = reads_other_data(saved, config, others)
+    if step == config.training.steps and (idle or read_anew):
         listed = listing(idle) if idle else "the data"
         raise UserError(
             f"{folder} has all {step} steps, and was trained with other settings than this run's: "
@@ -94,7 +131,7 @@ def check_resume(
 def _check_identity(
     saved: Mapping[str, Any], config: PretrainConfig, folder: Path, others: list[str]
 ) -> None:
-    """What a folder's run is: its model, seed, tokenizer and data."""
+    """What a folder's run is: its model, seed, first weights, tokenizer and data."""
     now = dataclasses.asdict(config)
     for key in _IDENTITY:
         section, name = key.split(".")
@@ -104,6 +141,14 @@ def _check_identity(
                 f"{key}: {folder} was trained with {before}, this run asks for "
                 f"{now[section][name]}; expected the same to go on, or another job.dump_folder"
             )
+    if "start" in others:
+        before, asked = (_start(where) or "random weights" for where in (saved, now))
+        asked = asked if asked != before else "other weights in their place"
+        raise UserError(
+            f"checkpoint.initial_load_path: the run of {folder} began with {before}, this run asks "
+            f"for {asked}; expected the same weights, wherever they lie, to go on, or another "
+            "job.dump_folder"
+        )
     if "tokenizer" in others:
         raise UserError(
             f"model.hf_assets_path: {folder} was trained with another tokenizer than "

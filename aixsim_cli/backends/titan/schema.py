@@ -317,6 +317,9 @@ def _check_unused(config: PretrainConfig) -> list[tuple[str, str]]:
     if config.fault_tolerance.enable:
         said = "got true; torchft is not used here, expected false (see reliability)"
         problems.append(("fault_tolerance.enable", said))
+    if config.training.enable_cpu_offload and device.device_type() == "cpu":
+        said = "got true; there is no accelerator to offload from, expected false"
+        problems.append(("training.enable_cpu_offload", said))
     for key in ("enable_profiling", "enable_memory_snapshot"):
         if getattr(config.profiling, key) and device.device_type() == "cpu":
             said = "got true; torchtitan's profiler needs an accelerator, expected false"

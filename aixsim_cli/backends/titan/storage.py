@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import UserError, first_line
 from aixsim_cli.run.manifest import Digest, write_manifest
 
 METADATA_FILE = ".metadata"
@@ -238,8 +238,9 @@ class CheckpointPlanner(DefaultLoadPlanner):
         try:
             loaded = torch.load(value, weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{key}: refused: holds more than plain values: {reason}") from None
+            raise UserError(
+                f"{key}: refused: holds more than plain values: {first_line(error)}"
+            ) from None
         if self.flatten_state_dict:
             set_element(self.original_state_dict, self.mappings[key], loaded)
         else:

@@ -42,6 +42,23 @@ def made(tmp_path):
     return tmp_path / "hf"
 
 
+@pytest.mark.parametrize("kind", ["refused", "failed"])
+def test_parents_that_were_made_for_nothing_go_again(tmp_path, kind):
+    (tmp_path / "there").mkdir()
+    target = tmp_path / "there" / "a" / "b" / "target"
+    with pytest.raises(UserError), new_folder(target, maker="tests") as folder:
+        (folder / "weights").write_text("half")
+        if kind == "refused":
+            target.symlink_to(tmp_path)
+            (folder / "weights").unlink()
+        else:
+            raise UserError("no")
+    if kind == "refused":
+        assert left(target.parent) == ["target"]
+    else:
+        assert left(tmp_path / "there") == []
+
+
 def test_a_new_folder_is_whole_and_alone(tmp_path):
     make(tmp_path / "a" / "hf")
     verify(tmp_path / "a" / "hf")

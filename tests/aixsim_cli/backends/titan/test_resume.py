@@ -16,6 +16,7 @@ from aixsim_cli.config.generate import Request, default_dump_folder  # noqa: E40
 from aixsim_cli.data.tokenizer import resolve_tokenizer  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.run.inputs import read_inputs, write_inputs  # noqa: E402
+from aixsim_cli.run.manifest import write_manifest  # noqa: E402
 
 STEPS = 3
 
@@ -167,7 +168,7 @@ def folder(files, config):
 def check(folder, config, step=STEPS):
     """As a run does that finds this checkpoint; whether it reads the data from their start."""
     saved = resume.read_settings(folder)
-    others = resume.inputs_of(config).differing(read_inputs(folder))
+    others = resume.other_inputs(saved, config, resume.inputs_of(config), folder)
     resume.check_resume(saved, config, folder, step, others=others)
     return resume.reads_other_data(saved, config, others)
 
@@ -251,6 +252,71 @@ def test_a_checkpoint_that_says_nothing_of_its_inputs_goes_on(files, config, fol
     other = {"training.dataset": "builtin", "training.dataset_path": None}
     with pytest.raises(UserError, match=r"training.dataset: .* was trained on other data"):
         check(folder, settings(files, config, **MORE, **other))
+
+
+@pytest.fixture
+def starts(tmp_path):
+    """Two folders of weights, the first with a manifest, the second another program's."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__0_0.distcp").write_bytes(name.encode() * 9)
+    write_manifest(tmp_path / "one")
+    return tmp_path
+
+
+@pytest.fixture
+def started(folder, files, config, starts):
+    """The checkpoint of a run that began with the weights of a folder; "" = with random ones."""
+
+    def write(name):
+        saved = settings(files, config, **start(starts, name))
+        dump_config(saved, folder / "config.yaml")
+        write_inputs(resume.inputs_of(saved), folder)
+        return folder
+
+    return write
+
+
+def start(starts, name):
+    return {"checkpoint.initial_load_path": str(starts / name)} if name else {}
+
+
+@pytest.mark.parametrize("more", [{}, MORE], ids=["finished", "more steps"])
+@pytest.mark.parametrize(
+    ("before", "now"), [("one", "two"), ("two", "one"), ("one", ""), ("", "two"), ("one", "gone")]
+)
+def test_other_weights_to_start_from_are_another_run(
+    files, config, started, starts, before, now, more
+):
+    folder = started(before)
+    with pytest.raises(UserError, match=r"checkpoint.initial_load_path: .* began with") as caught:
+        check(folder, settings(files, config, **more, **start(starts, now)))
+    assert "another job.dump_folder" in str(caught.value)
+    # nor does one that says nothing of its inputs
+    (folder / "inputs.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint.initial_load_path: "):
+        check(folder, settings(files, config, **more, **start(starts, now)))
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_weights_to_start_from_may_move_and_go_but_not_change(files, config, started, starts, name):
+    folder, path = started(name), starts / name
+    assert check(folder, settings(files, config, **MORE, **start(starts, name))) is False
+    path.rename(starts / "moved")
+    assert check(folder, settings(files, config, **MORE, **start(starts, "moved"))) is False
+    # is not there: nothing of it is needed any more
+    assert check(folder, settings(files, config, **MORE, **start(starts, name))) is False
+    path.mkdir()
+    (path / "__0_0.distcp").write_bytes(b"others")
+    with pytest.raises(UserError, match=r"checkpoint.initial_load_path: .* other weights"):
+        check(folder, settings(files, config, **MORE, **start(starts, name)))
+
+
+def test_a_finished_run_may_have_its_data_mended(files, config, folder):
+    change_file(files)
+    mended = {"reliability.on_other_data": "mended"}
+    assert check(folder, settings(files, config, **mended)) is False
+    assert check(folder, settings(files, config, **mended, **MORE)) is False
 
 
 def test_a_second_seed_does_not_find_the_first_ones_model(aixsim, config, run):

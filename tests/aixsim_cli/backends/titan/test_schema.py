@@ -53,6 +53,7 @@ def test_layouts_that_do_not_work(sections, said):
         ({"model": {"converters": ["float8"]}}, "model.converters: got ['float8']; expected none"),
         ({"quantize": {"linear": {"float8": {"recipe_name": "rowwise"}}}}, "quantize: is not used"),
         ({"fault_tolerance": {"enable": True}}, "fault_tolerance.enable: got true"),
+        ({"training": {"enable_cpu_offload": True}}, "training.enable_cpu_offload: got true"),
     ],
 )
 def test_keys_that_would_do_nothing(sections, said):
