@@ -28,7 +28,7 @@ from aixsim_cli.run.manifest import (
     write_manifest,
 )
 
-_STAGED, _PUBLISHED = ".staged", ".published"
+_STAGED, _PUBLISHED = WORKPLACES = ".staged", ".published"
 
 logger = logging.getLogger("aixsim")
 
