@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from aixsim_cli.backends.hf import data
 from aixsim_cli.backends.hf.arguments import parse_arguments
 from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.resume import find_checkpoint
@@ -511,7 +512,9 @@ def test_what_cannot_be_read_is_named(train, tmp_path, interrupted, name):
 def test_a_checkpoint_of_another_model_is_refused(train, tmp_path, copy):
     make_model(tmp_path / "deeper", layers=3)
     deeper = ("--model_name_or_path", tmp_path / "deeper", *RESUME, "--max_steps", 6)
-    with pytest.raises(UserError, match=r"checkpoint-4.*other|lacks model\.layers\.2"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-4: cannot be loaded .* lacks model\.layers\.2"
+    ):
         train(copy, *deeper)
 
 
@@ -677,7 +680,10 @@ BAD = {
     "latin.txt": (WORDS.encode() + b"\xff\n", "latin.txt: is not UTF-8"),
     "bad.jsonl": (b'{"text": "a b"}\n{"text": \n', "bad.jsonl: cannot be read: line 2"),
     "short.txt": (b"too short", "the train text is shorter than one block of 32 tokens"),
-    "latin.csv": (b"text\na\n\xff\n", "latin.csv: cannot be read: line 3 is not UTF-8"),
+    "latin.csv": (
+        b"text\na\n\xff\n",
+        "latin.csv: cannot be read: is not UTF-8: line 3: byte 0xff at 7",
+    ),
     "quote.csv": (b'text\n"unclosed\n', "quote.csv: cannot be read: .*row 1"),
 }
 
@@ -851,3 +857,57 @@ def test_a_damaged_model_is_not_called_finished(train, copy):
     (copy / MANIFEST_FILE).unlink()
     train(copy, *RESUME)
     verify(copy)
+
+
+def test_a_text_that_cannot_be_read_is_no_full_cache(words, tmp_path, monkeypatch):
+    text = tmp_path / "denied.csv"
+    text.write_text("text\na b c\n")
+
+    def denied(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(text))
+
+    monkeypatch.setattr("pandas.read_csv", denied)
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", text))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with pytest.raises(UserError, match=r"denied\.csv: cannot be read: Permission denied"):
+        load_blocks(arguments, tokenizer, 32)
+
+
+def test_a_checkpoint_of_another_program_with_a_broken_config_is_named(train, tmp_path, copy):
+    asked = copy / "checkpoint-2"
+    (asked / MANIFEST_FILE).unlink()
+    (asked / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match=r"checkpoint-2/config\.json:1: is no JSON"):
+        train(tmp_path / "new", "--resume_from_checkpoint", asked)
+
+
+def test_rows_without_text_are_counted(words, tmp_path, caplog):
+    text = tmp_path / "rows.csv"
+    text.write_text("id,text\n" + f"1,{WORDS * 20}\n2,\n3,{WORDS}\n4,\n")
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", text))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        assert len(load_blocks(arguments, tokenizer, 32)["train"]) > 3
+    assert f"{text}: 2 rows without text are skipped" in caplog.text
+    text.write_text("text\n1\n2\n")
+    with pytest.raises(UserError, match=rf"{text}: column 'text': got int64; expected strings"):
+        load_blocks(arguments, tokenizer, 32)
+
+
+def test_a_cache_is_not_read_where_it_is_to_be_overwritten(words, tmp_path, monkeypatch):
+    text, made = tmp_path / "some.txt", []
+    text.write_text(WORDS * 40)
+    real = data.DocumentEncoder.__call__
+
+    def encode(encoder, document):
+        made.append(document)
+        return real(encoder, document)
+
+    monkeypatch.setattr(data.DocumentEncoder, "__call__", encode)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    counts = []
+    for overwrite in ("false", "false", "true"):
+        flags = ("--train_file", text, "--overwrite_cache", overwrite)
+        load_blocks(parse_arguments(words(tmp_path / "run", *flags)), tokenizer, 32)
+        counts.append(len(made))
+    assert counts == [1, 1, 2]
