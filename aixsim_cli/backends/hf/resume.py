@@ -184,8 +184,9 @@ def _check_files(folder: Path, arguments: Arguments) -> None:
     needed = ["trainer_state.json"]
     if not arguments.training.deepspeed:
         needed += ["scheduler.pt", "optimizer", *_random_states(folder, names, arguments)]
-    if arguments.training.fp16 and read_settings(folder).get("fp16", True):
-        needed += ["scaler.pt"]
+        # deepspeed scales by itself
+        if arguments.training.fp16 and read_settings(folder).get("fp16", True):
+            needed += ["scaler.pt"]
     missing = [need for need in needed if not any(name.startswith(need) for name in names)]
     if missing:
         raise UserError(
