@@ -84,9 +84,7 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         _refuse(output, checkpoints=True)
     elif str(asked).lower() == "true":
         found = _newest(checkpoints)
-    elif str(asked).lower() == "false":
-        _refuse(output, checkpoints=False)
-    else:
+    elif str(asked).lower() != "false":
         found = Path(asked)
         if not ranks.from_main(found.is_dir()):
             raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
@@ -95,7 +93,9 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         verify_by_all_ranks(found)
         if problem := ranks.from_main(_problem_of_numbers(found) if ranks.is_main() else None):
             raise UserError(problem)
-    if found is not None:
+    if found is None:
+        _refuse(output, checkpoints=False)
+    else:
         _check_files(found, arguments)
     if ranks.is_main():
         checkpoints.set_later_aside(-1 if found is None else read_state(found).global_step)
