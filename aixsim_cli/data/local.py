@@ -139,7 +139,7 @@ def _places(file: str) -> Iterator[tuple[str, Any]]:
         yield from _READERS[_suffix(file)](Path(file))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: is not UTF-8: {_undecodable(file)}; expected text in UTF-8"
+            f"{file}: is not UTF-8: {undecodable(file)}; expected text in UTF-8"
         ) from error
     except RecursionError as error:
         raise UserError(f"{file}: is nested too deeply; expected rows with a 'text'") from error
@@ -147,7 +147,7 @@ def _places(file: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{file}: cannot be read: {error}") from error
 
 
-def _undecodable(file: str) -> str:
+def undecodable(file: str) -> str:
     """Where a file stops being UTF-8; the decoder itself counts within its buffer alone."""
     decoder, line, offset = codecs.getincrementaldecoder("utf-8")(), 1, 0
     with open(file, "rb") as stream:

@@ -91,6 +91,10 @@ def write_manifest(
     )
     names = [name for name in names if name not in set(leave_out)]
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
+    # a power cut must not leave a manifest of files that are not there
+    paths = [folder / name for name in names]
+    for path in {*paths, *(path.parent for path in paths)}:
+        sync(path)
     temporary = folder / f".{MANIFEST_FILE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         noted = {} if maker is None else {"maker": maker}
@@ -98,13 +102,13 @@ def write_manifest(
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST_FILE)
-    sync_folder(folder)
+    sync(folder)
     (folder / SAVING_FILE).unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk: only then does a rename in it survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk: only then does it survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

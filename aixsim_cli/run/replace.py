@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from aixsim_cli.run.manifest import (
     is_complete,
     maker_of,
     read_manifest,
-    sync_folder,
+    sync,
     verify,
     write_manifest,
 )
 
-_STAGED, _PUBLISHED = ".staged", ".published"
+_STAGED, _PUBLISHED = WORKPLACES = ".staged", ".published"
 
 logger = logging.getLogger("aixsim")
 
@@ -224,7 +224,7 @@ def _put_in_place(home: Path, target: Path, maker: str, force: bool) -> None:
         raise UserError(
             f"{target}: appeared while it was being made ({error.strerror}); nothing was replaced"
         ) from None
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def _open_to_all(folder: Path) -> None:
@@ -255,12 +255,17 @@ def publish(folder: Path, leave_out: Iterable[str] = ()) -> None:
 
     Args:
         folder: in which files were staged.
-        leave_out: names of files that go along, but may change later: no manifest lists them.
+        leave_out: names of files that go along, but may change later: no manifest lists them. One
+            that was not staged tells of the old model, and is deleted.
     """
+    leave_out = set(leave_out)
+    old = [name for name in leave_out if not (folder / _STAGED / name).exists()]
     write_manifest(folder / _STAGED, leave_out=leave_out)
     # from here on a kill delays, and changes nothing
     os.rename(folder / _STAGED, folder / _PUBLISHED)
-    sync_folder(folder)
+    sync(folder)
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
     finish_publishing(folder, said=False)
 
 
@@ -269,15 +274,17 @@ def finish_publishing(folder: Path, *, said: bool = True) -> None:
 
     Args:
         folder: held by this process alone.
-        said: log it.
+        said: it was killed: look at what lies there, and log it.
+
+    Raises:
+        UserError: what was to be put in place has been damaged since.
     """
     whole = folder / _PUBLISHED
     if not whole.is_dir():
         return
     if is_complete(whole):
-        names = read_manifest(whole)
-        stale = read_manifest(folder).keys() - names.keys() if is_complete(folder) else set()
-        for name in stale:
+        names = _undamaged(whole) if said else read_manifest(whole).keys()
+        for name in _listed(folder) - names:
             (folder / name).unlink(missing_ok=True)
         for path in [p for p in whole.rglob("*") if p.is_file() and p.name != MANIFEST_FILE]:
             place = folder / path.relative_to(whole)
@@ -287,3 +294,23 @@ def finish_publishing(folder: Path, *, said: bool = True) -> None:
         if said:
             logger.warning("%s: the save of its model, which was killed, is completed", folder)
     shutil.rmtree(whole)
+
+
+def _undamaged(whole: Path) -> Set[str]:
+    """The names that a published folder lists; those that are still in it are verified."""
+    try:
+        names = read_manifest(whole).keys()
+        verify(whole, [name for name in names if (whole / name).exists()])
+    except UserError as error:
+        raise UserError(
+            f"{error}; expected a whole copy of it: without {whole} the run makes its model anew"
+        ) from None
+    return names
+
+
+def _listed(folder: Path) -> Set[str]:
+    try:
+        return read_manifest(folder).keys()
+    except UserError:
+        # none, or a damaged one: its model goes without it
+        return set()

@@ -19,10 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from aixsim_cli.backends.hf import data
 from aixsim_cli.backends.hf.arguments import parse_arguments
 from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.resume import find_checkpoint
 from aixsim_cli.backends.hf.train import continual_pretrain
+from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import ConfigError, RunError, UserError
 from aixsim_cli.run.folder import locked
@@ -510,7 +512,9 @@ def test_what_cannot_be_read_is_named(train, tmp_path, interrupted, name):
 def test_a_checkpoint_of_another_model_is_refused(train, tmp_path, copy):
     make_model(tmp_path / "deeper", layers=3)
     deeper = ("--model_name_or_path", tmp_path / "deeper", *RESUME, "--max_steps", 6)
-    with pytest.raises(UserError, match=r"checkpoint-4.*other|lacks model\.layers\.2"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-4: cannot be loaded .* lacks model\.layers\.2"
+    ):
         train(copy, *deeper)
 
 
@@ -602,13 +606,21 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
     assert digests(copy / "checkpoint-2") == digests(old / "checkpoint-2")
 
 
-def test_a_place_that_is_taken_is_named(train, copy):
-    (copy / "README.md").unlink()
-    (copy / "README.md").mkdir()
+def test_a_place_that_is_taken_meanwhile_is_named(train, copy, monkeypatch):
     longer = (*RESUME, "--max_steps", 5)
+    (copy / "README.md").unlink()
+    real = SimulationTrainer.train
+
+    def meanwhile(trainer, **options):
+        (copy / "README.md").mkdir()
+        return real(trainer, **options)
+
+    monkeypatch.setattr(SimulationTrainer, "train", meanwhile)
     with pytest.raises(RunError, match="the model could not be written to disk: Is a directory"):
         train(copy, *longer)
-    with pytest.raises(RunError, match=r"cannot be put in place: .*README.md"):
+    with pytest.raises(
+        UserError, match=r"--output_dir: .*README.md: got a folder; expected a file"
+    ):
         train(copy, *longer)
     (copy / "README.md").rmdir()
     train(copy, *longer)
@@ -668,7 +680,10 @@ BAD = {
     "latin.txt": (WORDS.encode() + b"\xff\n", "latin.txt: is not UTF-8"),
     "bad.jsonl": (b'{"text": "a b"}\n{"text": \n', "bad.jsonl: cannot be read: line 2"),
     "short.txt": (b"too short", "the train text is shorter than one block of 32 tokens"),
-    "latin.csv": (b"text\na\n\xff\n", "latin.csv: cannot be read: line 3 is not UTF-8"),
+    "latin.csv": (
+        b"text\na\n\xff\n",
+        "latin.csv: cannot be read: is not UTF-8: line 3: byte 0xff at 7",
+    ),
     "quote.csv": (b'text\n"unclosed\n', "quote.csv: cannot be read: .*row 1"),
 }
 
@@ -715,3 +730,184 @@ def test_a_cache_that_cannot_be_written_is_named(words, home, tmp_path, monkeypa
 def test_numbers_that_train_nothing_are_refused(words, tmp_path, flags, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         parse_arguments(words(tmp_path / "run", *flags))
+
+
+DIVERGES = ("--learning_rate", "3e38", "--max_grad_norm", 0, "--logging_steps", 100)
+
+
+@pytest.mark.parametrize(
+    "strategy", [("steps", "--save_steps", 1), ("epoch", "--max_train_samples", 2)]
+)
+def test_weights_that_are_not_finite_are_saved_at_no_occasion(train, tmp_path, strategy):
+    """The loss is finite: it is the step before the save that spoils them."""
+    said = r"not finite at step 1; .*there is no checkpoint yet"
+    with pytest.raises(RunError, match=said):
+        train(tmp_path / "run", *DIVERGES, "--save_strategy", *strategy)
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "no folder"])
+def test_the_best_checkpoint_is_verified_before_its_weights_are_taken(
+    train, home, tmp_path, monkeypatch, damage
+):
+    output = tmp_path / "run"
+    best = output / "checkpoint-2"
+    flags = (
+        "--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2,
+        "--greater_is_better", "true", "--validation_file", home / "train.txt",
+        "--max_eval_samples", 2,
+    )  # fmt: skip
+
+    def hurt(folder):
+        write_manifest(folder)
+        if folder.name == "checkpoint-4":
+            flip(best / "model.safetensors") if damage == "a flipped byte" else shutil.rmtree(best)
+
+    monkeypatch.setattr("aixsim_cli.backends.hf.trainer.write_manifest", hurt)
+    said = "model.safetensors: damaged" if damage == "a flipped byte" else "no such folder"
+    said = rf"the best checkpoint cannot be taken: {best}.*{said}.*--load_best_model_at_end false"
+    with pytest.raises(RunError, match=said):
+        train(output, *flags)
+    # the same where nothing is left to train
+    with pytest.raises(RunError, match=said):
+        train(output, *flags, *RESUME)
+    assert not (output / "config.json").exists()
+    train(output, *flags, *RESUME, "--load_best_model_at_end", "false")
+    verify(output)
+
+
+@pytest.mark.parametrize("asked", ["false", "elsewhere"])
+def test_a_finished_model_is_not_written_over_by_another_run(train, base, copy, asked):
+    before = digests(copy)
+    holds = "a model"
+    if asked == "elsewhere":
+        asked, holds = base / "checkpoint-2", "checkpoints"
+    with pytest.raises(UserError, match=f"--output_dir: {copy} holds {holds} already"):
+        train(copy, "--resume_from_checkpoint", asked)
+    assert digests(copy) == before
+
+
+def test_checkpoints_are_not_mixed_with_those_of_another_run(words, base, interrupted):
+    elsewhere = words(interrupted, "--resume_from_checkpoint", base / "checkpoint-2")
+    with pytest.raises(UserError, match="holds checkpoints already"):
+        find_checkpoint(parse_arguments(elsewhere))
+    anew = words(interrupted, "--resume_from_checkpoint", "false")
+    assert find_checkpoint(parse_arguments(anew)) is None
+    aside = interrupted / "checkpoint.set-aside"
+    assert sorted(path.name for path in aside.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    # what was moved aside is still this run's
+    own = words(interrupted, "--resume_from_checkpoint", aside / "checkpoint-2")
+    assert find_checkpoint(parse_arguments(own)) == aside / "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [("checkpoint.set-aside", "folder"), (".staged", "folder"), ("README.md", "file"),
+     ("model.safetensors", "file"), ("eval_results.json", "file")],
+)  # fmt: skip
+def test_what_is_in_the_way_is_named_before_training(train, tmp_path, place, wanted):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / place).touch() if wanted == "folder" else (output / place).mkdir()
+    with pytest.raises(UserError, match=f"--output_dir: {output / place}: got .* a {wanted}, or"):
+        train(output)
+    assert not list(output.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("processes", [2, 1])
+def test_every_process_needs_its_own_random_state(
+    words, interrupted, monkeypatch, caplog, processes
+):
+    """Of a checkpoint of two processes, one of whose states is missing."""
+    asked = interrupted / "checkpoint-4"
+    (asked / "rng_state.pth").rename(asked / "rng_state_0.pth")
+    settings = json.loads((asked / "settings.json").read_text())
+    (asked / "settings.json").write_text(json.dumps(settings | {"processes": 2}))
+    write_manifest(asked)
+    arguments = parse_arguments(words(interrupted, "--resume_from_checkpoint", asked))
+    monkeypatch.setattr("transformers.TrainingArguments.world_size", processes)
+    if processes == 2:
+        with pytest.raises(UserError, match=r"checkpoint-4: holds no rng_state_1\.pth "):
+            find_checkpoint(arguments)
+        shutil.copy(asked / "rng_state_0.pth", asked / "rng_state_1.pth")
+        write_manifest(asked)
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        assert find_checkpoint(arguments) == asked
+    said = "checkpoint-4: holds the random states of 2 processes, and this run has 1"
+    assert (said in caplog.text) == (processes == 1)
+
+
+def test_half_precision_needs_its_scale(words, interrupted):
+    arguments = parse_arguments(words(interrupted, *RESUME))
+    arguments.training.fp16 = True
+    for step in (2, 4):
+        path = interrupted / f"checkpoint-{step}" / "settings.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fp16": True}))
+        write_manifest(path.parent)
+    with pytest.raises(UserError, match=r"checkpoint-4: holds no scaler\.pt"):
+        find_checkpoint(arguments)
+
+
+def test_a_damaged_model_is_not_called_finished(train, copy):
+    flip(copy / "model.safetensors")
+    before = digests(copy)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged: .*checkpoint-4"):
+        train(copy, *RESUME)
+    assert digests(copy) == before
+    (copy / MANIFEST_FILE).unlink()
+    train(copy, *RESUME)
+    verify(copy)
+
+
+def test_a_text_that_cannot_be_read_is_no_full_cache(words, tmp_path, monkeypatch):
+    text = tmp_path / "denied.csv"
+    text.write_text("text\na b c\n")
+
+    def denied(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(text))
+
+    monkeypatch.setattr("pandas.read_csv", denied)
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", text))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with pytest.raises(UserError, match=r"denied\.csv: cannot be read: Permission denied"):
+        load_blocks(arguments, tokenizer, 32)
+
+
+def test_a_checkpoint_of_another_program_with_a_broken_config_is_named(train, tmp_path, copy):
+    asked = copy / "checkpoint-2"
+    (asked / MANIFEST_FILE).unlink()
+    (asked / "config.json").write_text('{"model_type": ')
+    with pytest.raises(UserError, match=r"checkpoint-2/config\.json:1: is no JSON"):
+        train(tmp_path / "new", "--resume_from_checkpoint", asked)
+
+
+def test_rows_without_text_are_counted(words, tmp_path, caplog):
+    text = tmp_path / "rows.csv"
+    text.write_text("id,text\n" + f"1,{WORDS * 20}\n2,\n3,{WORDS}\n4,\n")
+    arguments = parse_arguments(words(tmp_path / "run", "--train_file", text))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    with caplog.at_level(logging.WARNING, logger="aixsim"):
+        assert len(load_blocks(arguments, tokenizer, 32)["train"]) > 3
+    assert f"{text}: 2 rows without text are skipped" in caplog.text
+    text.write_text("text\n1\n2\n")
+    with pytest.raises(UserError, match=rf"{text}: column 'text': got int64; expected strings"):
+        load_blocks(arguments, tokenizer, 32)
+
+
+def test_a_cache_is_not_read_where_it_is_to_be_overwritten(words, tmp_path, monkeypatch):
+    text, made = tmp_path / "some.txt", []
+    text.write_text(WORDS * 40)
+    real = data.DocumentEncoder.__call__
+
+    def encode(encoder, document):
+        made.append(document)
+        return real(encoder, document)
+
+    monkeypatch.setattr(data.DocumentEncoder, "__call__", encode)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+    counts = []
+    for overwrite in ("false", "false", "true"):
+        flags = ("--train_file", text, "--overwrite_cache", overwrite)
+        load_blocks(parse_arguments(words(tmp_path / "run", *flags)), tokenizer, 32)
+        counts.append(len(made))
+    assert counts == [1, 1, 2]

@@ -217,7 +217,7 @@ def test_moments():
 
 @pytest.mark.parametrize("part", ["weight", "moment", None])
 def test_of_the_other_trainer_too(tmp_path, part):
-    from aixsim_cli.backends.hf.trainer import FiniteCallback
+    from aixsim_cli.backends.hf.trainer import SimulationTrainer
 
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -228,10 +228,11 @@ def test_of_the_other_trainer_too(tmp_path, part):
         model.weight.data[0, 0] = torch.inf
     if part == "moment":
         optimizer.state[model.weight]["exp_avg_sq"][0, 0] = torch.inf
-    look = FiniteCallback()
-    look.record(loss)
-    state = SimpleNamespace(global_step=3, max_steps=9)
-    control = SimpleNamespace(should_log=False, should_save=True, should_evaluate=False)
-    args = SimpleNamespace(output_dir=str(tmp_path))
+    trainer = SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        state=SimpleNamespace(global_step=3),
+        args=SimpleNamespace(output_dir=str(tmp_path)),
+    )
     with pytest.raises(RunError, match="not finite at step 3") if part else nullcontext():
-        look.on_step_end(args, state, control, model=model, optimizer=optimizer)  # pyright: ignore
+        SimulationTrainer.check_weights(trainer)  # pyright: ignore

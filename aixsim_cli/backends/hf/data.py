@@ -1,17 +1,21 @@
 """Text for HF's Trainer: documents become tokens as in pretraining, and tokens become blocks."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from aixsim_cli.backends.hf.arguments import Arguments, DataArguments
-from aixsim_cli.data.local import find_files
+from aixsim_cli.data.local import find_files, undecodable
 from aixsim_cli.data.sources import articles, open_source, text_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run.inputs import files_digest
+
+logger = logging.getLogger("aixsim")
 
 
 def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[str, Any]:
@@ -87,26 +91,17 @@ def _causes_named(files: str | None, split: str, block_size: int) -> Iterator[No
             raise UserError(str(cause)) from error
         if isinstance(cause, SchemaInferenceError):
             raise _too_short(split, block_size) from error
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError) and not (files and cause.filename == files):
             raise RunError(
                 f"{HF_DATASETS_CACHE}: the blocks of the {split} text cannot be kept: "
                 f"{cause.strerror or cause}; expected room there, or another HF_DATASETS_CACHE"
             ) from error
         first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        if isinstance(cause, OSError):
+            first = cause.strerror
         if isinstance(cause, UnicodeDecodeError):
-            first = f"line {_first_undecodable(str(files))} is not UTF-8"
+            first = f"is not UTF-8: {undecodable(str(files))}"
         raise UserError(f"{files}: cannot be read: {first}") from error
-
-
-def _first_undecodable(path: str) -> int:
-    """The first line, counted from 1, that is not UTF-8."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return 0
 
 
 def _too_short(split: str, block_size: int) -> UserError:
@@ -176,12 +171,21 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
 
 
 def _text_column(rows: Any, where: str) -> Any:
+    from datasets import Dataset
+
     columns = rows.column_names or list(next(iter(rows)))
-    if "text" in columns:
-        return rows.select_columns(["text"])
-    if len(columns) == 1:
-        return rows.rename_column(columns[0], "text")
-    raise UserError(f"{where}: has no column 'text', but {', '.join(columns)}")
+    name = "text" if "text" in columns else columns[0]
+    if name != "text" and len(columns) > 1:
+        raise UserError(f"{where}: has no column 'text', but {', '.join(columns)}")
+    got = getattr((rows.features or {}).get(name), "dtype", "string")
+    if got not in ("string", "large_string"):
+        raise UserError(f"{where}: column '{name}': got {got}; expected strings")
+    rows = rows.select_columns([name])
+    if name != "text":
+        rows = rows.rename_column(name, "text")
+    if isinstance(rows, Dataset) and (without := rows.data.column("text").null_count):
+        logger.warning("%s: %d rows without text are skipped", where, without)
+    return rows
 
 
 def _cut(
@@ -199,7 +203,8 @@ def _cut(
     if isinstance(rows, IterableDataset) and not data.streaming:
         # a local file is read as a stream; the Trainer shuffles a whole. The cache that datasets
         # keeps of it is named by these arguments, so they must change when a file does
-        arguments = {"rows": rows, "to_blocks": to_blocks, "version": _version(path)}
+        version = uuid4().hex if data.overwrite_cache else _version(path)
+        arguments = {"rows": rows, "to_blocks": to_blocks, "version": version}
         return Dataset.from_generator(_whole, gen_kwargs=arguments)
     options: dict[str, Any] = {}
     if isinstance(rows, Dataset):

@@ -27,6 +27,7 @@ from aixsim_cli.backends.hf.inspection import (
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig
 from aixsim_cli.backends.hf.strict import make_strict
 from aixsim_cli.config.formats import dump_yaml
+from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.config import (
@@ -182,10 +183,16 @@ def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
 
 
 def transform_in(folder: Path) -> dict[str, Any] | None:
-    """The transform config in a folder's config.json; None for a digital one, and for none."""
+    """The transform config in a folder's config.json; None for a digital one, and for none.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    own = config.get("quantization_config") or {}
+    if not path.is_file():
+        return None
+    check_config(folder)
+    own = load_json_object(path).get("quantization_config") or {}
     if own.get("quant_method") != METHOD:
         return None
     saved: Any = AixsimConfig.from_dict(own)

@@ -27,7 +27,7 @@ from aixsim_cli.errors import UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
 from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
-from aixsim_cli.run.manifest import is_complete
+from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete, verify
 from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 from aixsim_cli.transforms.loaded import check_numbers
@@ -81,31 +81,36 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     checkpoints = checkpoints_in(output)
     found = None
     if asked is None:
-        _refuse_a_used_folder(output)
+        _refuse(output, checkpoints=True)
     elif str(asked).lower() == "true":
         found = _newest(checkpoints)
     elif str(asked).lower() != "false":
         found = Path(asked)
         if not ranks.from_main(found.is_dir()):
             raise UserError(f"--resume_from_checkpoint: {asked}: no such folder")
+        if not found.resolve().is_relative_to(output.resolve()):
+            _refuse(output, checkpoints=True)
         verify_by_all_ranks(found)
         if problem := ranks.from_main(_problem_of_numbers(found) if ranks.is_main() else None):
             raise UserError(problem)
-    if found is not None:
+    if found is None:
+        _refuse(output, checkpoints=False)
+    else:
         _check_files(found, arguments)
     if ranks.is_main():
         checkpoints.set_later_aside(-1 if found is None else read_state(found).global_step)
     return found
 
 
-def _refuse_a_used_folder(output: Path) -> None:
-    holds = "checkpoints" if checkpoints_in(output).steps() else None
-    if holds is None and (output / "config.json").is_file():
-        holds = "a model"
+def _refuse(output: Path, *, checkpoints: bool) -> None:
+    """Refuse a folder that holds another run: its model, which this one would write over."""
+    holds = "a model" if (output / "config.json").is_file() else None
+    if checkpoints and checkpoints_in(output).steps():
+        holds = "checkpoints"
     if holds := ranks.from_main(holds):
         raise UserError(
             f"--output_dir: {output} holds {holds} already; expected a new folder, or "
-            "--resume_from_checkpoint true"
+            "--resume_from_checkpoint true to go on with the run in it"
         )
 
 
@@ -172,7 +177,10 @@ def _check_files(folder: Path, arguments: Arguments) -> None:
     names = {path.name for path in folder.iterdir()}
     needed = ["trainer_state.json"]
     if not arguments.training.deepspeed:
-        needed += ["scheduler.pt", "optimizer", "rng_state"]
+        needed += ["scheduler.pt", "optimizer", *_random_states(folder, names, arguments)]
+        # deepspeed scales by itself
+        if arguments.training.fp16 and read_settings(folder).get("fp16", True):
+            needed += ["scaler.pt"]
     missing = [need for need in needed if not any(name.startswith(need) for name in names)]
     if missing:
         raise UserError(
@@ -180,6 +188,22 @@ def _check_files(folder: Path, arguments: Arguments) -> None:
             "they would begin anew; expected a full checkpoint, or --model_name_or_path "
             f"{folder} to start from its weights"
         )
+
+
+def _random_states(folder: Path, names: set[str], arguments: Arguments) -> list[str]:
+    """The files of random states that a run needs of a checkpoint: one of each process."""
+    now = arguments.training.world_size
+    found = sum(name.startswith("rng_state") for name in names)
+    before = read_settings(folder).get("processes") or found or now
+    if before != now:
+        logger.warning(
+            "%s: holds the random states of %d processes, and this run has %d: they begin anew",
+            folder,
+            before,
+            now,
+        )
+        return []
+    return ["rng_state.pth"] if now == 1 else [f"rng_state_{rank}.pth" for rank in range(now)]
 
 
 def read_state(folder: Path) -> TrainerState:
@@ -196,9 +220,31 @@ def read_state(folder: Path) -> TrainerState:
         raise UserError(f"{path}: damaged: {first}; expected a whole checkpoint") from error
 
 
-def holds_model_of(output: Path, step: int) -> bool:
-    """Whether the finished model in a run's folder is that of a step."""
-    return is_complete(output) and read_state(output).global_step == step
+def holds_model_of(output: Path, checkpoint: Path, step: int) -> bool:
+    """Whether the finished model in a run's folder is that of a step; a collective.
+
+    Args:
+        output: the run's folder.
+        checkpoint: of the step, whole.
+        step: the run's last.
+
+    Raises:
+        UserError: it is damaged, or somebody changed it, and it is not written over.
+    """
+    found, problem = False, None
+    if ranks.is_main() and is_complete(output):
+        try:
+            verify(output)
+            found = read_state(output).global_step == step
+        except (UserError, OSError) as error:
+            problem = str(error)
+    found, problem = ranks.from_main((found, problem))
+    if problem is not None:
+        raise UserError(
+            f"{problem}; expected the model as the run saved it: without {MANIFEST_FILE} it is "
+            f"made anew, from {checkpoint}"
+        )
+    return found
 
 
 def check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:

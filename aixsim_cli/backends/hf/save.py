@@ -16,18 +16,39 @@ from aixsim_cli import __version__
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.card import CARD_FILE, write_card
+from aixsim_cli.backends.hf.resume import checkpoints_in
 from aixsim_cli.backends.hf.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError
+from aixsim_cli.files import NOT_THERE
 from aixsim_cli.run import ranks
-from aixsim_cli.run.replace import publish, stage
+from aixsim_cli.run.folder import check_places
+from aixsim_cli.run.manifest import MANIFEST_FILE
+from aixsim_cli.run.replace import WORKPLACES, publish, stage
 from aixsim_cli.transforms.config import without_lora
 from aixsim_cli.transforms.lora import merge_lora
 
 _ALL_RESULTS = "all_results.json"
 # about the model, not of it: a later evaluation adds to them, and a card may be edited
 _NOT_OF_THE_MODEL = (CARD_FILE, _ALL_RESULTS, "train_results.json", "eval_results.json")
+_OF_THE_MODEL = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 
 logger = logging.getLogger("aixsim")
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """See, before the training, that nothing is in the way of the finished model.
+
+    Args:
+        folder: `--output_dir`.
+        key: the setting that names it, for messages.
+
+    Raises:
+        UserError: naming what is.
+    """
+    files = (*_NOT_OF_THE_MODEL, *_OF_THE_MODEL, TRAINER_STATE_NAME, MANIFEST_FILE)
+    places = {folder / name: ("a file", NOT_THERE) for name in files}
+    folders = (checkpoints_in(folder).aside, *(folder / name for name in WORKPLACES))
+    check_places(places | {path: ("a folder",) for path in folders}, key)
 
 
 def save_finished(
@@ -44,9 +65,10 @@ def save_finished(
         The folder.
 
     Raises:
-        RunError: it could not be written, or not be pushed.
+        RunError: it is not finite, could not be written, or not be pushed.
     """
     folder = Path(str(arguments.training.output_dir))
+    trainer.check_weights()
     _merge(trainer.accelerator.unwrap_model(trainer.model))
     main = trainer.is_world_process_zero()
     staged: Path | None = None

@@ -22,7 +22,7 @@ from aixsim_cli.backends.hf import resume
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
 from aixsim_cli.backends.hf.data import load_blocks
-from aixsim_cli.backends.hf.save import save_finished, write_results
+from aixsim_cli.backends.hf.save import check_writable, save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
@@ -71,6 +71,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     if not ranks.is_main():
         return _run(arguments, output)
     with locked(output, _FOLDER_KEY):
+        check_writable(output, _FOLDER_KEY)
         try:
             finish_publishing(output)
         except OSError as error:
@@ -140,7 +141,7 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
     """Nothing is left to train: a finished folder stays as it is, another one gets its model."""
     output = Path(str(arguments.training.output_dir))
     step = resume.read_state(checkpoint).global_step
-    is_finished = ranks.from_main(resume.holds_model_of(output, step))
+    is_finished = resume.holds_model_of(output, checkpoint, step)
     if is_finished and not arguments.training.do_eval:
         return Result(None, {})
     trainer.restore(checkpoint)

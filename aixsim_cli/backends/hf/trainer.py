@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable, write_settings
-from aixsim_cli.errors import RunError, first_line
+from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
-from aixsim_cli.run.checkpoints import remove
+from aixsim_cli.run.checkpoints import remove, verify_by_all_ranks
 from aixsim_cli.run.finite import all_finite
 from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
@@ -74,7 +74,7 @@ class StopCallback(TrainerCallback):
 
 
 class FiniteCallback(TrainerCallback):
-    """Ends a run whose loss or weights are not finite, before they are saved.
+    """Ends a run whose loss is not finite; its weights are looked at where they are saved.
 
     transformers logs such a loss as the average of earlier ones, saves the weights and exits
     with 0.
@@ -89,30 +89,32 @@ class FiniteCallback(TrainerCallback):
         self.finite = finite if self.finite is None else self.finite & finite
 
     def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the record when something is about to be shown or saved, on all ranks."""
         due = control.should_log or control.should_save or control.should_evaluate
-        ends = state.global_step >= state.max_steps
-        if not (due or ends) or self.finite is None:
-            return
-        finite = self.finite
-        if (control.should_save or ends) and model is not None:
-            # a loss says nothing of the step that was just taken
-            finite = finite & all_finite(model, [] if optimizer is None else [optimizer])
-        if not ranks.true_on_all(finite):
-            kept = _last_checkpoint(Path(str(args.output_dir)))
-            raise RunError(
-                f"loss or weights, their moments or ranges are not finite at step "
-                f"{state.global_step}; nothing was saved of it, {kept}; expected a lower "
-                "--learning_rate"
-            )
+        if (due or state.global_step >= state.max_steps) and self.finite is not None:
+            stop_unless(self.finite, args, state)
+
+
+def stop_unless(finite: Tensor, args: TrainingArguments, state: TrainerState) -> None:
+    """End a run, on all ranks.
+
+    Args:
+        finite: () bool on the run's device.
+        args: name the run's folder.
+        state: at the step to be named.
+
+    Raises:
+        RunError: it is false on one of them.
+    """
+    if ranks.true_on_all(finite):
+        return
+    raise RunError(
+        f"loss or weights, their moments or ranges are not finite at step {state.global_step}; "
+        f"nothing was saved of it, {_last_checkpoint(Path(str(args.output_dir)))}; expected a "
+        "lower --learning_rate"
+    )
 
 
 class SimulationTrainer(Trainer):
@@ -158,11 +160,30 @@ class SimulationTrainer(Trainer):
         self.state = read_state(checkpoint)
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
+            _check_best(best)
             checkpoint = Path(best)
         self._load_from_checkpoint(str(checkpoint))
 
+    def check_weights(self) -> None:
+        """See that what is about to be saved can be trained on: a loss knows no later step.
+
+        Raises:
+            RunError: a weight, moment or range is not finite; on all ranks.
+        """
+        model: Any = self.model
+        optimizer: Any = self.optimizer
+        stop_unless(all_finite(model, [optimizer] if optimizer else []), self.args, self.state)
+
+    def _load_best_model(self) -> None:
+        """Trainer's, which reads what is there, and logs where nothing is."""
+        best = str(self.state.best_model_checkpoint)
+        _check_best(best)
+        with readable(best):
+            super()._load_best_model()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's; the manifest comes last, when every rank's files are there."""
+        self.check_weights()
         folder = self.checkpoints.folder(self.state.global_step)
         try:
             if ranks.is_main():
@@ -240,6 +261,24 @@ class SimulationTrainer(Trainer):
         if self.transform is not None and "loss" in logs:
             logs |= {name: value.item() for name, value in self.transform.metrics().items()}
         super().log(logs, *arguments, **keywords)
+
+
+def _check_best(folder: str) -> None:
+    """Verify the checkpoint whose weights a run ends with; a collective.
+
+    Raises:
+        RunError: it is not whole.
+    """
+    try:
+        if not ranks.from_main(Path(folder).is_dir()):
+            raise UserError(f"{folder}: no such folder")
+        verify_by_all_ranks(Path(folder))
+    except UserError as error:
+        raise RunError(
+            f"the best checkpoint cannot be taken: {error}; expected a whole copy of it, or "
+            "--resume_from_checkpoint true --load_best_model_at_end false to take the last one's "
+            "weights"
+        ) from error
 
 
 def not_written(output: Path, what: str, error: BaseException) -> RunError:

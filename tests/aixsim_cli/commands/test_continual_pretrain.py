@@ -289,7 +289,9 @@ def test_a_diverging_run_fails_and_saves_nothing_of_it(train, tmp_path):
         "--save_steps", 1, "--max_grad_norm", 0, "--optim", "sgd", steps=30, code=1,
     )  # fmt: skip
     assert "not finite at step" in done.stderr and "lower --learning_rate" in done.stderr
-    for saved in (tmp_path / "o").glob("checkpoint-*/model.safetensors"):
+    saves = list((tmp_path / "o").glob("checkpoint-*/model.safetensors"))
+    assert saves
+    for saved in saves:
         assert all(tensor.isfinite().all() for tensor in load_file(saved).values()), saved
 
 

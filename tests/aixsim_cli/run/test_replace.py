@@ -420,3 +420,53 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
     staged = run / ".staged"
     assert not staged.exists()
     assert_new(run)
+
+
+def test_a_damaged_manifest_of_the_old_model_is_no_obstacle(run):
+    (run / "manifest.json").write_text('{"format"')
+    fill(run)
+    replace.publish(run)
+    verify(run)
+    assert (run / "model").read_text() == "new"
+    # nobody knows any more whose it is
+    assert (run / "shard-2").read_text() == "old"
+
+
+def test_results_of_the_old_model_do_not_stay_beside_the_new_one(run):
+    fill(run)
+    (run / ".staged" / "results.json").write_text("new")
+    replace.publish(run, leave_out=["results.json", "card"])
+    assert (run / "results.json").read_text() == "new"
+    fill(run)
+    replace.publish(run, leave_out=["results.json", "card"])
+    assert not (run / "results.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["model", "manifest.json"])
+def test_what_was_damaged_before_it_was_in_place_takes_the_place_of_nothing(run, damage):
+    fill(run)
+    write_manifest(run / ".staged")
+    (run / ".staged").rename(run / ".published")
+    (run / ".published" / damage).write_text("NEW")
+    for _ in range(2):
+        said = f"{run / '.published' / damage}: damaged.*without {run / '.published'} the run"
+        with pytest.raises(UserError, match=said):
+            replace.finish_publishing(run)
+    verify(run)
+
+
+def test_what_a_manifest_lists_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "one").write_text("1")
+    (tmp_path / "sub" / "two").write_text("2")
+    written, sync = [], os.fsync
+
+    def fsync(handle):
+        written.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_manifest(tmp_path)
+    listed = {tmp_path / name for name in ("one", "sub/two", "sub")}
+    manifest = written.index((tmp_path / "manifest.json").stat().st_ino)
+    assert {path.stat().st_ino for path in listed} <= set(written[:manifest])
