@@ -138,7 +138,7 @@ def test_check_of_a_missing_model(tmp_path):
         tmp_path: "nor a Hugging Face model",
         tmp_path / "step-3": "a torchtitan checkpoint; expected a Hugging Face folder",
         "docs/nowhere": "docs/nowhere: no such folder",
-        "nobody/nothing": "--model nobody/nothing: ",
+        "nobody/nothing": "nobody/nothing: no such folder, and not loaded from the hub",
     }.items():
         with pytest.raises(UserError, match=message):
             run("check", "configs/transforms/bitflip-fc.yaml", "--model", str(name))
