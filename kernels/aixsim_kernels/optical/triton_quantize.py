@@ -6,6 +6,9 @@ the lookup-table floor lie between levels, and are the only ones that 16 bits ro
 level). With float32 results, or more than 256 levels, c is a float32 and nothing is rounded.
 """
 
+# triton's types say that a jit function returns nothing
+# pyright: reportGeneralTypeIssues=false
+
 from typing import Any
 
 import torch
@@ -29,7 +32,8 @@ def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
 def extremes(x: Tensor) -> Tensor:
     """Partial extremes of a contiguous tensor: float32 (n, 2), (-inf, inf) where there is a NaN."""
     blocks = triton.cdiv(x.numel(), FLAT)
-    partial = x.new_empty(max(1, min(blocks, _REDUCERS)), 2, dtype=torch.float32)
+    count = max(1, min(blocks, _REDUCERS))
+    partial = x.new_empty(count, 2, dtype=torch.float32)  # pyright: ignore[reportArgumentType]
     launch: Any = _extremes_kernel[(len(partial),)]
     launch(x, partial, x.numel(), BLOCK=FLAT)
     return partial

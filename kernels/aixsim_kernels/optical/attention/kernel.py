@@ -148,7 +148,7 @@ def _mask_grad(
 
 def _programs(x: Tensor, height: int) -> int:
     """How many programs go over the rows of (B, H, n, D)."""
-    return triton.cdiv(x.shape[2], height) * x.shape[0] * x.shape[1]
+    return triton.cdiv(x.shape[2], height) * x.shape[0] * x.shape[1]  # pyright: ignore[reportReturnType]
 
 
 def _operands(
