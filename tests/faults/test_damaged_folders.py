@@ -194,7 +194,7 @@ CASES = {
     "transform.safetensors empty": ("optical", plain_state, r"transform\.safetensors: damaged"),
     "integers": ("digital", tensors(**{UP: lambda t: t.to(torch.int32)}), "stored as I32"),
     "integers in a pickle": ("digital", integers_in_a_pickle, r"model\.bin: .*up_proj.*as int32"),
-    "NaN": ("digital", tensors(**{UP: lambda t: t * NAN}), "65536 of 65536 weights are NaN"),
+    "NaN": ("digital", tensors(**{UP: lambda t: t * NAN}), "65536 of 65536 numbers are NaN"),
     "infinite": ("optical", tensors(**{UP: lambda t: t / 0}), "are NaN or infinite"),
     "inverted ranges": ("optical", tensors(**{RANGES: lambda t: t.flip(1).contiguous()}), "lo <="),
     "NaN ranges": ("optical", tensors(**{RANGES: lambda t: t * NAN}), r"range \[nan, nan\]"),
