@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 def all_finite(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Tensor:
     """Whether every weight, range and moment that this rank holds is finite.
 
-    Each number is read once and summed up: a NaN or an infinity stays in a sum, and finite numbers
-    overflow it only where their magnitudes come to more than 3e38.
+    Each number is read once: a NaN or an infinity stays in the extremes.
 
     Args:
         model: sharded or not. Ranges that are not yet set, (+inf, -inf), are fine.
@@ -22,8 +21,10 @@ def all_finite(model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> Tensor
     """
     held = [_local(p) for p in model.parameters()]
     held += [_local(moment) for optimizer in optimizers for moment in _moments(optimizer)]
-    sums = [t.sum(dtype=torch.float32) for t in held if t.is_floating_point()]
-    finite = torch.stack(sums).isfinite().all()
+    held = [t for t in held if t.is_floating_point() and t.numel()]
+    extremes = [torch.stack(torch.aminmax(t)).float() for t in held]
+    ends = torch.cat(extremes) if extremes else torch.zeros(1)
+    finite = ends.isfinite().all()
     ranges = [b for name, b in model.named_buffers() if name.endswith("ranges") and b.numel()]
     return finite & are_ranges(torch.cat(ranges)).all() if ranges else finite
 

@@ -125,7 +125,7 @@ def test_weights_to_start_from_that_are_not_finite_are_refused(aixsim, config, t
 def test_checkpoint_of_another_model_is_refused(aixsim, config, tmp_path):
     pretrain(aixsim, config, tmp_path, "--training.steps", 1)
     done = pretrain(aixsim, config, tmp_path, "--model.flavor", "60M", code=2)
-    assert "checkpoint/step-1: cannot be loaded into this run" in done.stderr
+    assert "checkpoint/step-1 was trained with debug, this run asks for 60M" in done.stderr
 
 
 def test_a_mistake_that_only_the_ranks_meet_is_named_once(aixsim, config, tmp_path):
