@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.files import kind_of
+from aixsim_cli.files import kind_of, write_whole
 
 LOCK_FILE = ".run.lock"
 OWNER_FILE = ".run.json"
@@ -121,13 +121,8 @@ def check_places(places: Mapping[Path, Sequence[str]], key: str) -> None:
 
 def _write_owner(path: Path, key: str) -> None:
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        # a new file in its place: a link there is replaced, not followed
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be written: {error.strerror}") from None
 
