@@ -12,7 +12,7 @@ from aixsim_cli.backends.hf.arguments import Arguments, DataArguments
 from aixsim_cli.data.local import find_files, undecodable
 from aixsim_cli.data.sources import articles, open_source, text_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run.inputs import files_digest
 
 logger = logging.getLogger("aixsim")
@@ -96,7 +96,7 @@ def _causes_named(files: str | None, split: str, block_size: int) -> Iterator[No
                 f"{HF_DATASETS_CACHE}: the blocks of the {split} text cannot be kept: "
                 f"{cause.strerror or cause}; expected room there, or another HF_DATASETS_CACHE"
             ) from error
-        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        first = first_line(cause)
         if isinstance(cause, OSError):
             first = cause.strerror
         if isinstance(cause, UnicodeDecodeError):
@@ -159,7 +159,7 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
     except UserError:
         raise
     except Exception as error:  # what a failed connection raises differs between hub versions
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(
             f"--dataset_name {name}: cannot be loaded from the hub: {first}; check the name and "
             "the connection, or use --dataset_name builtin or --train_file"

@@ -216,7 +216,7 @@ def read_state(folder: Path) -> TrainerState:
     try:
         return TrainerState.load_from_json(str(path))
     except (OSError, ValueError, TypeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise UserError(f"{path}: damaged: {first}; expected a whole checkpoint") from error
 
 

@@ -25,7 +25,7 @@ from aixsim_cli.backends.hf.data import load_blocks
 from aixsim_cli.backends.hf.save import check_writable, save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_free_space, locked
 from aixsim_cli.run.replace import finish_publishing
@@ -252,7 +252,7 @@ def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
         if arguments.config_overrides:
             config.update_from_string(arguments.config_overrides)
     except (ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = first_line(error)
         raise UserError(f"--config_overrides {arguments.config_overrides}: {first}") from error
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
