@@ -1,11 +1,15 @@
 """Shared by all tests: the command line through its entry point, offline, with its own cache."""
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -17,6 +21,7 @@ def environment(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     for name, value in {
         "AIXSIM_CACHE": cache,
+        "HF_DATASETS_CACHE": f"{cache}/datasets",
         "HF_HUB_OFFLINE": "1",
         "WANDB_MODE": "offline",
         "OMP_NUM_THREADS": "1",
@@ -31,15 +36,28 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def aixsim():
-    """Run `aixsim` in a process of its own: `aixsim("eval", "ppl", …, code=2)`."""
+def aixsim(tmp_path_factory):
+    """Run `aixsim`: `aixsim("eval", "ppl", …, code=2)`; what it said, in `.stdout` and `.stderr`.
 
-    def run(*arguments, code: int = 0, cwd=REPOSITORY, launcher=(), **env):
-        command = [sys.executable, *launcher, "-m", "aixsim_cli", *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=280
-        )
-        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    In a warm process, or with `fresh=True` in one that starts as a user's does. Other keywords are
+    variables of the environment.
+    """
+    outputs = tmp_path_factory.mktemp("outputs")
+    count = itertools.count()
+
+    def run(*arguments, code: int = 0, cwd=REPOSITORY, ranks=1, fresh=False, **env):
+        words = list(map(str, arguments))
+        if fresh:
+            done = subprocess.run(
+                [sys.executable, "-m", "aixsim_cli", *words],
+                cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=280,
+            )  # fmt: skip
+            codes = [done.returncode]
+        else:
+            files = [outputs / f"{next(count)}-{name}" for name in ("out", "err")]
+            codes = warm.run(words, *files, ranks=ranks, env=env, cwd=cwd)
+            done = SimpleNamespace(stdout=files[0].read_text(), stderr=files[1].read_text())
+        assert set(codes) == {code}, f"{words}: {codes}\n{done.stdout}\n{done.stderr}"
         if code:
             assert "Traceback" not in done.stderr, done.stderr
         return done

@@ -83,7 +83,7 @@ def train(aixsim, data, folder, kind, layout, transform=None):
         "pretrain", "--config", folder / "c.yaml", "--job.dump_folder", folder,
         "--metrics.log_freq", 1, "--checkpoint.initial_load_path", data / "start",
         # the clipping must not hide a gradient of another size
-        "--training.max_norm", "1e9", *(["--nproc-per-node", ranks] if ranks > 1 else []),
+        "--training.max_norm", "1e9", ranks=ranks,
     )  # fmt: skip
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines], folder / "checkpoint" / f"step-{STEPS}"

@@ -55,8 +55,7 @@ def runs(aixsim, folder):
                 "--logging_steps", 1, "--learning_rate", "1e-3", "--max_grad_norm", "1e9",
                 "--report_to", "none", "--output_dir", output,
                 *(transform if hardware != "digital" else []),
-                launcher=launcher(ranks),
-                HF_DATASETS_CACHE=str(folder / "cache"),
+                ranks=ranks,
             )  # fmt: skip
             state = json.loads((output / "trainer_state.json").read_text())
             records = [r for r in state["log_history"] if "loss" in r]
@@ -100,13 +99,12 @@ def test_a_signal_writes_a_checkpoint(aixsim, folder, tmp_path, name, ranks):
         "--disable_tqdm", "true", "--save_strategy", "no", "--transform_config",
         folder / "noisy.yaml", "--output_dir",
     ]  # fmt: skip
-    environment = {"HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
     with said.open("w") as file:
         run = subprocess.Popen(
             [sys.executable, *launcher(ranks), "-m", "aixsim_cli", *map(str, [*command, output])],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
             # what starts the tests in the background may have SIGINT ignored
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
@@ -135,7 +133,7 @@ def test_a_signal_writes_a_checkpoint(aixsim, folder, tmp_path, name, ranks):
     assert "find_unused_parameters" not in said.read_text()
     if (name, ranks) != ("SIGTERM", 1):
         return
-    aixsim(*command, output, "--resume_from_checkpoint", "true", **environment)
-    aixsim(*command, tmp_path / "whole", **environment)
+    aixsim(*command, output, "--resume_from_checkpoint", "true")
+    aixsim(*command, tmp_path / "whole")
     found, whole = (load_file(f / "model.safetensors") for f in (output, tmp_path / "whole"))
     assert all(torch.equal(found[key], whole[key]) for key in whole)

@@ -1,4 +1,7 @@
-"""The whole chain as a user runs it: generate, pretrain, resume, convert, evaluate, sample."""
+"""The whole chain as a user runs it: generate, pretrain, resume, convert, evaluate, sample.
+
+Each command runs once in a process that starts as a user's does.
+"""
 
 import json
 
@@ -19,6 +22,7 @@ def generate(aixsim, folder, transform, *extra):
         "generate-cfg", "--model_flavor", "debug", "--tokenizer-path", "builtin", "--dataset",
         "builtin", "--batch-size", 4, "--seq-len", 64, "--steps", STEPS, "--learning-rate", "3e-3",
         "--mixed-precision-param", "float32", "--save-path", folder / "c.yaml", *options, *extra,
+        fresh=transform,
     )  # fmt: skip
     return folder / "c.yaml"
 
@@ -30,10 +34,13 @@ def run(request, aixsim, tmp_path_factory):
     config = generate(aixsim, folder, request.param == "optical")
     done = aixsim(
         "pretrain", "--config", config, "--job.dump_folder", folder / "run",
-        "--metrics.log_freq=1", "--checkpoint.interval", 5,
+        "--metrics.log_freq=1", "--checkpoint.interval", 5, fresh=request.param == "optical",
     )  # fmt: skip
     checkpoint = folder / "run" / "checkpoint" / f"step-{STEPS}"
-    aixsim("convert-ckpt", "aixsim", "debug", checkpoint, folder / "hf")
+    aixsim(
+        "convert-ckpt", "aixsim", "debug", checkpoint, folder / "hf",
+        fresh=request.param == "optical",
+    )  # fmt: skip
     return request.param, folder, checkpoint, done
 
 
@@ -81,18 +88,17 @@ def test_both_doors_give_one_perplexity(run, aixsim):
 
 def test_no_transform_is_the_digital_model(run, aixsim):
     kind, folder, _, _ = run
-    plain, simulated = (
-        json.loads(aixsim("eval", "ppl", folder / "hf", "--num-batches", 2, "--json", *o).stdout)
-        for o in (["--no-transform"], [])
-    )
+    command = ("eval", "ppl", folder / "hf", "--num-batches", 2, "--json")
+    plain = json.loads(aixsim(*command, "--no-transform").stdout)
+    simulated = json.loads(aixsim(*command, fresh=kind == "optical").stdout)
     assert plain["transform"] is None
     assert (plain["nll"] == simulated["nll"]) == (kind == "digital")
 
 
 def test_generation_is_reproducible(run, aixsim):
-    _, folder, _, _ = run
+    kind, folder, _, _ = run
     options = ("--prompt", "The function", "--max_new_tokens", 8, "--do-sample", "true", "--seed")
-    first = aixsim("generate-hf", folder / "hf", *options, 1).stdout
+    first = aixsim("generate-hf", folder / "hf", *options, 1, fresh=kind == "optical").stdout
     assert first.startswith("The function") and len(first) > len("The function\n")
     assert aixsim("generate-hf", folder / "hf", *options, 1).stdout == first
     assert aixsim("generate-hf", folder / "hf", *options, 2).stdout != first

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import warm
+from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
@@ -41,9 +41,14 @@ def train(config, tmp_path):
     """`train(folder, *options, code=0, …)`: a short run in a warm process; what it said."""
     count = itertools.count()
 
-    def pretrain(folder, *options, **how):
+    def pretrain(folder, *options, code=0, **how):
         words = ("pretrain", "--config", config, "--job.dump_folder", folder, *SHORT, *options)
-        return warm.run(words, tmp_path / f"said-{next(count)}", **how)
+        said = tmp_path / f"said-{next(count)}"
+        codes = warm.run(words, said, said, **how)
+        text = said.read_text()
+        assert set(codes) == {code}, f"{codes}: {text}"
+        assert "Traceback" not in text, text
+        return text
 
     return pretrain
 

@@ -3,6 +3,7 @@ and once the data are mended the run goes on as if nothing had been.
 """
 
 import json
+import os
 
 import pytest
 
@@ -10,7 +11,6 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
-from aixsim_cli.backends.titan import launch  # noqa: E402
 from aixsim_cli.data import loader  # noqa: E402
 from tests.faults.conftest import curve, long, steps  # noqa: E402
 
@@ -63,20 +63,13 @@ def test_at_the_first_step_it_is_a_mistake_like_any_other(train, tmp_path):
     assert not (tmp_path / "of").exists()
 
 
-def impatient():
-    launch.GRACE_SECONDS = 1
-
-
 def one_rank_cannot_read():
-    impatient()
     iterate = loader.TextDataset.__iter__
 
     def hurt(self):
         windows = iterate(self)
         for _ in range(7):
             yield next(windows)
-        import os
-
         if os.environ["RANK"] == "1":
             raise RuntimeError("worn out")
         yield from windows

@@ -140,7 +140,6 @@ def test_a_port_in_use_is_named(train, tmp_path):
 
 def asleep():
     """Rank 1 comes too late to the third step, and answers nobody."""
-    launch.GRACE_SECONDS = 0.1
     train._ANSWER_SECONDS = 2
     optimize = train.PretrainTrainer.train_step
 

@@ -56,9 +56,8 @@ def texts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(aixsim, model_folder, texts, tmp_path_factory):
+def train(aixsim, model_folder, texts):
     """Run a short training; its output folder."""
-    cache = str(tmp_path_factory.mktemp("datasets"))
 
     def run(output, *flags, code=0, steps=4, **options):
         return aixsim(
@@ -66,7 +65,7 @@ def train(aixsim, model_folder, texts, tmp_path_factory):
             texts / "train.txt", "--do_train", "--max_steps", steps, "--logging_steps", 1,
             "--block_size", 32, "--per_device_train_batch_size", 4, "--learning_rate", "1e-2",
             "--report_to", "none", "--disable_tqdm", "true", "--output_dir", output, *flags,
-            code=code, HF_DATASETS_CACHE=cache, **options,
+            code=code, **options,
         )  # fmt: skip
 
     return run
@@ -275,7 +274,6 @@ def test_builtin_data_and_a_model_from_scratch(aixsim, tmp_path):
         "--max_train_samples", 8, "--num_train_epochs", 1, "--per_device_train_batch_size", 4,
         "--block_size", 32, "--transform_config", OPTICAL, "--report_to", "none",
         "--output_dir", tmp_path / "o",
-        HF_DATASETS_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
     saved = json.loads((tmp_path / "o" / "config.json").read_text())
     assert (saved["n_layer"], saved["vocab_size"]) == (2, 4096)

@@ -207,7 +207,7 @@ def lm_eval(aixsim, tasks, tmp_path):
         output = tmp_path / "out"
         run.done = aixsim(
             "eval", "lm-eval", source, "--tasks", names, "--include-path", tasks,
-            "--output", output, *flags, HF_DATASETS_CACHE=str(tasks / "cache"),
+            "--output", output, *flags,
         )  # fmt: skip
         return json.loads((output / "results.json").read_text())
 
@@ -271,7 +271,6 @@ def test_lm_evals_own_command_knows_our_model(aixsim, trained, tasks, lm_eval):
     done = aixsim(
         "eval", "lm-eval", "--", "run", "--model", "aixsim", "--model_args",
         f"pretrained={trained}", "--tasks", "local_pages", "--include_path", tasks,
-        HF_DATASETS_CACHE=str(tasks / "cache"),
     )  # fmt: skip
     expected = lm_eval(trained, names="local_pages")["results"]["local_pages"]["bits_per_byte,none"]
     shown = re.search(r"bits_per_byte\|↓  \|\s*([\d.]+)\|", done.stdout)
