@@ -232,3 +232,24 @@ def test_resume_past_the_first_epoch(aixsim, config, tmp_path):
     for stop in (2, 7, 12):
         pretrain(aixsim, config, tmp_path / "resumed", *data, *steps, stop)
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+
+
+def test_a_damaged_hugging_face_folder_to_start_from_is_refused(aixsim, config, tmp_path):
+    pretrain(aixsim, config, tmp_path / "first", "--training.steps", 1)
+    aixsim(
+        "convert-ckpt", "aixsim", "debug", tmp_path / "first" / "checkpoint" / "step-1",
+        tmp_path / "hf",
+    )  # fmt: skip
+    start = (
+        "--checkpoint.initial_load_path", tmp_path / "hf", "--checkpoint.initial_load_in_hf",
+        "true", "--training.steps", 1,
+    )  # fmt: skip
+    pretrain(aixsim, config, tmp_path / "whole", *start)
+    assert losses(tmp_path / "whole")[0] < losses(tmp_path / "first")[0]
+    (weights,) = (tmp_path / "hf").glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = pretrain(aixsim, config, tmp_path / "run", *start, code=2)
+    assert f"{weights}: " in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
