@@ -56,7 +56,9 @@ def check_products(lines):
     for line in lines:
         if line["kernel"].endswith(passes):
             exact = "float32" in line["case"] or "levels" in line["case"]
-            assert bool(line["products"]) != exact, line
+            # AMD's matrix cores multiply float32 itself; `_xf32` would be rounded
+            rounded = [name for name in line["products"] if not name.endswith("_f32")]
+            assert bool(rounded) != exact, line
 
 
 @pytest.mark.timeout(600)
