@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+from aixsim_cli.errors import UserError
+
 _SERVER = multiprocessing.get_context("forkserver")
 # schema first: it prepares the device that torchtitan looks for while it is imported
 _SERVER.set_forkserver_preload(
@@ -22,68 +24,55 @@ _SERVER.set_forkserver_preload(
         for name in ("backends.titan.schema", "backends.titan.train", "backends.hf.train", "main")
     ]
 )
-_ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 250
 
 
 def run(
-    words,
+    words: list[str],
     out: Path,
     err: Path,
     *,
-    hurt: Callable[[], None] | None = None,
-    ranks: int = 1,
-    env: Mapping[str, str] | None = None,
-    cwd: Path = _ROOT,
+    hurt: Callable[[], None] | None,
+    ranks: int,
+    env: Mapping[str, str],
+    cwd: Path,
 ) -> list[int]:
-    """The exit codes of the ranks of `aixsim WORDS` that ended by themselves.
+    """The exit codes of all ranks of `aixsim WORDS`.
 
     Args:
         out: a file to which all ranks add what they say on their standard output.
-        err: the same for their error output; it may be the same file.
-        ranks: processes that are started, and ended once one fails, as a launcher does it.
+        err: the same for their error output.
+        ranks: processes that are started as a launcher would start them.
     """
-    environment = {**os.environ, **(env or {})}
     processes = []
     port = _free_port()
-    for rank in range(ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        environ = environment | (place if ranks > 1 else {})
-        begin = (list(map(str, words)), out, err, hurt, environ, cwd)
-        processes.append(_SERVER.Process(target=_main, args=begin))
     # the fork finds this file, and a test's, by their names from the root of the tests
-    sys.path.append(str(_ROOT))
+    sys.path.append(str(Path(__file__).parents[1]))
     try:
-        for process in processes:
-            process.start()
+        for rank in range(ranks):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            environment = {**os.environ, **env, **(place if ranks > 1 else {})}
+            first = processes[0].pid if rank else None
+            begin = (words, out, err, hurt, environment, cwd, first)
+            processes.append(_SERVER.Process(target=_main, args=begin))
+            processes[-1].start()
     finally:
         sys.path.pop()
-    try:
-        return _codes(processes)
-    except TimeoutError as error:
-        said = f"{out.read_text()}\n{err.read_text()}"
-        raise AssertionError(f"{words} did not end in {LIMIT_SECONDS} s: {said}") from error
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def _codes(processes) -> list[int]:
-    """Exit codes of those that ended by themselves: when one fails, a launcher ends the rest."""
     deadline = time.monotonic() + LIMIT_SECONDS
-    while True:
-        # read once: what ends in between is seen the next time
-        codes = [process.exitcode for process in processes]
-        if any(codes) or None not in codes:
-            return [code for code in codes if code is not None]
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.02)
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+    alive = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for rank in alive:
+        processes[rank].kill()
+    assert not alive, f"{words}: ranks {alive} did not end: {out.read_text()}\n{err.read_text()}"
+    return [process.exitcode for process in processes]
 
 
-def _main(words, out, err, hurt, environment, cwd):
+def _main(words, out, err, hurt, environment, cwd, first):
     import torchtitan.train
+
+    from aixsim_cli.backends.titan import launch
 
     os.environ.clear()
     os.environ.update(environment)
@@ -94,11 +83,21 @@ def _main(words, out, err, hurt, environment, cwd):
     if "RANK" not in environment:
         # torchtitan sleeps 2 s at the end, for other ranks to end
         torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=id)
+    if first is not None:
+        launch.time = SimpleNamespace(sleep=lambda _: _end_after(first))
     if hurt is not None:
         hurt()
     from aixsim_cli.__main__ import main
 
     main()
+
+
+def _end_after(first: int):
+    """A launcher ends the ranks that wait for rank 0 to speak, once it has ended."""
+    code = 2 if isinstance(sys.exc_info()[1], UserError) else 1
+    while Path(f"/proc/{first}").exists():
+        time.sleep(0.02)
+    raise SystemExit(code)
 
 
 def _free_port() -> int:

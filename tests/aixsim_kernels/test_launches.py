@@ -61,6 +61,16 @@ def check_products(lines):
             assert bool(rounded) != exact, line
 
 
+@pytest.mark.parametrize(
+    "product", ["v_mfma_f32_16x16x8_xf32", "v_mfma_f32_32x32x8_f16", "mma.sync.aligned.m16n8k8.f32"]
+)
+def test_a_rounding_product_in_an_exact_case_is_found(product):
+    line = {"case": "linear, float32", "kernel": "linear:_product", "tf32": False}
+    check_products([line | {"products": ["v_mfma_f32_32x32x2_f32"]}])
+    with pytest.raises(AssertionError):
+        check_products([line | {"products": [product]}])
+
+
 @pytest.mark.timeout(600)
 def test_every_kernel_compiles_for_sm_90_and_uses_its_tensor_cores_under_autocast():
     lines = launches("cuda", "90")

@@ -31,16 +31,14 @@ def generate(aixsim, folder, transform, *extra):
 def run(request, aixsim, tmp_path_factory):
     """A finished run and its Hugging Face folder."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = generate(aixsim, folder, request.param == "optical")
+    fresh = request.param == "optical"
+    config = generate(aixsim, folder, fresh)
     done = aixsim(
         "pretrain", "--config", config, "--job.dump_folder", folder / "run",
-        "--metrics.log_freq=1", "--checkpoint.interval", 5, fresh=request.param == "optical",
+        "--metrics.log_freq=1", "--checkpoint.interval", 5, fresh=fresh,
     )  # fmt: skip
     checkpoint = folder / "run" / "checkpoint" / f"step-{STEPS}"
-    aixsim(
-        "convert-ckpt", "aixsim", "debug", checkpoint, folder / "hf",
-        fresh=request.param == "optical",
-    )  # fmt: skip
+    aixsim("convert-ckpt", "aixsim", "debug", checkpoint, folder / "hf", fresh=fresh)
     return request.param, folder, checkpoint, done
 
 

@@ -1,7 +1,6 @@
 """Runs that are hurt while they train, and what they leave."""
 
 import contextlib
-import itertools
 import json
 import os
 import resource
@@ -12,8 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
@@ -37,18 +34,14 @@ def config(aixsim, tmp_path_factory):
 
 
 @pytest.fixture
-def train(config, tmp_path):
-    """`train(folder, *options, code=0, …)`: a short run in a warm process; what it said."""
-    count = itertools.count()
+def train(aixsim, config):
+    """`train(folder, *options, code=0, hurt=…, ranks=…)`: a short run; what it said."""
 
-    def pretrain(folder, *options, code=0, **how):
+    def pretrain(folder, *options, env=None, **how):
         words = ("pretrain", "--config", config, "--job.dump_folder", folder, *SHORT, *options)
-        said = tmp_path / f"said-{next(count)}"
-        codes = warm.run(words, said, said, **how)
-        text = said.read_text()
-        assert set(codes) == {code}, f"{codes}: {text}"
-        assert "Traceback" not in text, text
-        return text
+        done = aixsim(*words, **how, **(env or {}))
+        assert "Traceback" not in done.stdout + done.stderr, done.stderr
+        return done.stdout + done.stderr
 
     return pretrain
 
