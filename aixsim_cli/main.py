@@ -1,7 +1,6 @@
 """The `aixsim` command: its subcommands, and the one place where errors become exit codes."""
 
 import os
-import select
 import sys
 from typing import Annotated, NoReturn
 
@@ -83,22 +82,12 @@ def main() -> NoReturn:
         # typer turns Ctrl-C into this exit code, without a word
         if end.code == 130:
             print("aixsim: interrupted", file=sys.stderr)
-        # and a closed pipe into 1; a command shows what it did when it has done it
-        if isinstance(end.__context__, BrokenPipeError) and _nobody_reads(1):
-            sys.exit(0)
         raise
     except Exception as error:
         first = printable(shorten(first_line(error), 1000))
         hint = "set AIXSIM_DEBUG=1 for the traceback"
         _fail(f"aixsim: run failed: {type(error).__name__}: {first} ({hint})", 1, error)
     sys.exit(0)
-
-
-def _nobody_reads(number: int) -> bool:
-    """Whether an output is a pipe whose reader has left."""
-    poll = select.poll()
-    poll.register(number, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _fail(message: str, code: int, error: BaseException | None) -> NoReturn:

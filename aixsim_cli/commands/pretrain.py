@@ -47,8 +47,9 @@ def pretrain(
         loaded = schema.load_config(config, overrides, transform_config=transform_config)
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
+        from aixsim_cli.run import launcher
 
-        ranks = nproc_per_node or ("WORLD_SIZE" in os.environ and launch.complete_environment())
+        ranks = nproc_per_node or ("WORLD_SIZE" in os.environ and launcher.complete_environment())
         if ranks:
             check_ranks(loaded, ranks)
         typer.echo(describe(loaded, ranks or max(1, loaded.budget.num_ranks)))

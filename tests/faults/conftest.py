@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from aixsim_cli.data.tokenizer import resolve_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SECRETS, PLANTED = ("HF_TOKEN", "WANDB_API_KEY"), "planted0" * 5
@@ -44,6 +48,16 @@ def train(aixsim, config):
         return done.stdout + done.stderr
 
     return pretrain
+
+
+def make_model(folder, layers=2):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, eos_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
 
 
 class Run:

@@ -1,9 +1,11 @@
 """What is in a run's way, or missing around it, is said before it trains; nothing is left."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,11 +14,19 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
-from aixsim_cli.backends.titan import launch, train  # noqa: E402
+from aixsim_cli.backends.titan import train  # noqa: E402
 from aixsim_cli.backends.titan.schema import PretrainConfig  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.run import folder  # noqa: E402
-from tests.faults.conftest import steps  # noqa: E402
+from aixsim_cli.run import folder, launcher  # noqa: E402
+from aixsim_cli.run.manifest import verify  # noqa: E402
+from tests.faults.conftest import make_model, steps  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    make_model(folder)
+    return folder
 
 
 @pytest.fixture
@@ -103,7 +113,7 @@ def environment_of(monkeypatch):
 )
 def test_launched_or_alone(environment_of, variables, ranks):
     environment_of(**variables)
-    assert launch.complete_environment() == ranks
+    assert launcher.complete_environment() == ranks
     assert os.environ["WORLD_SIZE"] == str(ranks)
 
 
@@ -124,7 +134,7 @@ def test_half_of_what_a_launcher_sets_is_refused(environment_of, change, said):
     variables = {k: v for k, v in (LAUNCHED | change).items() if v is not None}
     environment_of(**variables)
     with pytest.raises(UserError) as caught:
-        launch.complete_environment()
+        launcher.complete_environment()
     assert str(caught.value).startswith(said)
 
 
@@ -181,23 +191,77 @@ def nobody_reads():
     os.dup2(writer, 2)
 
 
-def test_a_pipe_that_nobody_reads_is_no_failure(train, tmp_path):
-    assert train(tmp_path / "run", hurt=nobody_reads) == ""
+def full():
+    for number in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), number)
+
+
+def closed():
+    for number in range(3):
+        os.close(number)
+
+
+def one_line_is_read():
+    """As `| head -1` reads: the pipe breaks while the run prints."""
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def read():
+        os.read(reader, 1)
+        os.close(reader)
+
+    threading.Thread(target=read, daemon=True).start()
+
+
+OUTPUTS = {nobody_reads: 0, one_line_is_read: 0, closed: 0, full: 1}
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=lambda f: f.__name__)
+def test_a_run_trains_whatever_its_outputs_are(train, tmp_path, outputs):
+    assert train(tmp_path / "run", hurt=outputs, code=OUTPUTS[outputs]) == ""
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=lambda f: f.__name__)
+def test_continual_pretrain_trains_whatever_its_outputs_are(aixsim, model, tmp_path, outputs):
+    aixsim(
+        "continual-pretrain", "--model_name_or_path", model, "--dataset_name", "builtin",
+        "--do_train", "--max_steps", 2, "--logging_steps", 1, "--block_size", 16,
+        "--max_train_samples", 8, "--report_to", "none", "--output_dir", tmp_path / "run",
+        hurt=outputs, code=OUTPUTS[outputs],
+    )  # fmt: skip
+    verify(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "0"}, {"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2"}])
+def test_half_a_launcher_is_refused_by_both(train, aixsim, model, tmp_path, variables):
+    name = "WORLD_SIZE" if variables != {"WORLD_SIZE": "2"} else "RANK"
+    assert f"aixsim: error: {name}: " in train(tmp_path / "run", env=variables, code=2)
+    done = aixsim(
+        "continual-pretrain", "--model_name_or_path", model, "--dataset_name", "builtin",
+        "--do_train", "--max_steps", 1, "--output_dir", tmp_path / "other", code=2, **variables,
+    )  # fmt: skip
+    assert f"aixsim: error: {name}: " in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def python(*words, **how):
     return subprocess.run([sys.executable, *words], timeout=100, text=True, **how)
 
 
-def test_outputs_that_are_closed(tmp_path):
-    def close():
-        for number in range(3):
-            os.close(number)
-
-    assert python("-m", "aixsim_cli", "transforms", "list", preexec_fn=close).returncode == 0
-    done = python("-m", "aixsim_cli", "transforms", "show", "nothing", preexec_fn=close)
-    assert done.returncode == 2
+def test_a_command_says_when_what_it_says_is_lost():
+    for hurt, code in OUTPUTS.items():
+        done = python("-m", "aixsim_cli", "transforms", "list", preexec_fn=hurt)
+        assert done.returncode == code, hurt
+        done = python("-m", "aixsim_cli", "transforms", "show", "nothing", preexec_fn=hurt)
+        assert done.returncode == 2, hurt
+    with open("/dev/full", "w") as out:
+        done = python("-m", "aixsim_cli", "transforms", "list", stdout=out, stderr=subprocess.PIPE)
+    said = "aixsim: run failed: what it says could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_interrupted_while_it_is_still_importing():

@@ -6,7 +6,6 @@ A YAML file given as `--config` holds the same keys; the command line wins.
 import argparse
 import dataclasses
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from transformers.trainer_utils import HubStrategy
 from aixsim_cli.backends.hf.callback import refuse_several_gpus
 from aixsim_cli.config.load import CONTINUAL, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
+from aixsim_cli.run.launcher import check_environment, is_launched
 
 # what earlier transformers, and the field's scripts, call the same thing
 ALIASES = {
@@ -122,8 +122,11 @@ def parse_arguments(words: list[str]) -> Arguments:
 
     Raises:
         ConfigError: unknown flags, each with the nearest one.
-        UserError: a wrong value, flags that do not go together, or several GPUs in one process.
+        UserError: a wrong value, flags that do not go together, several GPUs in one process, or
+            half of a launcher's variables.
     """
+    # before transformers connects the processes by them
+    launched = check_environment() if is_launched() else 1
     parser = _make_parser()
     known = {action.dest for action in parser._actions}
     spelled = _respell(_expand_config(words, known))
@@ -136,7 +139,8 @@ def parse_arguments(words: list[str]) -> Arguments:
         raise ConfigError([f"{w}: unknown flag{nearest(_key(w), known)}" for w in flags])
     arguments = Arguments(model, data, simulation, training, tuple(words))
     refuse_several_gpus(training)
-    _check(arguments, given={_key(word) for word in spelled if word.startswith("--")})
+    given = {_key(word) for word in spelled if word.startswith("--")}
+    _check(arguments, given=given, launched=launched)
     return arguments
 
 
@@ -222,7 +226,7 @@ def _expand_config(words: list[str], known: set[str]) -> list[str]:
     return expanded + rest
 
 
-def _check(arguments: Arguments, given: set[str]) -> None:
+def _check(arguments: Arguments, given: set[str], launched: int) -> None:
     model, data, simulation = arguments.model, arguments.data, arguments.simulation
     problems = []
     if not (arguments.training.do_train or arguments.training.do_eval):
@@ -256,7 +260,6 @@ def _check(arguments: Arguments, given: set[str]) -> None:
     problems += _not_supported(arguments.training)
     if problems:
         raise ConfigError(problems)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.training.world_size != launched:
         raise RunError(
             f"the launcher started {launched} processes, and transformers sees "

@@ -90,39 +90,6 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
         raise RunError(f"rank {rank} ended with exit code {failure.exitcode}") from error
 
 
-def complete_environment() -> int:
-    """Check what a launcher has set; without a launcher, make this process the only rank.
-
-    Returns:
-        The number of ranks.
-
-    Raises:
-        UserError: a variable is missing, or is not what a launcher sets.
-    """
-    if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1":
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    size = _whole_number("WORLD_SIZE", 1, 2**31)
-    _whole_number("RANK", 0, size)
-    _whole_number("LOCAL_RANK", 0, size)
-    _whole_number("MASTER_PORT", 0 if size == 1 else 1, 2**16)
-    if not os.environ.get("MASTER_ADDR"):
-        raise UserError(f"MASTER_ADDR: not set; expected the host of rank 0, {_FROM_LAUNCHER}")
-    return size
-
-
-_FROM_LAUNCHER = "as torchrun sets it, or neither RANK nor WORLD_SIZE"
-
-
-def _whole_number(name: str, least: int, end: int) -> int:
-    text = os.environ.get(name)
-    if text is None:
-        raise UserError(f"{name}: not set; expected a number, {_FROM_LAUNCHER}")
-    if not text.isdecimal() or not least <= int(text) < end:
-        raise UserError(f"{name}: got {text!r}; expected {least} to {end - 1}, {_FROM_LAUNCHER}")
-    return int(text)
-
-
 @contextmanager
 def errors_of_rank_zero() -> Iterator[None]:
     """All ranks meet the same mistake, or agree on why a run failed: rank 0 alone speaks of it.

@@ -15,7 +15,7 @@ import torchtitan.train
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 
-from aixsim_cli.backends.titan import compat, launch
+from aixsim_cli.backends.titan import compat
 from aixsim_cli.backends.titan.checkpointer import Checkpointer, checkpoints_in
 from aixsim_cli.backends.titan.converter import TransformConverter
 from aixsim_cli.backends.titan.metrics import METRICS_FILE
@@ -25,7 +25,7 @@ from aixsim_cli.backends.titan.spec import build_train_spec
 from aixsim_cli.backends.titan.trainer import PretrainTrainer
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run import folder, ranks
+from aixsim_cli.run import folder, launcher, ranks
 from aixsim_cli.run.signals import EXIT_CODES
 
 logger = logging.getLogger("aixsim")
@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
     """
     compat.install()
-    launch.complete_environment()
+    launcher.complete_environment()
     check_ranks(config, int(os.environ["WORLD_SIZE"]))
     _init_logging()
     if os.environ["RANK"] == "0":
