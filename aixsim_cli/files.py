@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
@@ -66,6 +67,26 @@ def read_text(path: str | Path, *, limit: int) -> str:
             f"{path}:{line}: is not text in UTF-8 (byte {error.start}: "
             f"0x{content[error.start]:02x}); expected a text file"
         ) from None
+
+
+def check_new(path: Path, key: str) -> None:
+    """See, before the work that fills it, that a file can be made and takes the place of none.
+
+    Args:
+        path: of the file.
+        key: the option that names it, for messages.
+
+    Raises:
+        UserError: something is there, or its folder cannot be made or written to.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{key}: {path}: exists; expected a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{key}: {path}: cannot be written: {error.strerror}") from None
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from aixsim_cli.commands.json_output import to_json
+from aixsim_cli.errors import RunError
+from aixsim_cli.files import check_new, write_whole
 from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath, TrustRemoteCode
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
@@ -70,12 +72,13 @@ def ppl(
     )
     if as_json:
         typer.echo(to_json(record))
-        return
-    name = Path(dataset_path).name if dataset_path else dataset
-    typer.echo(
-        f"{source} on {name} ({record['transform'] or 'digital'}): {record['tokens']:,} tokens "
-        f"scored, nll {record['nll']:.5f}, perplexity {record['perplexity']:.4f}"
-    )
+    else:
+        name = Path(dataset_path).name if dataset_path else dataset
+        typer.echo(
+            f"{source} on {name} ({record['transform'] or 'digital'}): {record['tokens']:,} tokens "
+            f"scored, nll {record['nll']:.5f}, perplexity {record['perplexity']:.4f}"
+        )
+    _check_finite([record])
 
 
 @app.command()
@@ -144,6 +147,7 @@ def compare(
         from aixsim_cli.eval.plot import plot_perplexities
 
         plot_perplexities(records, plot)
+    _check_finite(records)
 
 
 @app.command(
@@ -197,6 +201,9 @@ def lm_eval(
         raise UserError(f"--limit: got {limit}; expected more than 0")
     if include_path is not None and not include_path.is_dir():
         raise UserError(f"--include-path: {include_path}: no such folder; expected task files")
+    path = None if output is None else output / "results.json"
+    if path is not None:
+        check_new(path, "--output")
     from aixsim_cli.eval.measure import load_for_generation
 
     model = load_for_generation(source, transform_config, no_transform, dtype, trust_remote_code)
@@ -210,12 +217,20 @@ def lm_eval(
         repeats=repeats,
     )
     typer.echo(harness.table(found))
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        path = output / "results.json"
+    if path is not None:
         found |= {"source": source, "transform": model.transform}
-        path.write_text(to_json(found, indent=2, default=str) + "\n", encoding="utf-8")
+        write_whole(path, to_json(found, indent=2, default=str) + "\n")
         typer.echo(f"wrote {path}")
+
+
+def _check_finite(records: list[dict[str, Any]]) -> None:
+    """A measurement that came to no number is shown, and is a failure."""
+    wrong = [record["source"] for record in records if not math.isfinite(record["nll"])]
+    if wrong:
+        raise RunError(
+            f"{', '.join(wrong)}: the loss is not finite, though every weight is: numbers overflow "
+            "in the forward; expected another --dtype: float32 has the widest range"
+        )
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:

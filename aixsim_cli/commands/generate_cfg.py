@@ -67,14 +67,18 @@ def generate_cfg(
 
     # what pretrain would refuse is refused here, before there is a file
     checked = build_config(Document(config, "generate-cfg"))
+    read: list[str | Path] = [] if transform_config is None else [transform_config]
     if dataset == "local":
-        find_files(str(dataset_path))
+        read += find_files(str(dataset_path))
+    if Path(tokenizer_path).is_dir():
+        read += Path(tokenizer_path).iterdir()
     if dry_run:
         from aixsim_cli.backends.titan.plan import describe
 
         typer.echo(describe(checked, plan.num_ranks))
     elif save_path is not None:
-        generate.write_new(save_path, generate.render(config, plan, command), force=force)
+        text = generate.render(config, plan, command)
+        generate.write_new(save_path, text, force=force, read=read)
         typer.echo(str(plan))
         ranks = f" --nproc-per-node {plan.num_ranks}" if plan.num_ranks > 1 else ""
         name = generate.shell_words([str(save_path)])

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,14 @@ def _shell_word(word: str) -> str:
     return f"$'{''.join(pieces)}'"
 
 
-def write_new(path: Path, text: str, *, force: bool) -> None:
+def write_new(path: Path, text: str, *, force: bool, read: Iterable[str | Path] = ()) -> None:
     """Write a file whole or not at all; a link is followed.
+
+    Args:
+        path: where.
+        text: all of it.
+        force: replace a file that is there.
+        read: files that the text was made of: none of them is replaced, whatever it is called.
 
     Raises:
         UserError: it exists and `force` is not given, is something else than a file, or cannot be
@@ -243,6 +250,9 @@ def write_new(path: Path, text: str, *, force: bool) -> None:
         raise UserError(f"{path}: {kind_of(path)}; expected a file, new or to be replaced")
     if os.path.exists(path) and not force:
         raise UserError(f"{path}: exists; expected a new file, or --force to replace it")
+    for source in read if os.path.exists(path) else ():
+        if os.path.exists(source) and os.path.samefile(path, source):
+            raise UserError(f"{path}: is {source}, which is read; expected another file to write")
     try:
         # where a link points: it would otherwise be replaced, and its target left as it was
         target = Path(os.path.realpath(path))

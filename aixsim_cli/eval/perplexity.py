@@ -1,6 +1,5 @@
 """Perplexity: the exponential of the mean negative log likelihood of a text's tokens."""
 
-import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from torch.nn import functional as F
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.load import LanguageModel
-
-logger = logging.getLogger("aixsim")
 
 
 @dataclass(frozen=True)
@@ -69,11 +66,6 @@ def perplexity(
         tokens += labels.numel()
     if not tokens:
         raise UserError("nothing to score: the dataset's held-out part has fewer than two tokens")
-    if not math.isfinite(total):
-        logger.warning(
-            "the loss is not finite, though every weight is: numbers overflow in the forward; "
-            "--dtype float32 has the widest range"
-        )
     return Perplexity(tokens, total / tokens)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.files import check_new
 
 
 def check_plot(path: Path) -> None:
@@ -14,12 +15,14 @@ def check_plot(path: Path) -> None:
         path: where it is to go.
 
     Raises:
-        UserError: a format that is not written, or matplotlib is not installed.
+        UserError: a format that is not written, matplotlib is not installed, something is there,
+            or it cannot be written.
     """
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--plot: got {path}; expected a .png, .pdf or .svg file")
     if find_spec("matplotlib") is None:
         raise UserError("--plot: matplotlib is not installed; expected: pip install 'aixsim[eval]'")
+    check_new(path, "--plot")
 
 
 def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
@@ -39,5 +42,4 @@ def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel("perplexity")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -19,8 +19,10 @@ MAX_LENGTH = 10_000
 MAX_TOTAL_LENGTH = 100_000
 MAX_DEPTH = 40
 SECONDS = 1
-# a match that takes no longer is not counted: an ordinary one takes microseconds
-_QUICK = 1e-3
+# of each match so much is not counted: an ordinary one takes microseconds
+_QUICK = 2e-5
+# no match is stopped before: a pause of the process would look like a slow one
+_SHORTEST = 1e-2
 _LONGEST_SHOWN = 80
 _COUNT = re.compile(r"\{(\d*),?(\d*)\}")
 # what may follow a bracket: no recursion, no call of another group, no condition, no comment
@@ -163,18 +165,23 @@ class Matcher:
     def _fullmatch(self, expression: "regex.Pattern[str]", name: str) -> bool:
         start = time.process_time()
         try:
-            found = expression.fullmatch(name, timeout=max(_QUICK, SECONDS - self._spent))
+            found = expression.fullmatch(name, timeout=max(_SHORTEST, SECONDS - self._spent))
         except TimeoutError:
-            raise ConfigError(
-                [
-                    f"{self._source}: {quoted(expression.pattern)}: takes more than {SECONDS} s to "
-                    f"match {name}; expected a pattern without a repetition of repetitions"
-                ]
-            ) from None
+            raise self._too_slow(expression, name) from None
         except MemoryError:
             raise ConfigError(
                 [f"{self._source}: {quoted(expression.pattern)}: takes too much memory to match"]
             ) from None
-        took = time.process_time() - start
-        self._spent += took if took > _QUICK else 0.0
+        self._spent += max(0.0, time.process_time() - start - _QUICK)
+        if self._spent > SECONDS:
+            raise self._too_slow(expression, name)
         return found is not None
+
+    def _too_slow(self, expression: "regex.Pattern[str]", name: str) -> ConfigError:
+        return ConfigError(
+            [
+                f"{self._source}: {quoted(expression.pattern)}: takes more than {SECONDS} s to "
+                f"match {name}, with all that was matched before; expected patterns without a "
+                "repetition of repetitions"
+            ]
+        )

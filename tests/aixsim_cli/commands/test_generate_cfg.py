@@ -1,12 +1,14 @@
 """generate-cfg: what it writes is what was asked, loads back, and is what is published."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from aixsim_cli.backends.titan.schema import load_config
+from aixsim_cli.data.tokenizer import resolve_tokenizer
 
 REPOSITORY = Path(__file__).parents[3]
 PUBLISHED = sorted((REPOSITORY / "configs" / "pretrain").glob("*.yaml"))
@@ -116,3 +118,23 @@ def test_published_config_is_what_its_command_generates(path, tmp_path, monkeypa
     done = CliRunner().invoke(app, [*words, "--save-path", str(tmp_path / "c.yaml")])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "c.yaml").read_text() == path.read_text()
+
+
+@pytest.mark.parametrize("kind", ["transform", "data", "tokenizer", "a link", "a hard link"])
+def test_what_is_read_is_not_written_over(aixsim, tmp_path, kind):
+    transform, text = tmp_path / "t.yaml", tmp_path / "data.txt"
+    transform.write_text("layer_name_to_config: {default: {q_levels: 16}}\n")
+    text.write_text("Some text.")
+    words = shutil.copytree(resolve_tokenizer("builtin"), tmp_path / "words")
+    target = {"transform": transform, "data": text, "tokenizer": words / "tokenizer.json"}.get(kind)
+    if target is None:
+        target = tmp_path / "other.yaml"
+        target.symlink_to(transform) if kind == "a link" else target.hardlink_to(transform)
+    before = target.read_bytes()
+    done = aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", words, "--dataset", "local",
+        "--dataset-path", text, "--transform-config", transform, "--save-path", target, "--force",
+        code=2,
+    )  # fmt: skip
+    assert f"{target}: is " in done.stderr and "which is read; expected another" in done.stderr
+    assert target.read_bytes() == before

@@ -1,13 +1,16 @@
 """Post-transform evaluation, comparisons and lm-eval on small local models."""
 
+import itertools
 import json
 import math
 import re
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from typer.testing import CliRunner
 
@@ -18,11 +21,11 @@ device.prepare()
 from aixsim_cli.backends.hf.apply import transform_hf_model  # noqa: E402
 from aixsim_cli.backends.hf.folder import ranges_of, write_model  # noqa: E402
 from aixsim_cli.data.tokenizer import resolve_tokenizer  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
+from aixsim_cli.errors import RunError, UserError  # noqa: E402
 from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
 from aixsim_cli.eval.load import load_model  # noqa: E402
 from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
-from aixsim_cli.eval.perplexity import Perplexity, perplexity  # noqa: E402
+from aixsim_cli.eval.perplexity import Perplexity  # noqa: E402
 from aixsim_cli.main import app  # noqa: E402
 from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
@@ -49,15 +52,28 @@ def test_what_is_not_finite_is_null_in_json_and_a_dash_in_the_table(clean, monke
     done = run.invoke(app, ["eval", "ppl", clean, "--json"])
     found = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(word))
     assert found["perplexity"] is None and found["nll"] == (nll if math.isfinite(nll) else None)
+    # what came to no number is shown, and is a failure
+    is_failure = not math.isfinite(nll)
+    assert isinstance(done.exception, RunError) == is_failure
     done = run.invoke(app, ["eval", "compare", clean, clean])
-    assert done.exit_code == 0 and "nan%" not in done.stdout, done.stdout
+    assert "nan%" not in done.stdout and done.stdout.count("-") > 2, done.stdout
+    assert isinstance(done.exception, RunError) == is_failure
 
 
-def test_a_loss_that_is_not_finite_is_told(clean, caplog):
-    model = load_model(clean)
-    model.module.lm_head.weight.data.fill_(3e38)
-    found = perplexity(model, TEXT.windows(model), batch_size=2, num_batches=1)
-    assert not math.isfinite(found.nll) and "the loss is not finite" in caplog.text
+def test_a_loss_that_is_not_finite_is_a_failure(aixsim, clean, tmp_path):
+    folder = shutil.copytree(clean, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"].fill_(3e38)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    done = aixsim("eval", "ppl", folder, "--num-batches", 1, code=1)
+    assert "perplexity nan" in done.stdout or "perplexity inf" in done.stdout
+    assert f"run failed: {folder}: the loss is not finite, though every weight" in done.stderr
+    done = aixsim(
+        "continual-pretrain", "--model_name_or_path", folder, "--dataset_name", "builtin",
+        "--do_eval", "--max_eval_samples", 2, "--block_size", 16, "--report_to", "none",
+        "--output_dir", tmp_path / "out", code=1,
+    )  # fmt: skip
+    assert "the loss of the evaluation is not finite" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +163,25 @@ def test_compare_refuses_a_picture_it_cannot_write(aixsim, clean):
     assert "--plot: got p.txt; expected a .png" in done.stderr
 
 
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_no_picture_or_result_takes_the_place_of_another(aixsim, clean, tmp_path, there):
+    plot, results = tmp_path / "p.png", tmp_path / "out" / "results.json"
+    results.parent.mkdir()
+    for path in (plot, results):
+        if there == "file":
+            path.write_text("mine")
+        elif there == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(tmp_path / "nowhere")
+    done = aixsim("eval", "compare", clean, "--plot", plot, code=2)
+    assert f"--plot: {plot}: exists; expected a new file" in done.stderr
+    command = ("eval", "lm-eval", clean, "--tasks", "wikitext", "--output", results.parent)
+    done = aixsim(*command, code=2)
+    assert f"--output: {results}: exists; expected a new file" in done.stderr
+    assert there != "file" or plot.read_text() == results.read_text() == "mine"
+
+
 def test_compare_asks_for_matplotlib_before_anything_else(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = CliRunner().invoke(app, ["eval", "compare", "nowhere", "--plot", "p.png"])
@@ -203,8 +238,10 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture
 def lm_eval(aixsim, tasks, tmp_path):
+    count = itertools.count()
+
     def run(source, *flags, names="local_pages,local_choice"):
-        output = tmp_path / "out"
+        output = tmp_path / f"out{next(count)}"
         run.done = aixsim(
             "eval", "lm-eval", source, "--tasks", names, "--include-path", tasks,
             "--output", output, *flags,

@@ -103,6 +103,23 @@ def test_the_time_limit_holds_for_all_modules_together():
     assert time.process_time() - start < 4
 
 
+def test_many_matches_of_less_than_a_millisecond_are_counted():
+    """None of them is slow: 6,000 took almost five seconds."""
+    slow = {rf"(.+?)(.+?)(.+?)\1[A-Z]{{1,{n + 1}}}": None for n in range(60)}
+    config = parse({**slow, ".*": {}})
+    sites = [Site(f"{'ab' * 12}{i}", f"{'ab' * 12}{i}", "linear") for i in range(100)]
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=r"takes more than 1 s to match"):
+        plan_transform(config, sites)
+    assert time.process_time() - start < 3
+
+
+def test_ordinary_patterns_may_be_as_many_as_they_like():
+    config = parse({**{rf"layers\.{i}\.attention\..*": None for i in range(499)}, ".*": {}})
+    sites = [Site(f"layers.{i}.mlp.up", f"layers.{i}.mlp.up", "linear") for i in range(2000)]
+    assert len(plan_transform(config, sites).simulated) == 2000
+
+
 def test_patterns_that_match_nothing_are_counted():
     layers = {f"layers.{i}.mystery": {} for i in range(3000)}
     with pytest.raises(ConfigError) as caught:
