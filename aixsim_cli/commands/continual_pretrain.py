@@ -1,8 +1,10 @@
 """`aixsim continual-pretrain`: train any Hugging Face causal language model further."""
 
-import sys
+import math
 
 import typer
+
+from aixsim_cli.errors import RunError
 
 
 def continual_pretrain(context: typer.Context) -> None:
@@ -29,4 +31,8 @@ def continual_pretrain(context: typer.Context) -> None:
             typer.echo(f"{key}: {result.metrics[key]:.4f}")
     if result.folder is not None:
         typer.echo(f"saved {result.folder}; next: aixsim eval ppl {result.folder}")
-    sys.stdout.flush()
+    if not math.isfinite(result.metrics.get("eval_loss", 0.0)):
+        raise RunError(
+            "the loss of the evaluation is not finite, though every weight is: numbers overflow in "
+            "the forward; expected another --dtype: float32 has the widest range"
+        )

@@ -163,6 +163,11 @@ class DocumentEncoder:
             )
         return self._encode(text) + self._closing
 
+    @property
+    def frame(self) -> str:
+        """The tokens that every document is put between, in decimal digits: "0", "1 2"."""
+        return " ".join(map(str, self("")))
+
     def _encode(self, text: str) -> list[int]:
         if self._is_transformers:
             return self._tokenizer.encode(text, verbose=False)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from aixsim_cli.run.manifest import (
     read_manifest,
     verify,
 )
+from aixsim_cli.run.replace import set_aside
 
 logger = logging.getLogger("aixsim")
 
@@ -147,12 +147,7 @@ class Checkpoints:
             folder: of the checkpoint.
             why: said before where it went.
         """
-        self.aside.mkdir(parents=True, exist_ok=True)
-        taken = {path.name for path in self.aside.iterdir()}
-        names = (f"{folder.name}{suffix}" for suffix in ["", *(f".{n}" for n in range(1, 10_000))])
-        target = self.aside / next(name for name in names if name not in taken)
-        os.rename(folder, target)
-        logger.warning("%s; set aside as %s", why, target)
+        logger.warning("%s; set aside as %s", why, set_aside(folder, self.aside))
 
     def remove_old(self, keep: int, best: Path | None = None) -> None:
         """Delete complete checkpoints but the newest `keep`, if one of those is whole.

@@ -29,16 +29,31 @@ class Inputs:
         tokenizer: of `tokenizer_digest` or `definition_digest`.
         data: of `files_digest`, or what else tells the data apart.
         start: of the weights it began with, by `weights_digest`; or `RANDOM`.
+        frame: the tokens that every document is put between, in decimal digits.
+        blocks: of all tokens that are trained on, where they are cut before the training.
     """
 
     tokenizer: str | None = None
     data: str | None = None
     start: str | None = None
+    frame: str | None = None
+    blocks: str | None = None
 
     def differing(self, other: "Inputs") -> list[str]:
-        """The names of what both know and have otherwise."""
+        """What both know and have otherwise: "tokenizer", "data", "start".
+
+        Data are told by their tokens where both know them: files may be cut otherwise.
+        """
         mine, theirs = asdict(self), asdict(other)
-        return [k for k, v in mine.items() if None not in (v, theirs[k]) and v != theirs[k]]
+        known = [name for name in mine if None not in (mine[name], theirs[name])]
+        others = [name for name in known if mine[name] != theirs[name]]
+        if "blocks" in known:
+            others = [name for name in others if name != "data"]
+        names = (_OF_THE_SAME.get(name, name) for name in others)
+        return list(dict.fromkeys(names))
+
+
+_OF_THE_SAME = {"frame": "tokenizer", "blocks": "data"}
 
 
 def files_digest(files: Iterable[str | Path]) -> str:

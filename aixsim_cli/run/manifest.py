@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from aixsim_cli.errors import UserError
 
@@ -80,7 +81,8 @@ def write_manifest(
     Args:
         folder: every file in it is listed.
         known: relative name -> digest of files that need no reading.
-        leave_out: relative names of files that may change later, and are not listed.
+        leave_out: relative names of files that may change later: they are listed apart, for
+            `read_beside`, and not verified.
         maker: noted, for `maker_of`.
     """
     folder, known = Path(folder), known or {}
@@ -89,7 +91,10 @@ def write_manifest(
         for path in folder.rglob("*")
         if path.is_file() and path.name not in (MANIFEST_FILE, SAVING_FILE)
     )
-    names = [name for name in names if name not in set(leave_out)]
+    beside = {
+        name: asdict(digest_of(folder / name)) if name in names else None for name in leave_out
+    }
+    names = [name for name in names if name not in beside]
     files = {name: asdict(known.get(name) or digest_of(folder / name)) for name in names}
     # a power cut must not leave a manifest of files that are not there
     paths = [folder / name for name in names]
@@ -97,7 +102,8 @@ def write_manifest(
         sync(path)
     temporary = folder / f".{MANIFEST_FILE}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        noted = {} if maker is None else {"maker": maker}
+        noted: dict[str, Any] = {} if maker is None else {"maker": maker}
+        noted |= {"beside": beside} if beside else {}
         json.dump({"format": _FORMAT, **noted, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
@@ -145,6 +151,24 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
     if not files:
         raise UserError(f"{path}: damaged: lists no file; expected those of a whole folder")
     return files
+
+
+def read_beside(folder: str | Path) -> dict[str, Digest | None]:
+    """The files that go along with a complete folder: name -> as written, or None where none was.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    read_manifest(folder)
+    data = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    try:
+        return {
+            name: None if digest is None else Digest(**digest)
+            for name, digest in data.get("beside", {}).items()
+            if _is_inside(name)
+        }
+    except (TypeError, AttributeError):
+        return {}
 
 
 def maker_of(folder: str | Path) -> str | None:

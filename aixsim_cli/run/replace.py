@@ -21,8 +21,11 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.run.folder import first_missing, remove_empty
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
+    Digest,
+    digest_of,
     is_complete,
     maker_of,
+    read_beside,
     read_manifest,
     sync,
     verify,
@@ -91,6 +94,12 @@ def _check_apart(target: Path, source: Path | None) -> None:
     if source is None:
         return
     where, read = target.resolve(), source.resolve()
+    home = _home(target)
+    if home == read or home in read.parents:
+        raise UserError(
+            f"{target}: is written in {home}, where the source, {source}, lies; expected a target "
+            "of another name, or the source to be moved away"
+        )
     if where == read:
         raise UserError(f"{target}: is the source itself; expected a new folder")
     if where in read.parents:
@@ -152,7 +161,9 @@ def _workspace(target: Path) -> Iterator[Path]:
     made = first_missing(home) or home
     try:
         home.mkdir(parents=True, exist_ok=True)
-        foreign = {path.name for path in home.iterdir()} - {"lock", "new", "old"}
+        inside = {path.name for path in home.iterdir()}
+        # a process of ours locks before it writes, and what a kill leaves of it has the lock
+        foreign = inside - {"lock", "new", "old"} if "lock" in inside else inside
         if foreign:
             raise UserError(
                 f"{home}: holds {min(foreign)}, which is not ours; expected that name to be free, "
@@ -239,41 +250,40 @@ def stage(folder: Path) -> Path:
     """An empty folder within `folder`, for files that `publish` puts in place all at once.
 
     Args:
-        folder: exists, and is held by this process alone (`run.folder.locked`).
+        folder: exists, and is held by this process alone (`run.folder.locked`); what a killed
+            process published in it has been completed.
     """
-    finish_publishing(folder)
     staged = folder / _STAGED
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     return staged
 
 
-def publish(folder: Path, leave_out: Iterable[str] = ()) -> None:
+def publish(folder: Path, aside: Path, leave_out: Iterable[str] = ()) -> None:
     """Put what was staged in the place of the model that is in `folder`, with its manifest.
 
-    What the model's manifest lists and the new one does not is deleted; other files are left alone.
+    Deleted is what was published before and nobody has changed since. Everything else that has a
+    name of a file of the new model, or that tells of the old one, is moved to `aside`.
 
     Args:
         folder: in which files were staged.
-        leave_out: names of files that go along, but may change later: no manifest lists them. One
-            that was not staged tells of the old model, and is deleted.
+        aside: a folder, made where it is needed.
+        leave_out: names of files that go along, but may change later: no manifest verifies them.
+            One that was not staged tells of the old model.
     """
-    leave_out = set(leave_out)
-    old = [name for name in leave_out if not (folder / _STAGED / name).exists()]
     write_manifest(folder / _STAGED, leave_out=leave_out)
     # from here on a kill delays, and changes nothing
     os.rename(folder / _STAGED, folder / _PUBLISHED)
     sync(folder)
-    for name in old:
-        (folder / name).unlink(missing_ok=True)
-    finish_publishing(folder, said=False)
+    finish_publishing(folder, aside, said=False)
 
 
-def finish_publishing(folder: Path, *, said: bool = True) -> None:
+def finish_publishing(folder: Path, aside: Path, *, said: bool = True) -> None:
     """Complete a `publish` that was killed; without one, do nothing.
 
     Args:
         folder: held by this process alone.
+        aside: as of `publish`.
         said: it was killed: look at what lies there, and log it.
 
     Raises:
@@ -284,12 +294,16 @@ def finish_publishing(folder: Path, *, said: bool = True) -> None:
         return
     if is_complete(whole):
         names = _undamaged(whole) if said else read_manifest(whole).keys()
-        for name in _listed(folder) - names:
+        published, beside = _published(folder), read_beside(whole)
+        kept = names | {name for name, digest in beside.items() if digest is not None}
+        for name in sorted((published.keys() | beside.keys()) - kept):
+            _keep_aside(folder / name, published.get(name), aside)
             (folder / name).unlink(missing_ok=True)
         for path in [p for p in whole.rglob("*") if p.is_file() and p.name != MANIFEST_FILE]:
-            place = folder / path.relative_to(whole)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+            name = path.relative_to(whole).as_posix()
+            _keep_aside(folder / name, published.get(name), aside)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, folder / name)
         os.replace(whole / MANIFEST_FILE, folder / MANIFEST_FILE)
         if said:
             logger.warning("%s: the save of its model, which was killed, is completed", folder)
@@ -308,9 +322,39 @@ def _undamaged(whole: Path) -> Set[str]:
     return names
 
 
-def _listed(folder: Path) -> Set[str]:
+def _published(folder: Path) -> dict[str, Digest]:
+    """What the folder's model was published with: name -> as it was written."""
     try:
-        return read_manifest(folder).keys()
+        beside = read_beside(folder)
+        return read_manifest(folder) | {k: v for k, v in beside.items() if v is not None}
     except UserError:
         # none, or a damaged one: its model goes without it
-        return set()
+        return {}
+
+
+def _keep_aside(path: Path, written: Digest | None, aside: Path) -> None:
+    """Move a file out of the way, unless it is what was written there."""
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and not path.is_symlink() and written == digest_of(path):
+        return
+    why = "is not what an earlier model was saved with" if written else "was not written by the run"
+    logger.warning("%s: %s; set aside as %s", path, why, set_aside(path, aside))
+
+
+def set_aside(path: Path, aside: Path) -> Path:
+    """Move a file or folder into a folder, under its name or, where that is taken, with a number.
+
+    Args:
+        path: on the same disk.
+        aside: made where it is not there.
+
+    Returns:
+        Where it is now.
+    """
+    aside.mkdir(parents=True, exist_ok=True)
+    taken = {other.name for other in aside.iterdir()}
+    names = (f"{path.name}{suffix}" for suffix in ["", *(f".{n}" for n in range(1, 10_000))])
+    target = aside / next(name for name in names if name not in taken)
+    os.rename(path, target)
+    return target

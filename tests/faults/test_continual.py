@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer
 
 from aixsim_cli.backends.hf import data
 from aixsim_cli.backends.hf.arguments import parse_arguments
@@ -37,20 +38,11 @@ from aixsim_cli.run.manifest import (
     write_manifest,
 )
 from aixsim_cli.source import find_source
+from tests.faults.conftest import make_model
 
 SECRET = "hf_planted0planted0"
 WORDS = "the interpreter evaluates an expression and returns its value to the caller "
 RESUME = ("--resume_from_checkpoint", "true")
-
-
-def make_model(folder, layers=2):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, eos_token_id=0,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -246,9 +238,13 @@ def test_rotation_keeps_whole_ones(train, tmp_path):
 def test_a_finished_run_is_finished(train, copy, caplog):
     before = digests(copy)
     with caplog.at_level(logging.INFO, logger="aixsim"):
-        result = train(copy, *RESUME, "--lr_scheduler_type", "constant")
+        result = train(copy, *RESUME)
     assert result.folder is None and digests(copy) == before
     assert "checkpoint-4 has all 4 steps; nothing to train" in caplog.text
+    # as for pretrain: a script over learning rates does not find the first one's model
+    said = r"checkpoint-4 has all 4 steps.*lr_scheduler_type linear -> constant; nothing would be"
+    with pytest.raises(UserError, match=said):
+        train(copy, *RESUME, "--lr_scheduler_type", "constant")
     with pytest.raises(UserError, match=r"--max_steps: got 3; .*checkpoint-4 is beyond it"):
         train(copy, *RESUME, "--max_steps", 3)
     assert digests(copy) == before
@@ -300,6 +296,14 @@ def others(home, tmp_path):
         shutil.copytree(resolve_tokenizer("builtin"), tmp_path / name)
     path = tmp_path / "other" / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "NFC"}}))
+    for name in ("moved model", "other weights", "other config"):
+        shutil.copytree(home / "model", tmp_path / name)
+    path = tmp_path / "other weights" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] *= 1.01
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = tmp_path / "other config" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1e-3}))
     return tmp_path
 
 
@@ -316,6 +320,34 @@ ANOTHER_RUN = {
         ["--block_size", 16],
         f"--block_size: {{}}/checkpoint-2 was {OTHER_DATA} (block_size 32 -> 16, training blocks",
     ),
+    "batch": (
+        ["--per_device_train_batch_size", 4],
+        f"--per_device_train_batch_size: {{}}/checkpoint-2 was {OTHER_DATA} (sequences a step 2",
+    ),
+    "sampling": (
+        ["--train_sampling_strategy", "sequential"],
+        f"--train_sampling_strategy: {{}}/checkpoint-2 was {OTHER_DATA} (train_sampling_strategy",
+    ),
+    "seedable sampler": (
+        ["--accelerator_config", '{"use_seedable_sampler": false}'],
+        f"--accelerator_config: {{}}/checkpoint-2 was {OTHER_DATA}",
+    ),
+    "last batch": (
+        ["--dataloader_drop_last", "true"],
+        f"--dataloader_drop_last: {{}}/checkpoint-2 was {OTHER_DATA}",
+    ),
+    "weights": (
+        ["--model_name_or_path", "other weights"],
+        "--model_name_or_path: the run of {}/checkpoint-2 began with other weights than those of",
+    ),
+    "config": (
+        ["--model_name_or_path", "other config"],
+        "--model_name_or_path: {}/checkpoint-2 was trained with another model than",
+    ),
+    "from scratch": (
+        ["--config_name", "other weights"],
+        "--model_name_or_path: the run of {}/checkpoint-2 began with other weights than those of",
+    ),
     "source": (
         ["--dataset_name", "builtin"],
         f"--dataset_name: {{}}/checkpoint-2 was {OTHER_DATA} (dataset_name None -> builtin",
@@ -328,8 +360,9 @@ def test_another_run_does_not_go_on(words, two_steps, others, what):
     flags, said = ANOTHER_RUN[what]
     flags = [others / flag if str(flag).startswith("other") else flag for flag in flags]
     command = words(two_steps, *RESUME, *flags)
-    if what == "source":
-        place = command.index("--train_file")
+    replaced = {"source": "--train_file", "from scratch": "--model_name_or_path"}.get(what)
+    if replaced is not None:
+        place = command.index(replaced)
         del command[place : place + 2]
     before = digests(two_steps)
     with pytest.raises(UserError, match=re.escape(said.format(two_steps))):
@@ -339,6 +372,7 @@ def test_another_run_does_not_go_on(words, two_steps, others, what):
 
 def test_the_same_run_goes_on_wherever_its_files_lie(train, base, two_steps, others, caplog):
     moved = ("--train_file", others / "moved.txt", "--tokenizer_name", others / "moved")
+    moved += ("--model_name_or_path", others / "moved model")
     with caplog.at_level(logging.INFO, logger="aixsim"):
         train(two_steps, *RESUME, *moved)
     assert "changed since: train_file" in caplog.text and "from their start" not in caplog.text
@@ -512,10 +546,39 @@ def test_what_cannot_be_read_is_named(train, tmp_path, interrupted, name):
 def test_a_checkpoint_of_another_model_is_refused(train, tmp_path, copy):
     make_model(tmp_path / "deeper", layers=3)
     deeper = ("--model_name_or_path", tmp_path / "deeper", *RESUME, "--max_steps", 6)
-    with pytest.raises(
-        UserError, match=r"checkpoint-4: cannot be loaded .* lacks model\.layers\.2"
-    ):
+    with pytest.raises(UserError, match=r"another model .*\(num_hidden_layers 2 -> 3\)"):
         train(copy, *deeper)
+
+
+@pytest.mark.parametrize("change", ["lacks", "holds"])
+def test_a_checkpoint_of_other_weights_than_its_config_says_is_refused(train, copy, change):
+    folder, name = copy / "checkpoint-4", "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["more" if change == "holds" else "rest"] = tensors[name].clone()
+    if change == "lacks":
+        del tensors[name], tensors["rest"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / MANIFEST_FILE).unlink()
+    said = f"checkpoint-4: cannot be loaded into this run: {change} "
+    with pytest.raises(UserError, match=said):
+        train(copy, "--resume_from_checkpoint", folder, "--max_steps", 6)
+
+
+def test_checkpoints_whose_names_were_exchanged_are_not_gone_on_from(words, interrupted, caplog):
+    two, four, aside = (interrupted / f"checkpoint-{name}" for name in ("2", "4", "x"))
+    two.rename(aside)
+    four.rename(two)
+    before = digests(interrupted)
+    said = f"{two}: is the checkpoint of step 4, by its trainer_state.json"
+    with pytest.raises(UserError, match=said):
+        find_checkpoint(parse_arguments(words(interrupted, "--resume_from_checkpoint", two)))
+    # it alone is there: starting anew would hide a loss
+    with pytest.raises(UserError, match=f"no checkpoint is whole: {said}"):
+        find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
+    assert digests(interrupted) == before
+    aside.rename(four)
+    with pytest.raises(UserError, match="no checkpoint is whole"):
+        find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
 
 
 def test_later_checkpoints_are_not_written_over(words, interrupted):
@@ -606,26 +669,55 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
     assert digests(copy / "checkpoint-2") == digests(old / "checkpoint-2")
 
 
-def test_a_place_that_is_taken_meanwhile_is_named(train, copy, monkeypatch):
+def test_a_place_that_is_taken_meanwhile_costs_nobody_anything(train, copy, monkeypatch, caplog):
     longer = (*RESUME, "--max_steps", 5)
-    (copy / "README.md").unlink()
+    (copy / "tokenizer.json").unlink()
+    (copy / MANIFEST_FILE).unlink()
     real = SimulationTrainer.train
 
     def meanwhile(trainer, **options):
-        (copy / "README.md").mkdir()
+        (copy / "tokenizer.json").mkdir()
+        (copy / "README.md").write_text("years of work")
         return real(trainer, **options)
 
-    monkeypatch.setattr(SimulationTrainer, "train", meanwhile)
-    with pytest.raises(RunError, match="the model could not be written to disk: Is a directory"):
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulationTrainer, "train", meanwhile)
         train(copy, *longer)
-    with pytest.raises(
-        UserError, match=r"--output_dir: .*README.md: got a folder; expected a file"
-    ):
-        train(copy, *longer)
-    (copy / "README.md").rmdir()
-    train(copy, *longer)
     verify(copy)
-    assert (copy / "README.md").is_file()
+    aside = copy / "checkpoint.set-aside"
+    assert (aside / "tokenizer.json").is_dir() and (copy / "tokenizer.json").is_file()
+    assert (aside / "README.md").read_text() == "years of work"
+    assert f"{copy / 'README.md'}: was not written by the run; set aside" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "tokenizer.model", "vocab.txt"])
+@pytest.mark.parametrize("asked", [(), ("--resume_from_checkpoint", "false")])
+def test_files_of_others_are_not_written_over(words, tmp_path, name, asked):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("years of work")
+    with pytest.raises(UserError, match=f"--output_dir: {tmp_path / 'run'} holds {name} already"):
+        continual_pretrain(parse_arguments(words(tmp_path / "run", *asked)))
+    assert (tmp_path / "run" / name).read_text() == "years of work"
+
+
+@pytest.mark.parametrize("do", ["--do_train", "--do_eval"])
+@pytest.mark.parametrize("name", ["all_results.json", "eval_results.json"])
+@pytest.mark.parametrize("text", ["mine", "[1]", '{"accuracy": 1}'])
+def test_results_of_others_are_not_written_over(words, home, tmp_path, name, text, do):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text(text)
+    command = words(tmp_path / "run", "--validation_file", home / "train.txt")
+    command[command.index("--do_train")] = do
+    with pytest.raises(UserError, match=f"{name}: holds no results of a training"):
+        continual_pretrain(parse_arguments(command))
+    assert (tmp_path / "run" / name).read_text() == text
+
+
+def test_an_edited_card_is_kept_when_the_run_goes_on(train, copy):
+    (copy / "README.md").write_text("what I found out")
+    train(copy, *RESUME, "--max_steps", 5)
+    assert (copy / "checkpoint.set-aside" / "README.md").read_text() == "what I found out"
+    assert not (copy / "checkpoint.set-aside" / "all_results.json").exists()
 
 
 # disks
@@ -803,7 +895,9 @@ def test_checkpoints_are_not_mixed_with_those_of_another_run(words, base, interr
 @pytest.mark.parametrize(
     ("place", "wanted"),
     [("checkpoint.set-aside", "folder"), (".staged", "folder"), ("README.md", "file"),
-     ("model.safetensors", "file"), ("eval_results.json", "file")],
+     ("model.safetensors", "file"), ("eval_results.json", "file"), ("training_args.bin", "file"),
+     ("tokenizer_config.json", "file"), ("transform.yaml", "file"),
+     ("model-00001-of-00002.safetensors", "file")],
 )  # fmt: skip
 def test_what_is_in_the_way_is_named_before_training(train, tmp_path, place, wanted):
     output = tmp_path / "run"
@@ -911,3 +1005,42 @@ def test_a_cache_is_not_read_where_it_is_to_be_overwritten(words, tmp_path, monk
         load_blocks(parse_arguments(words(tmp_path / "run", *flags)), tokenizer, 32)
         counts.append(len(made))
     assert counts == [1, 1, 2]
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A folder that is named as a data set of the hub is."""
+    (tmp_path / "rows").mkdir()
+
+    def write(*texts):
+        lines = [json.dumps({"text": text}) for text in texts]
+        (tmp_path / "rows" / "train.jsonl").write_text("\n".join(lines))
+
+    write(WORDS * 150, WORDS * 150)
+    return tmp_path / "rows", write
+
+
+def test_a_folder_in_the_place_of_a_hub_name_is_told_by_its_contents(words, rows, tmp_path):
+    folder, write = rows
+    command = words(tmp_path / "run", "--dataset_name", folder)
+    place = command.index("--train_file")
+    del command[place : place + 2]
+    continual_pretrain(parse_arguments([*command, "--max_steps", "2"]))
+    swapped = (
+        WORDS.replace("returns", "x").replace("evaluates", "returns").replace("x", "evaluates")
+    )
+    write(WORDS * 150, WORDS * 100 + swapped * 50)
+    goes_on = [*command, *RESUME]
+    with pytest.raises(UserError, match=r"--dataset_name: .*checkpoint-2 was trained on other"):
+        continual_pretrain(parse_arguments(goes_on))
+    write(WORDS * 150, WORDS * 150)
+    continual_pretrain(parse_arguments(goes_on))
+
+
+def test_what_save_to_disk_wrote_is_named(words, tmp_path):
+    Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "saved"))
+    command = words(tmp_path / "run", "--dataset_name", tmp_path / "saved")
+    place = command.index("--train_file")
+    del command[place : place + 2]
+    with pytest.raises(UserError, match="what `save_to_disk` of datasets wrote; expected its"):
+        continual_pretrain(parse_arguments(command))

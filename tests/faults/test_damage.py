@@ -416,3 +416,20 @@ def test_retention_keeps_the_last_whole_one(tmp_path, kinds, remaining):
     root = folders(tmp_path / "checkpoint", **names)
     checkpoints_in(root).remove_old(keep=2)
     assert left(root) == [f"step-{step}" for step in remaining]
+
+
+def test_checkpoints_whose_names_were_exchanged_are_not_gone_on_from(train, tmp_path):
+    """The steps in between would be trained twice, and the later checkpoint written over."""
+    folder = tmp_path / "run" / "checkpoint"
+    train(tmp_path / "run")
+    (folder / "step-2").rename(tmp_path / "aside")
+    (folder / "step-4").rename(folder / "step-2")
+    (tmp_path / "aside").rename(folder / "step-4")
+    kept = {path.stat().st_ino for path in folder.rglob("*") if path.is_file()}
+    said = train(tmp_path / "run", "--training.steps", 6, "--checkpoint.load_step", 2, code=2)
+    assert f"{folder}/step-2: is the checkpoint of step 4" in said
+    said = train(tmp_path / "run", "--training.steps", 6, code=2)
+    assert f"{folder}/step-4: is the checkpoint of step 2" in said
+    assert f"{folder}/step-2: is the checkpoint of step 4" in said
+    # one of them may be set aside by now
+    assert kept <= {path.stat().st_ino for path in (tmp_path / "run").rglob("*")}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import shutil
 
@@ -15,10 +16,11 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
-from aixsim_cli.backends.hf.folder import load_model, write_model  # noqa: E402
+from aixsim_cli.backends.hf.folder import load_model, ranges_of, write_model  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.eval.load import load_model as load_for_eval  # noqa: E402
 from aixsim_cli.main import app  # noqa: E402
+from aixsim_cli.transforms.config import parse_transform  # noqa: E402
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -34,6 +36,19 @@ def config(**values):
 
 def edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def generation(**values):
+    return lambda folder: edit(folder / "generation_config.json", **values)
+
+
+def tensors_without(name):
+    def damage(folder):
+        found = load_file(folder / WEIGHTS)
+        del found[name]
+        save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+
+    return damage
 
 
 def quantization(**values):
@@ -134,6 +149,22 @@ def plain_state(folder):
     (folder / "transform.safetensors").write_bytes(b"")
 
 
+def plain_ranges(change):
+    """A folder of the form --plain, with its ranges changed."""
+
+    def damage(folder):
+        model, _ = load_model(str(folder))
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        write_model(model, folder, "plain")
+        found = load_file(folder / STATE)
+        change(found)
+        save_file(found, folder / STATE)
+
+    return damage
+
+
+STATE = "transform.safetensors"
 RANGES = "model.layers.0.mlp.up_proj.ranges"
 NAN = float("nan")
 # name -> which model, the damage, and what is said of it
@@ -198,6 +229,29 @@ CASES = {
     "infinite": ("optical", tensors(**{UP: lambda t: t / 0}), "are NaN or infinite"),
     "inverted ranges": ("optical", tensors(**{RANGES: lambda t: t.flip(1).contiguous()}), "lo <="),
     "NaN ranges": ("optical", tensors(**{RANGES: lambda t: t * NAN}), r"range \[nan, nan\]"),
+    "plain ranges missing": (
+        "optical", plain_ranges(lambda t: t.pop(RANGES)),
+        rf"{STATE}: {RANGES}: got nothing; expected the shape",
+    ),
+    "plain ranges of more": (
+        "optical", plain_ranges(lambda t: t.update(more=t[RANGES].clone())),
+        rf"{STATE}: more: got the shape .*expected no such ranges",
+    ),
+    "plain ranges cut": (
+        "optical", plain_ranges(lambda t: t.update({RANGES: t[RANGES][:1].clone()})),
+        rf"{STATE}: {RANGES}: got the shape \(1, 2\); expected the shape",
+    ),
+    "ranges missing": ("optical", tensors_without(RANGES), "files lack model.layers.0.mlp.up_proj"),
+    "eps infinite": ("digital", config(rms_norm_eps=1e999), r"config\.json: rms_norm_eps: got inf"),
+    "theta NaN": ("digital", config(rope_theta=NAN), r"config\.json: rope_theta: got nan"),
+    "a part's number": (
+        "digital", config(rope_parameters={"rope_type": "default", "rope_theta": -1e999}),
+        r"config\.json: rope_parameters: rope_theta: got -inf",
+    ),
+    "a list's number": ("digital", config(factors=[1.0, NAN]), r"config\.json: factors: got nan"),
+    "temperature infinite": (
+        "digital", generation(temperature=1e999), r"generation_config\.json: temperature: got inf",
+    ),
     "half a range": ("optical", tensors(**{RANGES: lambda t: t.clamp(max=0) / 0}), "got the range"),
 }  # fmt: skip
 TOKENIZER = {
@@ -228,7 +282,7 @@ def test_a_damaged_folder_is_told(copy, case):
     damage(folder)
     with pytest.raises(UserError, match=said) as caught:
         load_model(str(folder))
-    assert str(folder) in str(caught.value) or "quantization_config" in str(caught.value)
+    assert str(folder) in str(caught.value) and "expected" in str(caught.value)
     for harmful in ("weights_only", "ignore_mismatched", "trust_remote_code", "can be ignored"):
         assert harmful not in str(caught.value)
     assert not (folder.parent / RUN).exists()
@@ -308,6 +362,26 @@ def test_ranges_of_zeros_are_told(copy, caplog):
     tensors(**{RANGES: torch.zeros_like})(folder)
     load_model(str(folder))
     assert "1 modules have a range from 0 to 0" in caplog.text
+
+
+def test_bounds_may_be_infinite(copy):
+    """As those of Mamba's time steps are."""
+    folder = copy("digital")
+    config(time_step_limit=[0.0, math.inf])(folder)
+    load_model(str(folder))
+
+
+@pytest.mark.parametrize("levels", [16, 256])
+def test_ranges_of_other_hardware_are_kept_where_they_fit(copy, tmp_path, levels):
+    """Of a plain folder as of one that is none."""
+    folder = copy("optical")
+    other = parse_transform({"layer_name_to_config": {"default": {"q_levels": levels}}}, source="t")
+    found = ranges_of(load_model(str(folder), transform=other)[0])
+    plain_ranges(lambda t: t.update({RANGES: t[RANGES][:1].clone()}))(folder)
+    plain = ranges_of(load_model(str(folder), transform=other)[0])
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in found if name != RANGES)
+    assert plain[RANGES].isinf().all() and found[RANGES].isfinite().all()
 
 
 def test_integer_buffers_are_none_of_our_business(copy):

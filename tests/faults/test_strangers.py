@@ -11,6 +11,7 @@ from aixsim_cli.backends.titan import device
 
 device.prepare()
 
+from aixsim_cli.backends.hf.folder import load_config  # noqa: E402
 from aixsim_cli.errors import UserError  # noqa: E402
 from aixsim_cli.main import app  # noqa: E402
 
@@ -82,6 +83,10 @@ COMMANDS = {
     "convert-tokenizer": (
         "convert-ckpt", "aixsim", "debug", "{good}", "{out}", "--tokenizer-path", "{tokenizer}",
     ),
+    "lm-eval's own": (
+        "eval", "lm-eval", "--", "run", "--model", "aixsim", "--model_args", "pretrained={model}",
+        "--tasks", "wikitext",
+    ),
     "check": ("transforms", "check", "configs/transforms/optical.yaml", "--model", "{model}"),
     "continual": (
         "continual-pretrain", "--model_name_or_path", "{model}", "--dataset_name", "builtin",
@@ -119,11 +124,20 @@ def test_code_beside_what_transformers_knows_itself_is_left_alone(planted, mark)
         assert done.exit_code == 0 or isinstance(done.exception, UserError), done.exception
 
 
-def test_kernels_of_the_hub_are_code(planted, mark):
-    edit(planted["model"] / "config.json", model_type="llama", attn_implementation="evil/attention")
+@pytest.mark.parametrize("named", ["evil/attention", {"": "evil/attention"}])
+def test_kernels_of_the_hub_are_code(planted, mark, named):
+    edit(planted["model"] / "config.json", model_type="llama", attn_implementation=named)
     done = run(COMMANDS["ppl-model"], planted)
     assert isinstance(done.exception, UserError)
     assert "attn_implementation: got evil/attention" in str(done.exception)
+
+
+def test_kernels_that_a_part_of_a_model_names_are_code_too(tmp_path):
+    named = {"model_type": "gemma3", "attn_implementation": {"text_config": "evil/attention"}}
+    (tmp_path / "config.json").write_text(json.dumps(named))
+    with pytest.raises(UserError, match="text_config: attn_implementation: got evil/attention, co"):
+        load_config(str(tmp_path))
+    load_config(str(tmp_path), trust_remote_code=True)
 
 
 def test_a_config_names_no_callable_of_transformers(planted, mark):

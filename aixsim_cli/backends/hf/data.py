@@ -1,5 +1,6 @@
 """Text for HF's Trainer: documents become tokens as in pretraining, and tokens become blocks."""
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,27 @@ def load_blocks(arguments: Arguments, tokenizer: Any, block_size: int) -> dict[s
     return blocks
 
 
+def tokens_digest(blocks: Any) -> str | None:
+    """Tells what is trained on from everything else: SHA-256 of all its tokens, in order.
+
+    Args:
+        blocks: of `load_blocks`.
+
+    Returns:
+        None where they are streamed.
+    """
+    from datasets import Dataset
+
+    if not isinstance(blocks, Dataset):
+        return None
+    digest = hashlib.sha256()
+    tables: Any = blocks.select_columns(["input_ids"]).with_format("arrow")
+    for batch in tables.iter(batch_size=1000):
+        for piece in batch["input_ids"].chunks:
+            digest.update(piece.flatten().cast("int64").to_numpy())
+    return digest.hexdigest()
+
+
 def data_digest(data: DataArguments) -> str:
     """Tells the training text from others by its contents, the hub's by name and config.
 
@@ -67,6 +89,9 @@ def data_digest(data: DataArguments) -> str:
         return files_digest([path]) if _is_csv(path) else text_digest("local", path)
     if data.dataset_name == "builtin":
         return text_digest("builtin", None)
+    folder = Path(data.dataset_name)
+    if folder.is_dir():
+        return files_digest(sorted(path for path in folder.rglob("*") if path.is_file()))
     return f"{data.dataset_name} {data.dataset_config_name}"
 
 
@@ -143,6 +168,7 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
     from datasets import get_dataset_split_names, load_dataset
 
     name, config = str(data.dataset_name), data.dataset_config_name
+    _check_folder(Path(name))
     try:
         splits = get_dataset_split_names(name, config, token=token)
         held_out = f"train[:{data.validation_split_percentage}%]"
@@ -168,6 +194,17 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
     # its rows are lines; the documents are articles
     is_lines = name.rpartition("/")[2] == "wikitext"
     return rows.map(articles, batched=True) if is_lines else rows
+
+
+def _check_folder(path: Path) -> None:
+    """What lies under a name of the hub is taken for it; not everything there can be read."""
+    if not path.is_dir():
+        return
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise UserError(
+            f"--dataset_name {path}: what `save_to_disk` of datasets wrote; expected its "
+            f'`to_parquet("{path}.parquet")`, and --train_file {path}.parquet'
+        )
 
 
 def _text_column(rows: Any, where: str) -> Any:

@@ -7,18 +7,26 @@
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.inspection import (
     check_config,
     check_fit,
+    check_numbers_of,
     check_types,
     check_weights,
     libraries_told,
@@ -129,15 +137,15 @@ def load_model(
     if is_ours or digital:
         return model, is_ours and not digital
     beside = _read_plain(Path(source)) if Path(source).is_dir() else None
+    own_transform = transform is None
     if transform is None and beside is not None:
         require_paradigms(beside[0], source=f"{source}/{TRANSFORM_FILE}")
         transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}")
     if transform is None:
         return model, False
     transform_hf_model(model, transform)
-    ranges = beside[1] if beside is not None else {}
-    own_names = model.state_dict().keys()
-    model.load_state_dict({k: v for k, v in ranges.items() if k in own_names}, strict=False)
+    if beside is not None:
+        _load_ranges(model, beside[1], source, is_own=own_transform)
     return model, beside is not None
 
 
@@ -150,7 +158,7 @@ def load_config(source: str, *, trust_remote_code: bool = False, **options: Any)
         options: as of `load_model`.
 
     Raises:
-        UserError: it cannot be loaded, or names code to be downloaded.
+        UserError: it cannot be loaded, names code to be downloaded, or holds what is no number.
     """
     shared = {k: options[k] for k in ("revision", "token", "cache_dir") if k in options}
     if Path(source).is_dir():
@@ -162,18 +170,31 @@ def load_config(source: str, *, trust_remote_code: bool = False, **options: Any)
         )
     if not trust_remote_code:
         _check_kernels(config, source)
+    check_numbers_of(config.to_dict(), f"{source}/config.json")
     return config
 
 
 def _check_kernels(config: Any, source: str) -> None:
     """transformers downloads and runs attention kernels that a config names as owner/name."""
     for key in ("_attn_implementation", "_experts_implementation"):
-        value = getattr(config, key, None)
-        if isinstance(value, str) and "/" in value:
-            raise UserError(
-                f"{source}/config.json: {key.removeprefix('_')}: got {value}, code on the hub that "
-                "would be run; expected none, or --trust-remote-code"
-            )
+        for name, value in _implementations(config, key, key.removeprefix("_")):
+            if "/" in value:
+                raise UserError(
+                    f"{source}/config.json: {name}: got {value}, code on the hub that would be "
+                    "run; expected none, or --trust-remote-code"
+                )
+
+
+def _implementations(config: Any, key: str, name: str) -> Iterator[tuple[str, str]]:
+    """What a config, and those of its parts, name as an implementation."""
+    value = getattr(config, key, None)
+    if isinstance(value, Mapping):
+        yield from ((f"{name}: {part}", str(of)) for part, of in value.items())
+    elif value is not None:
+        yield name, str(value)
+    for part, inner in vars(config).items():
+        if isinstance(inner, PretrainedConfig):
+            yield from _implementations(inner, key, f"{part}: {name}")
 
 
 def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -195,7 +216,8 @@ def transform_in(folder: Path) -> dict[str, Any] | None:
     own = load_json_object(path).get("quantization_config") or {}
     if own.get("quant_method") != METHOD:
         return None
-    saved: Any = AixsimConfig.from_dict(own)
+    with libraries_told(str(folder)):
+        saved: Any = AixsimConfig.from_dict(own)
     return saved.transform
 
 
@@ -257,6 +279,36 @@ def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None
     ranges = load_file(state)
     check_numbers(ranges, str(state))
     return load_yaml(config).data, ranges
+
+
+def _load_ranges(
+    model: PreTrainedModel, saved: dict[str, Tensor], source: str, *, is_own: bool
+) -> None:
+    """Set the ranges that a plain folder holds; of other hardware, those that both have."""
+    path = Path(source) / TRANSFORM_STATE_FILE
+    own = {name: tuple(ranges.shape) for name, ranges in ranges_of(model).items()}
+    fitting = {k: v for k, v in saved.items() if tuple(v.shape) == own.get(k)}
+    if is_own:
+        for name in sorted(own.keys() | saved.keys()):
+            if name in fitting:
+                continue
+            found = f"the shape {tuple(saved[name].shape)}" if name in saved else "nothing"
+            wanted = f"the shape {own[name]}" if name in own else "no such ranges"
+            raise UserError(
+                f"{path}: {name}: got {found}; expected {wanted}, by {TRANSFORM_FILE} and "
+                "config.json: the files as they were saved together"
+            )
+    model.load_state_dict(fitting, strict=False)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of a folder that weights and ranges are read of.
+
+    Raises:
+        UserError: as `check_weights`.
+    """
+    beside = folder / TRANSFORM_STATE_FILE
+    return check_weights(folder) + [beside] * beside.is_file()
 
 
 def _write_json(path: Path, value: Any) -> None:

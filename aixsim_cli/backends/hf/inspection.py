@@ -4,8 +4,9 @@ transformers reads a damaged folder as far as it can, and what it then says name
 each file is looked at first: the JSON, the index and the headers of the weights, no weight itself.
 """
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from aixsim_cli.backends.hf.quantizer import METHOD
 from aixsim_cli.config.json_object import load_json_object
-from aixsim_cli.errors import RunError, UserError, reason_of, shown
+from aixsim_cli.errors import ConfigError, RunError, UserError, reason_of, shown
 
 _OBJECTS = ("config.json", "generation_config.json")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -38,13 +39,23 @@ def libraries_told(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, RunError, MemoryError, torch.OutOfMemoryError):
+    except (ConfigError, UserError) as error:
+        # what the model's own sections say of themselves does not know whose they are
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        named = (source, str(Path(source)))
+        told = [p if p.startswith(named) else f"{source}/config.json: {p}" for p in problems]
+        raise ConfigError(told) from error
+    except (RunError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, safetensors and torch raise what they like
-        kind = "cannot be loaded"
+        kind, expected = "cannot be loaded", "a whole model, of a kind that this transformers knows"
         if not Path(source).is_dir():
             kind = "no such folder, and not loaded from the hub"
-        raise UserError(f"{source}: {kind}: {reason_of(error)}") from error
+            expected = "a folder, or a name on the hub and a connection to it"
+        reason = reason_of(error)
+        if "--trust" not in reason and "expected" not in reason:
+            reason += f"; expected {expected}"
+        raise UserError(f"{source}: {kind}: {reason}") from error
 
 
 def check_config(folder: Path) -> None:
@@ -56,6 +67,8 @@ def check_config(folder: Path) -> None:
     found = {
         name: load_json_object(folder / name) for name in _OBJECTS if (folder / name).is_file()
     }
+    for name, values in found.items():
+        check_numbers_of(values, str(folder / name))
     config = found.get("config.json")
     if config is None:
         raise UserError(f"{folder}: has no config.json; expected a Hugging Face model folder")
@@ -70,6 +83,26 @@ def check_config(folder: Path) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{path}: {key}: got {shown(value)}; expected an integer of at least 1")
     _check_quantization(config.get("quantization_config"), path)
+
+
+def check_numbers_of(section: Mapping[str, Any], where: str) -> None:
+    """See that every number of a config is one.
+
+    Args:
+        section: of a config.json or generation_config.json.
+        where: file, and keys that lead to it.
+
+    Raises:
+        UserError: naming the first that is NaN, or infinite. A list may hold infinite bounds, as
+            Mamba's `time_step_limit` does.
+    """
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            check_numbers_of(value, f"{where}: {key}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            is_bound = number is not value and number in (math.inf, -math.inf)
+            if isinstance(number, float) and not math.isfinite(number) and not is_bound:
+                raise UserError(f"{where}: {key}: got {number}; expected a number")
 
 
 def _check_quantization(section: Any, path: Path) -> None:
@@ -117,7 +150,9 @@ def check_weights(folder: Path) -> list[Path]:
     names += [name for name in sorted(set(listed.values())) if name not in names]
     for name in names:
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing; the index of the weights names it")
+            raise UserError(
+                f"{folder / name}: missing; expected every file that the index of the weights names"
+            )
         if not name.endswith(".safetensors"):
             continue
         types = safetensors_types(folder / name)

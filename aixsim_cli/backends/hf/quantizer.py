@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 from wrapt import wrap_function_wrapper
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import UserError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +50,8 @@ class AixsimConfig(QuantizationConfigMixin):
 
         if schema_version != SCHEMA_VERSION:
             raise UserError(
-                f"quantization_config: schema_version: got {schema_version}; this version of "
-                f"aixsim reads {SCHEMA_VERSION}"
+                f"quantization_config: schema_version: got {shown(schema_version)}; this version "
+                f"of aixsim reads {SCHEMA_VERSION}: expected the version that wrote it"
             )
         self.transform = _patterns(transform, as_list=False)
         if not dequantize:
@@ -148,7 +148,10 @@ class AixsimQuantizer(HfQuantizer):
                 missing.append(f"{name}.ranges")
                 module.reset_state()
         if saved is not None and missing:
-            raise UserError(f"the model's files lack {', '.join(missing[:4])}; saved incompletely?")
+            raise UserError(
+                f"quantization_config: the model's files lack {', '.join(missing[:4])}; expected a "
+                "folder as it was saved, ranges included"
+            )
         self.quantization_config.modules = len(modules)
 
 

@@ -1,52 +1,36 @@
-"""Which checkpoint a run of continual-pretrain goes on from, and what may have changed since.
+"""Which checkpoint a run of continual-pretrain goes on from."""
 
-As for pretrain, hardware, seed, tokenizer and data are what a run is: with others it is another
-run, which has a folder of its own.
-"""
-
-import enum
-import json
 import logging
 import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
-from aixsim_cli.backends.hf.data import data_digest
+from aixsim_cli.backends.hf.identity import read_settings
 from aixsim_cli.errors import UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
-from aixsim_cli.run.inputs import Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete, verify
-from aixsim_cli.run.resume import listing
-from aixsim_cli.transforms.config import hardware_difference
 from aixsim_cli.transforms.loaded import check_numbers
 
+# what a finished model, and what is told of it, consists of; the formats of tokenizers among them
+FINISHED = (
+    "README.md", "*_results.json", "config.json", "generation_config.json", "*.safetensors",
+    "*.safetensors.index.json", "*.bin", "transform.yaml", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model", TRAINER_STATE_NAME,
+    MANIFEST_FILE,
+)  # fmt: skip
+
 logger = logging.getLogger("aixsim")
-SETTINGS_FILE = "settings.json"
-# what shapes the training; where files lie, what is logged and how often is saved do not
-_TRAINING = (
-    "seed", "data_seed", "max_steps", "num_train_epochs", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
-    "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "max_grad_norm", "bf16", "fp16",
-)  # fmt: skip
-_DATA = (
-    "dataset_name", "dataset_config_name", "train_file", "max_train_samples", "streaming",
-    "validation_split_percentage",
-)  # fmt: skip
-# a position counts blocks in the order that the seed draws of all of them
-_ORDER = ("block_size", "data_seed", "dataset_name", "dataset_config_name", "training blocks")
 
 
 def checkpoints_in(output: Path) -> Checkpoints:
@@ -91,7 +75,7 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         if not found.resolve().is_relative_to(output.resolve()):
             _refuse(output, checkpoints=True)
         verify_by_all_ranks(found)
-        if problem := ranks.from_main(_problem_of_numbers(found) if ranks.is_main() else None):
+        if problem := ranks.from_main(_problem_of(found) if ranks.is_main() else None):
             raise UserError(problem)
     if found is None:
         _refuse(output, checkpoints=False)
@@ -103,8 +87,10 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
 
 
 def _refuse(output: Path, *, checkpoints: bool) -> None:
-    """Refuse a folder that holds another run: its model, which this one would write over."""
-    holds = "a model" if (output / "config.json").is_file() else None
+    """Refuse a folder that holds another run, or what a new one's model would write over."""
+    paths = output.iterdir() if output.is_dir() else ()
+    names = sorted(path.name for path in paths if any(map(path.match, FINISHED)))
+    holds = "a model" if "config.json" in names else names[0] if names else None
     if checkpoints and checkpoints_in(output).steps():
         holds = "checkpoints"
     if holds := ranks.from_main(holds):
@@ -119,7 +105,7 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
     unusable: dict[int, str] = {}
     while (step := checkpoints.agree(unusable)) is not None:
         folder = checkpoints.folder(step)
-        problem = ranks.from_main(_problem_of_numbers(folder) if ranks.is_main() else None)
+        problem = ranks.from_main(_problem_of(folder) if ranks.is_main() else None)
         if problem is None:
             return folder
         unusable[step] = problem
@@ -133,9 +119,17 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
     return None
 
 
-def _problem_of_numbers(folder: Path) -> str | None:
-    """What a whole checkpoint holds that no run can go on from: what is not finite."""
+def _problem_of(folder: Path) -> str | None:
+    """Why no run can go on from a whole checkpoint: another step than its name's, no numbers."""
     try:
+        name = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        is_there = (folder / TRAINER_STATE_NAME).is_file()
+        step = read_state(folder).global_step if name and is_there else None
+        if name and step is not None and int(name[1]) != step:
+            raise UserError(
+                f"{folder}: is the checkpoint of step {step}, by its {TRAINER_STATE_NAME}; "
+                "expected the name that it was saved under"
+            )
         for path in sorted(folder.glob("*.safetensors")):
             with readable(folder):
                 tensors = load_file(path)
@@ -247,23 +241,6 @@ def holds_model_of(output: Path, checkpoint: Path, step: int) -> bool:
     return found
 
 
-def check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Trainer loads of a checkpoint what fits the model, and begins the rest anew.
-
-    Raises:
-        UserError: it was trained on other hardware.
-    """
-    saved, asked = hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model)
-    difference = hardware_difference(saved, asked, source=str(checkpoint))
-    if difference is None:
-        return
-    began, asks = difference
-    raise UserError(
-        f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
-        " expected the hardware that the run began with (--transform_config), or a new --output_dir"
-    )
-
-
 def check_steps(checkpoint: Path, step: int, last: int) -> None:
     """See that a checkpoint is not beyond the run's end.
 
@@ -275,112 +252,3 @@ def check_steps(checkpoint: Path, step: int, last: int) -> None:
             f"--max_steps: got {last}; {checkpoint} is beyond it; expected at least {step}, or a "
             "new --output_dir to start anew"
         )
-
-
-def settings_of(
-    arguments: Arguments, *, steps: int, block_size: int, blocks: int | None
-) -> dict[str, Any]:
-    """What shapes the training, under the names of the flags; no tokens.
-
-    Args:
-        arguments: of the run.
-        steps: of the whole training.
-        block_size: tokens a sequence.
-        blocks: sequences of the training text; None where it is streamed.
-    """
-    training, data = arguments.training, arguments.data
-    found = {name: getattr(data, name) for name in _DATA}
-    found |= {name: getattr(training, name) for name in _TRAINING if hasattr(training, name)}
-    found |= {
-        "dtype": arguments.model.dtype or "float32",
-        "max_steps": steps,
-        "block_size": block_size,
-        "training blocks": blocks,
-        "processes": training.world_size,
-    }
-    # as they come back from the file
-    return json.loads(json.dumps(found, default=_plain))
-
-
-def read_settings(checkpoint: Path) -> dict[str, Any]:
-    """The settings that a checkpoint was trained with; empty where it holds none."""
-    path = checkpoint / SETTINGS_FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}; expected a whole checkpoint") from None
-
-
-def write_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
-    """Put a run's settings into its checkpoint."""
-    text = json.dumps(settings, indent=1)
-    (checkpoint / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ: name -> (the checkpoint's, the run's)."""
-    return {k: (saved[k], v) for k, v in now.items() if k in saved and saved[k] != v}
-
-
-def inputs_of(arguments: Arguments, tokenizer: Any) -> Inputs:
-    """Digests of the tokenizer and the training text.
-
-    Args:
-        arguments: of a run that trains.
-        tokenizer: transformers tokenizer. Of one that is written in Python the tokens are told.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        definition = backend.to_str()
-    else:
-        definition = json.dumps({"model": tokenizer.get_vocab()})
-    return Inputs(definition_digest(definition), data_digest(arguments.data))
-
-
-def check_identity(
-    checkpoint: Path, changed: Mapping[str, Any], arguments: Arguments, inputs: Inputs
-) -> bool:
-    """Refuse to go on with what is another run than the checkpoint's.
-
-    Args:
-        checkpoint: to go on from; what it does not know of its run is not compared.
-        changed: of `changes`.
-        arguments: of the run.
-        inputs: of the run.
-
-    Returns:
-        Whether the data, or their order, are others: a position in the old ones means nothing in
-        them, and `--ignore_data_skip` says to read them from their start.
-
-    Raises:
-        UserError: another seed, or another tokenizer; other data without that flag.
-    """
-    expected = "to go on, or a new --output_dir"
-    if "seed" in changed:
-        before, now = changed["seed"]
-        raise UserError(
-            f"--seed: {checkpoint} was trained with {before}, this run asks for {now}; expected "
-            f"the same {expected}"
-        )
-    others = inputs.differing(read_inputs(checkpoint))
-    if "tokenizer" in others:
-        raise UserError(
-            f"--tokenizer_name: {checkpoint} was trained with another tokenizer than this run's; "
-            f"expected the same, wherever it lies, {expected}"
-        )
-    order = {key: changed[key] for key in _ORDER if key in changed}
-    is_other = "data" in others or bool(order)
-    if is_other and not arguments.training.ignore_data_skip:
-        source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
-        flag = next((key for key in ("block_size", "data_seed") if key in order), source)
-        listed = f" ({listing(order)})" if order else ""
-        raise UserError(
-            f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "
-            f"order{listed}; expected the same, wherever they lie, to go on; --ignore_data_skip "
-            "true to go on with these from their start; or a new --output_dir"
-        )
-    return is_other
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, enum.Enum) else str(value)

@@ -16,13 +16,12 @@ from aixsim_cli import __version__
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.card import CARD_FILE, write_card
-from aixsim_cli.backends.hf.resume import checkpoints_in
+from aixsim_cli.backends.hf.resume import FINISHED, checkpoints_in
 from aixsim_cli.backends.hf.trainer import SimulationTrainer, not_written
-from aixsim_cli.errors import RunError
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import NOT_THERE
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_places
-from aixsim_cli.run.manifest import MANIFEST_FILE
 from aixsim_cli.run.replace import WORKPLACES, publish, stage
 from aixsim_cli.transforms.config import without_lora
 from aixsim_cli.transforms.lora import merge_lora
@@ -30,7 +29,6 @@ from aixsim_cli.transforms.lora import merge_lora
 _ALL_RESULTS = "all_results.json"
 # about the model, not of it: a later evaluation adds to them, and a card may be edited
 _NOT_OF_THE_MODEL = (CARD_FILE, _ALL_RESULTS, "train_results.json", "eval_results.json")
-_OF_THE_MODEL = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 
 logger = logging.getLogger("aixsim")
 
@@ -43,12 +41,26 @@ def check_writable(folder: Path, key: str) -> None:
         key: the setting that names it, for messages.
 
     Raises:
-        UserError: naming what is.
+        UserError: naming what is, or results that are none of a run's.
     """
-    files = (*_NOT_OF_THE_MODEL, *_OF_THE_MODEL, TRAINER_STATE_NAME, MANIFEST_FILE)
-    places = {folder / name: ("a file", NOT_THERE) for name in files}
+    files = [path for path in folder.iterdir() if any(map(path.match, FINISHED))]
     folders = (checkpoints_in(folder).aside, *(folder / name for name in WORKPLACES))
+    places = {path: ("a file", NOT_THERE) for path in files}
     check_places(places | {path: ("a folder",) for path in folders}, key)
+    for path in files:
+        if path.match("*_results.json") and not _is_ours(path):
+            raise UserError(
+                f"{key}: {path}: holds no results of a training or an evaluation, and would be "
+                "written over; expected another folder, or that name to be free"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and not {"train_loss", "eval_loss"}.isdisjoint(found)
 
 
 def save_finished(
@@ -80,7 +92,7 @@ def save_finished(
         trainer.save_model(str(staged), _internal_call=True)
         if main:
             _complete(Path(str(staged)), trainer, arguments, metrics)
-            publish(folder, leave_out=_NOT_OF_THE_MODEL)
+            publish(folder, checkpoints_in(folder).aside, leave_out=_NOT_OF_THE_MODEL)
     except (OSError, RuntimeError, SafetensorError) as error:
         if main and staged is not None:
             shutil.rmtree(staged, ignore_errors=True)

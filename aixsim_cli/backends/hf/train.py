@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from aixsim_cli.backends.hf import folder as hf_folder
-from aixsim_cli.backends.hf import resume
+from aixsim_cli.backends.hf import identity, resume
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
 from aixsim_cli.backends.hf.data import load_blocks
@@ -73,7 +73,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     with locked(output, _FOLDER_KEY):
         check_writable(output, _FOLDER_KEY)
         try:
-            finish_publishing(output)
+            finish_publishing(output, resume.checkpoints_in(output).aside)
         except OSError as error:
             raise RunError(
                 f"{output}: the model that a killed run saved cannot be put in place: {error}"
@@ -91,7 +91,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
     tokenizer = _tokenizer(arguments)
     model = _model(arguments.model, transform, len(tokenizer))
     if checkpoint is not None:
-        resume.check_hardware(checkpoint, model)
+        identity.check_model(checkpoint, model, arguments)
     block_size = _block_size(arguments, model)
     set_steps_and_batch(arguments, _parameters(model), block_size)
     blocks = load_blocks(arguments, tokenizer, block_size)
@@ -109,13 +109,13 @@ def _run(arguments: Arguments, output: Path) -> Result:
         if ranks.is_main():
             write_results(output, metrics)
         return Result(None, metrics)
-    trainer.settings = resume.settings_of(
+    trainer.settings = identity.settings_of(
         arguments,
         steps=trainer.planned_steps(),
         block_size=block_size,
         blocks=len(blocks["train"]) if hasattr(blocks["train"], "__len__") else None,
     )
-    trainer.inputs = resume.inputs_of(arguments, tokenizer)
+    trainer.inputs = identity.inputs_of(arguments, tokenizer, blocks["train"])
     if checkpoint is not None and _has_all_steps(trainer, checkpoint, arguments):
         return _finish(trainer, arguments, checkpoint)
     if ranks.is_main():
@@ -131,8 +131,10 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     now, step = trainer.settings, resume.read_state(checkpoint).global_step
     last = now["max_steps"]
     resume.check_steps(checkpoint, step, last)
-    changed = resume.changes(resume.read_settings(checkpoint), now)
-    other_data = resume.check_identity(checkpoint, changed, arguments, trainer.inputs)
+    changed = identity.changes(identity.read_settings(checkpoint), now)
+    other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
+    if step == last:
+        identity.check_finished(checkpoint, step, changed, other_data=other_data)
     logger.info(describe(step, checkpoint, changed, last, other_data=other_data and step < last))
     return step == last
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable, write_settings
+from aixsim_cli.backends.hf.identity import write_settings
+from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable
 from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove, verify_by_all_ranks

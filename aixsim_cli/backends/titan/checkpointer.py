@@ -22,6 +22,7 @@ from torchtitan.components.checkpoint import (
     LR_SCHEDULER,
     MODEL,
     OPTIMIZER,
+    TRAIN_STATE,
     AsyncMode,
     CheckpointManager,
     GarbageCollection,
@@ -265,6 +266,9 @@ class Checkpointer(CheckpointManager):
         set_hyperparameters(optimizers, list(self.states[LR_SCHEDULER]), settings)
         if not self.is_finite():
             return f"{folder}: holds weights, ranges or moments that are not finite"
+        of = self.states[TRAIN_STATE].step if TRAIN_STATE in states else step
+        if of != step:
+            return f"{folder}: is the checkpoint of step {of}; expected the name it was saved under"
         self.last_saved = step
         if rewind_data:
             self.began_at = step

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
+from aixsim_cli.backends.titan.spec import load_tokenizer
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.data.sources import text_digest
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import DocumentEncoder, resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.inputs import RANDOM, Inputs, read_inputs, tokenizer_digest, weights_digest
 from aixsim_cli.run.resume import listing
@@ -47,7 +48,8 @@ def inputs_of(config: PretrainConfig) -> Inputs:
         tokenizer = tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path))
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
-    return Inputs(tokenizer, data, _start_digest(config))
+    frame = DocumentEncoder(load_tokenizer(config.model.hf_assets_path)).frame
+    return Inputs(tokenizer, data, _start_digest(config), frame)
 
 
 def _start_digest(config: PretrainConfig) -> str | None:

@@ -358,6 +358,9 @@ def run(tmp_path):
     return folder
 
 
+ASIDE = "set-aside"
+
+
 def fill(folder):
     staged = replace.stage(folder)
     (staged / "model").write_text("new")
@@ -369,11 +372,12 @@ def assert_new(folder):
     verify(folder)
     assert (folder / "model").read_text() == "new"
     assert left(folder) == ["checkpoint-2", "manifest.json", "model", "results.json", "sub"]
+    assert (folder / "results.json").read_text() == "{}"
 
 
 def test_published_files_take_the_place_of_the_models(run):
     fill(run)
-    replace.publish(run)
+    replace.publish(run, run / ASIDE)
     assert_new(run)
 
 
@@ -406,16 +410,16 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
         patch.setattr(os, "replace", hurt(os.replace))
         patch.setattr(shutil, "rmtree", hurt(shutil.rmtree))
         with pytest.raises(OSError, match="killed"):
-            replace.publish(run)
+            replace.publish(run, run / ASIDE)
     if count <= 2:
         # the manifest of what was staged, and the rename that publishes it
         verify(run)
         assert (run / "model").read_text() == "old"
         fill(run)
-        replace.publish(run)
+        replace.publish(run, run / ASIDE)
     else:
         assert "in place" in replace.interrupted(run)
-        replace.finish_publishing(run)
+        replace.finish_publishing(run, run / ASIDE)
     assert replace.interrupted(run) is None
     staged = run / ".staged"
     assert not staged.exists()
@@ -425,7 +429,7 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
 def test_a_damaged_manifest_of_the_old_model_is_no_obstacle(run):
     (run / "manifest.json").write_text('{"format"')
     fill(run)
-    replace.publish(run)
+    replace.publish(run, run / ASIDE)
     verify(run)
     assert (run / "model").read_text() == "new"
     # nobody knows any more whose it is
@@ -433,13 +437,50 @@ def test_a_damaged_manifest_of_the_old_model_is_no_obstacle(run):
 
 
 def test_results_of_the_old_model_do_not_stay_beside_the_new_one(run):
+    (run / "results.json").unlink()
     fill(run)
     (run / ".staged" / "results.json").write_text("new")
-    replace.publish(run, leave_out=["results.json", "card"])
+    replace.publish(run, run / ASIDE, leave_out=["results.json", "card"])
     assert (run / "results.json").read_text() == "new"
     fill(run)
-    replace.publish(run, leave_out=["results.json", "card"])
-    assert not (run / "results.json").exists()
+    replace.publish(run, run / ASIDE, leave_out=["results.json", "card"])
+    assert not (run / "results.json").exists() and not (run / ASIDE).exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("is_staged", [True, False])
+@pytest.mark.parametrize("name", ["model", "card", "extra"])
+def test_what_nobody_published_is_set_aside(run, caplog, name, is_staged, kind):
+    """Under the name of a file of the model, of one that goes along, or of one that is new."""
+    fill(run)
+    (run / ".staged" / "card").write_text("new")
+    replace.publish(run, run / ASIDE, leave_out=["card"])
+    path = run / name
+    path.unlink(missing_ok=True)
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "file").write_text("mine")
+    else:
+        (run / "linked").write_text("mine")
+        path.symlink_to("linked")
+    staged = replace.stage(run)
+    (staged / "sole").write_text("new")
+    if is_staged:
+        (staged / name).write_text("new")
+    replace.publish(run, run / ASIDE, leave_out=["card"])
+    verify(run)
+    if name == "extra" and not is_staged:
+        assert os.path.lexists(path) and not (run / ASIDE).exists()
+        return
+    aside = run / ASIDE / name
+    assert f"{path}: " in caplog.text and f"set aside as {aside}" in caplog.text
+    assert path.exists() == is_staged
+    if kind == "link":
+        assert aside.is_symlink() and (run / "linked").read_text() == "mine"
+    else:
+        assert (aside / "file" if kind == "folder" else aside).read_text() == "mine"
 
 
 @pytest.mark.parametrize("damage", ["model", "manifest.json"])
@@ -451,7 +492,7 @@ def test_what_was_damaged_before_it_was_in_place_takes_the_place_of_nothing(run,
     for _ in range(2):
         said = f"{run / '.published' / damage}: damaged.*without {run / '.published'} the run"
         with pytest.raises(UserError, match=said):
-            replace.finish_publishing(run)
+            replace.finish_publishing(run, run / ASIDE)
     verify(run)
 
 
@@ -470,3 +511,22 @@ def test_what_a_manifest_lists_is_on_the_disk_before_it(tmp_path, monkeypatch):
     listed = {tmp_path / name for name in ("one", "sub/two", "sub")}
     manifest = written.index((tmp_path / "manifest.json").stat().st_ino)
     assert {path.stat().st_ino for path in listed} <= set(written[:manifest])
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("where", ["new", "old", "new/hf"])
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_source_in_the_workspace_is_not_deleted(tmp_path, where, force, locked):
+    """As who rescues by hand what a kill has left, or tries to."""
+    source = tmp_path / ".hf.aixsim" / where
+    make(source)
+    if locked:
+        (tmp_path / ".hf.aixsim" / "lock").touch()
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"where the source, .*, lies; expected a target"):
+        make(tmp_path / "hf", force=force, source=source)
+    # nor what only looks like a workspace
+    if not locked:
+        with pytest.raises(UserError, match="which is not ours; expected that name to be free"):
+            make(tmp_path / "hf", force=force)
+    assert tree(tmp_path) == before

@@ -245,6 +245,14 @@ def test_another_tokenizer_of_the_same_size_is_refused(files, config, folder):
         check(folder, settings(files, config, **MORE))
 
 
+def test_another_end_of_text_is_another_tokenizer(files, config, folder):
+    path = files / "tokenizer" / "tokenizer_config.json"
+    word = list(json.loads((path.parent / "tokenizer.json").read_text())["model"]["vocab"])[9]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": word}))
+    with pytest.raises(UserError, match=r"model.hf_assets_path: .*another tokenizer"):
+        check(folder, settings(files, config, **MORE))
+
+
 def test_a_checkpoint_that_says_nothing_of_its_inputs_goes_on(files, config, folder):
     (folder / "inputs.json").unlink()
     change_file(files)
