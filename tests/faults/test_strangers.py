@@ -115,6 +115,21 @@ def test_who_trusts_it_may_run_it(planted, mark, command):
     assert done.exit_code == 0 and mark.exists() and not asked, done.exception
 
 
+def test_commands_that_need_none_of_it_run_none_of_it(aixsim, planted, mark, tmp_path):
+    """generate-cfg and pretrain read a tokenizer's JSON, and the weights of a folder."""
+    config = tmp_path / "c.yaml"
+    aixsim(
+        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", planted["tokenizer"],
+        "--dataset", "builtin", "--batch-size", 1, "--seq-len", 16, "--steps", 1,
+        "--mixed-precision-param", "float32", "--save-path", config,
+    )  # fmt: skip
+    aixsim(
+        "pretrain", "--config", config, "--job.dump_folder", tmp_path / "run",
+        "--checkpoint.initial_load_path", planted["model"], "--checkpoint.initial_load_in_hf",
+    )  # fmt: skip
+    assert not mark.exists()
+
+
 def test_code_beside_what_transformers_knows_itself_is_left_alone(planted, mark):
     edit(planted["model"] / "config.json", model_type="llama")
     edit(planted["tokenizer"] / "tokenizer_config.json", tokenizer_class="TokenizersBackend")

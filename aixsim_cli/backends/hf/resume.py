@@ -25,7 +25,7 @@ from aixsim_cli.transforms.loaded import check_numbers
 # what a finished model, and what is told of it, consists of; the formats of tokenizers among them
 FINISHED = (
     "README.md", "*_results.json", "config.json", "generation_config.json", "*.safetensors",
-    "*.safetensors.index.json", "*.bin", "transform.yaml", "tokenizer*", "special_tokens_map.json",
+    "*.safetensors.index.json", "*.bin", "transform.yaml", "tokenizer*.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model", TRAINER_STATE_NAME,
     MANIFEST_FILE,
 )  # fmt: skip

@@ -362,7 +362,8 @@ def test_help_lists_all_flags(aixsim):
 
 
 def test_a_launch_whose_ranks_do_not_meet_is_refused(train, tmp_path):
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1"}
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    env["MASTER_PORT"] = "29500"
     done = train(tmp_path / "o", "--use_cpu", "false", code=1, **env)
     assert "the launcher started 2 processes" in done.stderr
 
