@@ -83,7 +83,9 @@ def main() -> NoReturn:
         if end.code == 130:
             print("aixsim: interrupted", file=sys.stderr)
         raise
-    except Exception as error:
+    except BaseException as error:  # what tokenizers' Rust raises in a panic is no Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
         first = printable(shorten(first_line(error), 1000))
         hint = "set AIXSIM_DEBUG=1 for the traceback"
         _fail(f"aixsim: run failed: {type(error).__name__}: {first} ({hint})", 1, error)

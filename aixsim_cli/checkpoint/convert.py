@@ -1,5 +1,7 @@
 """torchtitan checkpoint <-> Hugging Face folder, each way checked: digitally, and as simulated."""
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,16 +34,55 @@ from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.agree import difference_in_step
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
 from aixsim_cli.config.load import Document
-from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer, resolve_tokenizer
+from aixsim_cli.data.tokenizer import (
+    DocumentEncoder,
+    check_vocabulary,
+    load_tokenizer,
+    resolve_tokenizer,
+)
 from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.run.inputs import Inputs, read_inputs, tokenizer_digest
+from aixsim_cli.run.manifest import is_complete, maker_of
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
 from aixsim_cli.transforms.config import TransformConfig, parse_transform
 
+logger = logging.getLogger("aixsim")
 CHECKED_TOKENS = 128
 LOGIT_TOLERANCE = 1e-4
 DEFAULT_SEQ_LEN = 2048
 MAKER = "convert-ckpt"
+
+
+def trained_tokenizer(
+    checkpoint: Path, name: str, *, is_given: bool = False, trust_remote_code: bool = False
+) -> Any:
+    """A checkpoint's tokenizer, which has to be the one that it was trained with.
+
+    Args:
+        checkpoint: a `step-N` folder; one that does not know of its tokenizer is not compared.
+        name: of the tokenizer: builtin, a folder or a hub name.
+        is_given: the user chose it: another one is told, not refused.
+        trust_remote_code: run Python code that it brings.
+
+    Raises:
+        UserError: it cannot be loaded, or is another one.
+    """
+    folder = resolve_tokenizer(name)
+    tokens = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    known = read_inputs(checkpoint)
+    if known.tokenizer is None:
+        return tokens
+    found = Inputs(tokenizer_digest(folder), frame=DocumentEncoder(tokens).frame)
+    if "tokenizer" in known.differing(found):
+        said = f"tokenizer {name}: is not the one that {checkpoint} was trained with"
+        if not is_given:
+            raise UserError(
+                f"{said}; expected it as it was, or convert-ckpt --tokenizer-path with one that is "
+                "meant"
+            )
+        logger.warning("%s", said)
+    return tokens
 
 
 def titan_to_hf(
@@ -85,9 +126,12 @@ def titan_to_hf(
             raise UserError(
                 f"{source}: no config.yaml names its tokenizer; expected --tokenizer-path"
             )
-        tokens = load_tokenizer(resolve_tokenizer(name), trust_remote_code=trust_remote_code)
+        is_given = tokenizer is not None
+        tokens = trained_tokenizer(
+            source, name, is_given=is_given, trust_remote_code=trust_remote_code
+        )
         check_vocabulary(tokens, checkpoint.vocab_size, name)
-        transform = trained_transform(checkpoint, source)
+        transform = trained_transform(checkpoint, source, digital=digital)
         model, args = as_hf_model(arch, flavor, checkpoint, tokens, transform)
         tokens.model_max_length = model.config.max_position_embeddings
         write_model(model, folder, form)
@@ -99,9 +143,26 @@ def titan_to_hf(
         return max(difference, in_step)
 
 
-def trained_transform(checkpoint: TitanCheckpoint, source: Path) -> TransformConfig | None:
-    """The transform that a checkpoint was trained with."""
+def trained_transform(
+    checkpoint: TitanCheckpoint, source: Path, *, digital: bool = False
+) -> TransformConfig | None:
+    """The transform that a checkpoint was trained with.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        source: its folder, for messages.
+        digital: it was read without its transform.
+
+    Raises:
+        UserError: it has ranges, and its config names no hardware.
+    """
     if checkpoint.config is None or not checkpoint.config.transform:
+        ranges = [name for name in checkpoint.state_dict if name.endswith(".ranges")]
+        if ranges and not digital:
+            raise UserError(
+                f"{source}/config.yaml: transform: names no hardware, and the weights hold "
+                f"{ranges[0]}; expected the config as it was saved, or --no-transform"
+            )
         return None
     return parse_transform(checkpoint.config.transform, source=f"{source}/config.yaml: transform")
 
@@ -306,8 +367,26 @@ def _small_enough(difference: float, what: str) -> float:
     return difference
 
 
+def _check_no_run(target: Path) -> None:
+    """A run would go on from what has the name of its next checkpoint."""
+    kind = re.fullmatch(r"(step|checkpoint)-\d+", target.name)
+    if kind is None:
+        return
+    for other in sorted(target.parent.glob(f"{kind[1]}-*")):
+        if (
+            other != target
+            and other.is_dir()
+            and not (is_complete(other) and maker_of(other) == MAKER)
+        ):
+            raise UserError(
+                f"{target}: lies among the checkpoints of a run, beside {other.name}, and the run "
+                "would go on from it; expected a new folder elsewhere"
+            )
+
+
 @contextmanager
 def _target(target: Path, source: Path | None, force: bool) -> Iterator[Path]:
+    _check_no_run(target)
     with (
         ends_on_sigterm(),
         new_folder(target, maker=MAKER, force=force, source=source) as folder,

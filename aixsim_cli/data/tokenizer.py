@@ -16,7 +16,7 @@ from typing import Any
 from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.data.corpus import builtin_documents
-from aixsim_cli.errors import UserError, reason_of
+from aixsim_cli.errors import UserError, first_line, reason_of, shown
 from aixsim_cli.run.manifest import verify, write_manifest
 
 BUILTIN = "builtin"
@@ -164,14 +164,35 @@ class DocumentEncoder:
         return self._encode(text) + self._closing
 
     @property
+    def definition(self) -> str:
+        """What decides a document's tokens: JSON, as in a tokenizer.json.
+
+        Of a tokenizer that is written in Python the tokens are told.
+        """
+        if not self._is_transformers:
+            return self._tokenizer.tokenizer.to_str()
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        vocabulary = {"model": self._tokenizer.get_vocab()}
+        return json.dumps(vocabulary) if backend is None else backend.to_str()
+
+    @property
     def frame(self) -> str:
         """The tokens that every document is put between, in decimal digits: "0", "1 2"."""
         return " ".join(map(str, self("")))
 
     def _encode(self, text: str) -> list[int]:
-        if self._is_transformers:
-            return self._tokenizer.encode(text, verbose=False)
-        return self._tokenizer.tokenizer.encode(text).ids
+        try:
+            if self._is_transformers:
+                return self._tokenizer.encode(text, verbose=False)
+            return self._tokenizer.tokenizer.encode(text).ids
+        except BaseException as error:
+            # a panic of the library, of an expression that takes for ever for instance
+            if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            raise UserError(
+                f"the tokenizer cannot read {shown(text)}: {first_line(error)}; expected a "
+                "tokenizer.json whose expressions match in time"
+            ) from None
 
 
 def _download(name: str) -> Path:

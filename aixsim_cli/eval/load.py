@@ -15,9 +15,14 @@ from aixsim_cli.backends.hf.folder import saved_transform
 from aixsim_cli.backends.titan.device import prepare
 from aixsim_cli.backends.titan.model import build_model
 from aixsim_cli.backends.titan.spec import model_args
-from aixsim_cli.checkpoint.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
+from aixsim_cli.checkpoint.convert import (
+    DEFAULT_SEQ_LEN,
+    as_hf_model,
+    trained_tokenizer,
+    trained_transform,
+)
 from aixsim_cli.checkpoint.dcp import read_checkpoint
-from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer, resolve_tokenizer
+from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.source import SourceKind, find_source
 from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
@@ -122,10 +127,10 @@ def _load_titan(
             f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
             "aixsim convert-ckpt first"
         )
-    transform = chosen or trained_transform(checkpoint, folder)
+    transform = chosen or trained_transform(checkpoint, folder, digital=not own)
     # who made the checkpoint chose the tokenizer: it is trusted as little as the rest
     name = config.model.hf_assets_path
-    tokenizer = load_tokenizer(resolve_tokenizer(name), trust_remote_code=trust_remote_code)
+    tokenizer = trained_tokenizer(folder, name, trust_remote_code=trust_remote_code)
     check_vocabulary(tokenizer, checkpoint.vocab_size, name)
     arch, flavor, seq_len = config.model.name, config.model.flavor, config.training.seq_len
     if for_generation:

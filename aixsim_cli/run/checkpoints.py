@@ -166,7 +166,11 @@ class Checkpoints:
         kept, old = complete[:keep], complete[keep:]
         if old and any(_is_whole(folder) for folder in kept):
             for folder in old:
-                remove(folder)
+                if foreign := _foreign(folder):
+                    why = f"{folder}: holds {foreign}, which the run did not write"
+                    self.set_aside(folder, why)
+                else:
+                    remove(folder)
         elif old:
             logger.warning(
                 "%s: none of the newest %d checkpoints is whole; none is deleted", self.root, keep
@@ -226,6 +230,16 @@ def _why_incomplete(folder: Path) -> str:
     if is_being_saved(folder):
         return "incomplete, its saving did not end"
     return f"has no {MANIFEST_FILE}: incomplete, or made by another program"
+
+
+def _foreign(folder: Path) -> str | None:
+    """A file in a complete folder that its manifest does not list."""
+    try:
+        listed = read_manifest(folder).keys() | {MANIFEST_FILE, SAVING_FILE}
+    except UserError:
+        return None
+    inside = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return min((name for name in inside if name not in listed), default=None)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -38,6 +38,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     made = first_missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_ours(folder, key)
         lock = FileLock(folder / LOCK_FILE, timeout=0)
         lock.acquire()
     except Timeout:
@@ -65,6 +66,20 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         if refused and made is not None:
             _unmake(folder, made)
         lock.release()
+
+
+def _check_ours(folder: Path, key: str) -> None:
+    """What has the names of these files and is somebody else's is not written over."""
+    lock, owner = folder / LOCK_FILE, folder / OWNER_FILE
+    # ours is empty, and filelock would empty another
+    foreign = [lock] if lock.is_file() and lock.stat().st_size else []
+    if os.path.lexists(owner) and not _owner(folder):
+        # a kill may cut it, but `write_whole` writes it whole
+        foreign.append(owner)
+    if foreign:
+        raise UserError(
+            f"{key}: {foreign[0]} is not of a run; expected that name to be free, or another folder"
+        )
 
 
 def first_missing(folder: Path) -> Path | None:

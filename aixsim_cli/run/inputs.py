@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from aixsim_cli.run.manifest import is_complete, read_manifest
+from aixsim_cli.run.manifest import digest_of, is_complete, read_manifest
 
 INPUTS_FILE = "inputs.json"
 # of each file of data this many pieces are hashed, evenly spread from its first byte to its last
 _PIECES = 16
 _PIECE_BYTES = 4096
+_MOST_BYTES = 4 << 30
 RANDOM = "random"
 # of tokenizer.json, what decides which token has which number
 _TOKENIZER_PARTS = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor")
@@ -30,6 +31,7 @@ class Inputs:
         data: of `files_digest`, or what else tells the data apart.
         start: of the weights it began with, by `weights_digest`; or `RANDOM`.
         frame: the tokens that every document is put between, in decimal digits.
+        text: of all bytes of the data, where they are not too many.
         blocks: of all tokens that are trained on, where they are cut before the training.
     """
 
@@ -37,6 +39,7 @@ class Inputs:
     data: str | None = None
     start: str | None = None
     frame: str | None = None
+    text: str | None = None
     blocks: str | None = None
 
     def differing(self, other: "Inputs") -> list[str]:
@@ -47,13 +50,13 @@ class Inputs:
         mine, theirs = asdict(self), asdict(other)
         known = [name for name in mine if None not in (mine[name], theirs[name])]
         others = [name for name in known if mine[name] != theirs[name]]
-        if "blocks" in known:
-            others = [name for name in others if name != "data"]
+        exact = next((name for name in ("blocks", "text") if name in known), "data")
+        others = [name for name in others if name in ("tokenizer", "start", "frame", exact)]
         names = (_OF_THE_SAME.get(name, name) for name in others)
         return list(dict.fromkeys(names))
 
 
-_OF_THE_SAME = {"frame": "tokenizer", "blocks": "data"}
+_OF_THE_SAME = {"frame": "tokenizer", "blocks": "data", "text": "data"}
 
 
 def files_digest(files: Iterable[str | Path]) -> str:
@@ -78,6 +81,21 @@ def files_digest(files: Iterable[str | Path]) -> str:
                 file.seek(start)
                 digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()
+
+
+def contents_digest(files: Iterable[str | Path]) -> str | None:
+    """Tells data apart by all of their bytes; None where there are more than 4 GiB.
+
+    Args:
+        files: in the order in which they are read.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    paths = [Path(path) for path in files]
+    if sum(path.stat().st_size for path in paths) > _MOST_BYTES:
+        return None
+    return hashlib.sha256("".join(digest_of(path).sha256 for path in paths).encode()).hexdigest()
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -39,6 +39,14 @@ def _whole_number(name: str, least: int, end: int) -> int:
     return int(text)
 
 
+def port_in_use() -> str:
+    """What to say where rank 0 cannot listen."""
+    return (
+        f"MASTER_PORT: got {os.environ.get('MASTER_PORT')}, which another program uses; expected a "
+        "free one"
+    )
+
+
 def complete_environment() -> int:
     """`check_environment`; without a launcher, make this process the only rank.
 

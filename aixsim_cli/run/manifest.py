@@ -20,10 +20,11 @@ MANIFEST_FILE = "manifest.json"
 SAVING_FILE = ".incomplete"
 _FORMAT = 1
 # the files that a model is read of; transformers puts an adapter that lies beside on top of it
-_READ = (
+READ = (
     "*.safetensors", "*.index.json", "config.json", "pytorch_model*.bin", "*.distcp", ".metadata",
     "adapter_config.json", "adapter_model*", "generation_config.json", "transform.yaml",
-    "tokenizer*.json",
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.*",
+    "merges.txt", "*.model", "*.tiktoken",
 )  # fmt: skip
 
 
@@ -200,7 +201,7 @@ def verify(
     files = read_manifest(folder)
     for path in folder.iterdir():
         # what nobody hashed is not whole, whatever else is
-        if path.name not in files and any(map(path.match, _READ)):
+        if path.name not in files and any(map(path.match, READ)):
             raise UserError(
                 f"{path}: not in {MANIFEST_FILE}; expected every file of the model to be listed "
                 f"(if it was put there on purpose, delete {MANIFEST_FILE})"

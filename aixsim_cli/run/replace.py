@@ -22,7 +22,9 @@ from aixsim_cli.run.folder import first_missing, remove_empty
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
     Digest,
+    begin_saving,
     digest_of,
+    is_being_saved,
     is_complete,
     maker_of,
     read_beside,
@@ -67,7 +69,7 @@ def new_folder(
         new = home / "new"
         new.mkdir()
         yield new
-        _open_to_all(new)
+        open_to_all(new)
         known = read_manifest(new) if is_complete(new) else None
         write_manifest(new, known, maker=maker)
         _put_in_place(home, target, maker, force)
@@ -238,24 +240,29 @@ def _put_in_place(home: Path, target: Path, maker: str, force: bool) -> None:
     sync(target.parent)
 
 
-def _open_to_all(folder: Path) -> None:
-    """safetensors makes private files; a model is as open as the umask lets it be."""
+def open_to_all(folder: Path) -> None:
+    """Make a folder's files as open as the umask lets them be: safetensors makes private ones."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def stage(folder: Path) -> Path:
+def stage(folder: Path, aside: Path) -> Path:
     """An empty folder within `folder`, for files that `publish` puts in place all at once.
 
     Args:
         folder: exists, and is held by this process alone (`run.folder.locked`); what a killed
             process published in it has been completed.
+        aside: takes what is in the way and not ours, as of `publish`.
     """
     staged = folder / _STAGED
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
+    if is_being_saved(staged):
+        # a process of ours was killed while it wrote
+        shutil.rmtree(staged)
+    elif os.path.lexists(staged):
+        _told_aside(staged, "was not written by the run", aside)
+    begin_saving(staged)
     return staged
 
 
@@ -307,7 +314,13 @@ def finish_publishing(folder: Path, aside: Path, *, said: bool = True) -> None:
         os.replace(whole / MANIFEST_FILE, folder / MANIFEST_FILE)
         if said:
             logger.warning("%s: the save of its model, which was killed, is completed", folder)
-    shutil.rmtree(whole)
+        for path in sorted(whole.rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+                path.rmdir()
+    if is_complete(folder) and not any(whole.iterdir()):
+        shutil.rmtree(whole)
+    else:
+        _told_aside(whole, "is not what a run was about to put in place", aside)
 
 
 def _undamaged(whole: Path) -> Set[str]:
@@ -339,6 +352,10 @@ def _keep_aside(path: Path, written: Digest | None, aside: Path) -> None:
     if path.is_file() and not path.is_symlink() and written == digest_of(path):
         return
     why = "is not what an earlier model was saved with" if written else "was not written by the run"
+    _told_aside(path, why, aside)
+
+
+def _told_aside(path: Path, why: str, aside: Path) -> None:
     logger.warning("%s: %s; set aside as %s", path, why, set_aside(path, aside))
 
 

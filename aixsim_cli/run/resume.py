@@ -33,7 +33,7 @@ def describe(
     if changed:
         line += f"; changed since: {listing(changed)}"
     if other_data:
-        line += "; the new data are read from their start"
+        line += "; the data are read from their start"
     return line
 
 

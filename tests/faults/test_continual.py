@@ -18,12 +18,14 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoTokenizer, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
-from aixsim_cli.backends.hf import data
+from aixsim_cli.backends.hf import data, identity
 from aixsim_cli.backends.hf.arguments import parse_arguments
 from aixsim_cli.backends.hf.data import load_blocks
-from aixsim_cli.backends.hf.resume import find_checkpoint
+from aixsim_cli.backends.hf.resume import clear_the_way, find_checkpoint
 from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
@@ -269,7 +271,7 @@ def test_what_changed_since_is_told_and_settings_are_the_runs(train, home, copy,
     for expected in (
         "weight_decay 0.0 -> 0.1", "max_steps 4 -> 6", "block_size 32 -> 16", "other.txt",
         "learning_rate 0.01 -> 0.004", "training blocks",
-        "; the new data are read from their start",
+        "; the data are read from their start",
     ):  # fmt: skip
         assert expected in said
     state = json.loads((copy / "trainer_state.json").read_text())
@@ -392,7 +394,7 @@ def test_other_data_are_read_from_their_start_if_asked_for(
     with caplog.at_level(logging.INFO, logger="aixsim"):
         train(two_steps, *RESUME, *asked)
     assert "checkpoint-2; changed since: train_file" in caplog.text
-    assert "; the new data are read from their start" in caplog.text
+    assert "; the data are read from their start" in caplog.text
     verify(two_steps)
 
 
@@ -538,7 +540,7 @@ def test_what_cannot_be_read_is_named(train, tmp_path, interrupted, name):
     (asked / MANIFEST_FILE).unlink()
     os.truncate(asked / name, 3000)
     asked_for = ("--resume_from_checkpoint", asked, "--max_steps", 6)
-    with pytest.raises(UserError, match=rf"{asked}: cannot be loaded into this run: \w+"):
+    with pytest.raises(UserError, match=rf"{asked}.*: cannot be loaded into this run: \w+"):
         train(tmp_path / "new", *asked_for)
     assert not (tmp_path / "new" / "config.json").exists()
 
@@ -584,7 +586,13 @@ def test_checkpoints_whose_names_were_exchanged_are_not_gone_on_from(words, inte
 def test_later_checkpoints_are_not_written_over(words, interrupted):
     asked = interrupted / "checkpoint-2"
     arguments = words(interrupted, "--resume_from_checkpoint", asked)
-    assert find_checkpoint(parse_arguments(arguments)) == asked
+    before = digests(interrupted)
+    for another in (["--seed", "5"], ["--train_file", "nowhere.txt"], ["--block_size", "16"]):
+        with pytest.raises((UserError, RunError)):
+            continual_pretrain(parse_arguments(arguments + another))
+        # a mistake moves nothing
+        assert digests(interrupted) == before
+    continual_pretrain(parse_arguments([*arguments, "--max_steps", "3"]))
     assert not (interrupted / "checkpoint-4").exists()
     verify(interrupted / "checkpoint.set-aside" / "checkpoint-4")
 
@@ -885,6 +893,7 @@ def test_checkpoints_are_not_mixed_with_those_of_another_run(words, base, interr
         find_checkpoint(parse_arguments(elsewhere))
     anew = words(interrupted, "--resume_from_checkpoint", "false")
     assert find_checkpoint(parse_arguments(anew)) is None
+    clear_the_way(interrupted, None)
     aside = interrupted / "checkpoint.set-aside"
     assert sorted(path.name for path in aside.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     # what was moved aside is still this run's
@@ -1044,3 +1053,227 @@ def test_what_save_to_disk_wrote_is_named(words, tmp_path):
     del command[place : place + 2]
     with pytest.raises(UserError, match="what `save_to_disk` of datasets wrote; expected its"):
         continual_pretrain(parse_arguments(command))
+
+
+# what a fresh reader and a hostile user found
+
+
+def test_an_evaluation_in_half_precision_leaves_the_weights(train, home, base, tmp_path):
+    flags = ("--do_eval", "--validation_file", home / "train.txt", "--max_eval_samples", 2)
+    train(tmp_path / "run", *flags, "--bf16_full_eval", "true")
+    assert_same_model(tmp_path / "run", base)
+
+
+def test_a_finished_run_is_finished_however_often_it_is_asked(train, interrupted):
+    assert train(interrupted, *RESUME).folder == interrupted
+    before = digests(interrupted)
+    assert train(interrupted, *RESUME).folder is None
+    assert digests(interrupted) == before
+    # as an earlier version wrote it
+    (interrupted / "all_results.json").write_text("{}")
+    train(interrupted, *RESUME, "--max_steps", 5)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts(train, base, tmp_path, caplog):
+    train(tmp_path / "run", *RESUME)
+    assert "holds no checkpoint-N; the run starts anew" in caplog.text
+    assert_same_model(tmp_path / "run", base)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    with pytest.raises(UserError, match=r"holds a model already; .*no checkpoint to go on from"):
+        train(tmp_path / "run", *RESUME)
+
+
+@pytest.mark.parametrize("kind", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_the_loss_cannot_be_changed(train, home, tmp_path, kind):
+    evaluate = ("--eval_strategy", "steps", "--eval_steps", 1, "--max_eval_samples", 2)
+    flags = ("--lr_scheduler_type", kind, "--validation_file", home / "train.txt", *evaluate)
+    train(tmp_path / "run", *flags)
+    with pytest.raises(UserError, match=r"--learning_rate: .*a schedule that follows the loss"):
+        train(tmp_path / "run", *flags, *RESUME, "--max_steps", 6, "--learning_rate", "1e-5")
+    with pytest.raises(UserError, match=r"--lr_scheduler_type: .*a schedule that follows"):
+        train(tmp_path / "run", *flags, *RESUME, "--max_steps", 6, "--lr_scheduler_type", "linear")
+    train(tmp_path / "run", *flags, *RESUME, "--max_steps", 6, "--weight_decay", 0.5)
+    saved = torch.load(tmp_path / "run" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    assert {group["weight_decay"] for group in saved["param_groups"]} <= {0.5, 0.0}
+    assert 0.5 in {group["weight_decay"] for group in saved["param_groups"]}
+
+
+def test_every_schedule_is_one_that_can_be_set_or_one_that_follows():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    for kind in SchedulerType:
+        extra = {"num_decay_steps": 1} if kind.value == "warmup_stable_decay" else {}
+        extra |= {"min_lr": 0.0} if "min_lr" in kind.value else {}
+        options = {
+            "num_warmup_steps": 1,
+            "num_training_steps": 4,
+            "scheduler_specific_kwargs": extra,
+        }
+        made = get_scheduler(kind, torch.optim.AdamW([weight], lr=1.0), **options)
+        assert isinstance(made, LambdaLR) == (kind.value not in identity._FOLLOWING), kind
+
+
+def test_another_optimizer_does_not_go_on_with_these_moments(train, copy):
+    for kind in ("adafactor", "sgd"):
+        with pytest.raises(UserError, match=f"--optim: .*this run asks for {kind}"):
+            train(copy, *RESUME, "--max_steps", 6, "--optim", kind)
+
+
+def test_the_best_checkpoint_has_to_be_there_at_a_resume(train, home, tmp_path):
+    flags = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2)
+    flags += ("--validation_file", home / "train.txt", "--max_eval_samples", 2)
+    train(tmp_path / "run", *flags)
+    best = json.loads((tmp_path / "run" / "trainer_state.json").read_text())[
+        "best_model_checkpoint"
+    ]
+    state = tmp_path / "run" / "checkpoint-4" / "trainer_state.json"
+    state.write_text(state.read_text().replace(best, f"{tmp_path}/gone"))
+    (state.parent / MANIFEST_FILE).unlink()
+    begin_saving(state.parent)
+    write_manifest(state.parent)
+    with pytest.raises(UserError, match=r"the best checkpoint cannot be taken: .*gone: no such"):
+        train(tmp_path / "run", *flags, *RESUME, "--max_steps", 6)
+
+
+def test_the_model_alone_is_pushed_and_pushed_until_it_is(train, tmp_path, monkeypatch):
+    pushed = []
+
+    def upload(**how):
+        pushed.append(how)
+        if len(pushed) == 1:
+            raise OSError("no connection")
+
+    monkeypatch.setattr("aixsim_cli.backends.hf.save.upload_folder", upload)
+    monkeypatch.setattr(SimulationTrainer, "init_hf_repo", lambda self, **how: None)
+    monkeypatch.setattr(SimulationTrainer, "hub_model_id", "me/model", raising=False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "patients.jsonl").write_text("private")
+    with pytest.raises(RunError, match="is saved, but was not pushed"):
+        train(tmp_path / "run", "--push_to_hub", "true")
+    train(tmp_path / "run", "--push_to_hub", "true", *RESUME)
+    assert len(pushed) == 2
+    names = pushed[1]["allow_patterns"]
+    assert {"model.safetensors", "config.json", "README.md", "tokenizer.json"} <= set(names)
+    assert not {"patients.jsonl", "training_args.bin"} & set(names)
+
+
+@pytest.mark.parametrize("form", ["--strict", "--plain"])
+def test_a_finished_model_is_not_taken_for_one_of_another_form(train, copy, form):
+    with pytest.raises(UserError, match=f"in the form aixsim, and this run asks for {form[2:]}"):
+        train(copy, *RESUME, form)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "vocab.json"])
+def test_a_file_beside_a_whole_model_that_it_would_be_read_of_is_refused(copy, name):
+    (copy / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: not in {MANIFEST_FILE}"):
+        find_source(str(copy))
+
+
+def test_another_models_results_do_not_lie_beside_a_model(words, home, copy):
+    command = words(copy, "--validation_file", home / "train.txt")
+    command[command.index("--do_train")] = "--do_eval"
+    with pytest.raises(UserError, match="holds a model, and this run evaluates"):
+        continual_pretrain(parse_arguments(command))
+
+
+def test_what_is_saved_is_as_open_as_the_umask_lets_it_be(base):
+    mask = os.umask(0)
+    os.umask(mask)
+    files = [p for f in (base, base / "checkpoint-2") for p in f.glob("*.safetensors")]
+    assert len(files) == 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+
+
+@pytest.mark.parametrize("trainer", ["run", "checkpoint"])
+def test_what_lies_under_our_names_and_is_not_ours_is_kept(train, tmp_path, trainer):
+    run = tmp_path / "run"
+    run.mkdir()
+    name = ".run.json" if trainer == "run" else ".run.lock"
+    (run / name).write_text('{"my": "precious"}')
+    with pytest.raises(UserError, match=f"--output_dir: {run / name} is not of a run"):
+        train(run)
+    assert (run / name).read_text() == '{"my": "precious"}'
+
+
+def test_a_checkpoint_with_a_file_of_somebody_elses_is_not_deleted(train, copy, caplog):
+    (copy / "checkpoint-2" / "notes.txt").write_text("years")
+    train(copy, *RESUME, "--max_steps", 6, "--save_total_limit", 1)
+    assert (copy / "checkpoint.set-aside" / "checkpoint-2" / "notes.txt").read_text() == "years"
+    assert "holds notes.txt, which the run did not write; set aside" in caplog.text
+    assert sorted(p.name for p in copy.glob("checkpoint-*")) == ["checkpoint-6"]
+
+
+def test_results_are_not_written_through_a_link(words, home, copy, tmp_path):
+    (tmp_path / "precious").write_text("years")
+    (copy / ".all_results.json.tmp").symlink_to(tmp_path / "precious")
+    command = words(copy, "--validation_file", home / "train.txt", "--model_name_or_path", copy)
+    command[command.index("--do_train")] = "--do_eval"
+    continual_pretrain(parse_arguments(command))
+    assert (tmp_path / "precious").read_text() == "years"
+
+
+def test_a_precision_that_the_environment_asks_for_is_no_secret(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(UserError, match="ACCELERATE_MIXED_PRECISION: got bf16, and the flags ask"):
+        parse_arguments(words(tmp_path))
+
+
+def spoil(folder, change):
+    path = folder / "optimizer.pt"
+    if change == "schedule":
+        path = folder / "scheduler.pt"
+    saved = torch.load(path, weights_only=True)
+    if change == "no moments":
+        saved["state"] = {}
+    elif change == "shapes":
+        saved["state"][3]["exp_avg"] = torch.zeros(3)
+    else:
+        saved["last_epoch"] = 1000
+    torch.save(saved, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("no moments", "lacks moments of weights that are trained"),
+        ("shapes", "holds moments of the shapes"),
+        ("schedule", "scheduler.pt is at step 1000, and trainer_state.json at 2"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_itself_is_refused(train, tmp_path, two_steps, change, said):
+    spoil(two_steps / "checkpoint-2", change)
+    (two_steps / "checkpoint-2" / MANIFEST_FILE).unlink()
+    with pytest.raises(UserError, match=said):
+        train(two_steps, "--resume_from_checkpoint", two_steps / "checkpoint-2")
+
+
+def test_a_text_is_tokenised_once_by_all_processes(words, home, tmp_path):
+    cache = home / "cache"
+
+    def caches():
+        return {path for path in cache.rglob("*.arrow")}
+
+    def run(name):
+        in_a_child(lambda: continual_pretrain(parse_arguments(words(tmp_path / name))), expect=0)
+
+    run("one")
+    before = caches()
+    run("two")
+    assert caches() == before and before
+
+
+def test_a_text_that_takes_anothers_place_and_time_is_read(words, home, tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(WORDS * 300)
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    command = words(tmp_path / "run", "--train_file", path)
+    one = load_blocks(parse_arguments(command), _tokens(), 32)["train"][0]["input_ids"]
+    path.write_text((WORDS * 300).swapcase())
+    os.utime(path, ns=times)
+    two = load_blocks(parse_arguments(command), _tokens(), 32)["train"][0]["input_ids"]
+    assert one != two
+
+
+def _tokens():
+    return AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))

@@ -148,6 +148,20 @@ def test_a_port_in_use_is_named(train, tmp_path):
     assert f"MASTER_PORT: got {port}, which another program uses; expected a free one" in said
 
 
+def test_a_port_in_use_is_named_by_continual_pretrain(aixsim, model, tmp_path):
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = aixsim(
+            "continual-pretrain", "--model_name_or_path", model, "--dataset_name", "builtin",
+            "--do_train", "--max_steps", 1, "--output_dir", tmp_path / "run", code=2,
+            **launched, MASTER_PORT=port,
+        )  # fmt: skip
+    assert f"MASTER_PORT: got {port}, which another program uses" in done.stderr
+
+
 def asleep():
     """Rank 1 comes too late to the third step, and answers nobody."""
     train._ANSWER_SECONDS = 2

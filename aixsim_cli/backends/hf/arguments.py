@@ -6,19 +6,22 @@ A YAML file given as `--config` holds the same keys; the command line wins.
 import argparse
 import dataclasses
 import math
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
+from torch.distributed import DistNetworkError
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from aixsim_cli.backends.hf.callback import refuse_several_gpus
 from aixsim_cli.config.load import CONTINUAL, check_purpose, load_yaml
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
-from aixsim_cli.run.launcher import check_environment, is_launched
+from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
 
 # what earlier transformers, and the field's scripts, call the same thing
 ALIASES = {
@@ -92,6 +95,11 @@ class SimulationArguments:
     strict: bool = _help("Save a folder that cannot be loaded without aixsim.", False)
     plain: bool = _help("Save digital weights with the transform in files beside them.", False)
 
+    @property
+    def form(self) -> Literal["aixsim", "strict", "plain"]:
+        """In which the finished model is saved."""
+        return "strict" if self.strict else "plain" if self.plain else "aixsim"
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -127,6 +135,7 @@ def parse_arguments(words: list[str]) -> Arguments:
     """
     # before transformers connects the processes by them
     launched = check_environment() if is_launched() else 1
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     parser = _make_parser()
     known = {action.dest for action in parser._actions}
     spelled = _respell(_expand_config(words, known))
@@ -139,6 +148,12 @@ def parse_arguments(words: list[str]) -> Arguments:
         raise ConfigError([f"{w}: unknown flag{nearest(_key(w), known)}" for w in flags])
     arguments = Arguments(model, data, simulation, training, tuple(words))
     refuse_several_gpus(training)
+    asked = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
+    if precision not in ("no", asked):
+        raise UserError(
+            f"ACCELERATE_MIXED_PRECISION: got {precision}, and the flags ask for {asked}; expected "
+            f"--{precision} true, or no such variable"
+        )
     given = {_key(word) for word in spelled if word.startswith("--")}
     _check(arguments, given=given, launched=launched)
     return arguments
@@ -172,6 +187,8 @@ class _quiet_exit:
         pass
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, DistNetworkError) and "EADDRINUSE" in str(error):
+            raise UserError(port_in_use()) from error
         if isinstance(error, ValueError | ImportError):
             raise UserError(" ".join(str(error).split())) from error
 
@@ -311,8 +328,17 @@ def _wrong_numbers(arguments: Arguments) -> Iterator[str]:
     for name, value in at_least_one.items():
         if value is not None and not value > 0:
             yield f"--{name}: got {value}; expected at least 1"
-    if training.learning_rate < 0:
-        yield f"--learning_rate: got {training.learning_rate}; expected at least 0"
+    for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+        if getattr(training, name) < 0:
+            yield f"--{name}: got {getattr(training, name)}; expected at least 0"
+    for name in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+        if not 0 <= getattr(training, name) < 1:
+            yield f"--{name}: got {getattr(training, name)}; expected at least 0, and below 1"
+    if not training.adam_epsilon > 0:
+        yield f"--adam_epsilon: got {training.adam_epsilon}; expected > 0"
+    for name in ("optim_args", "lr_scheduler_kwargs"):
+        if found := re.search(r"\b(nan|inf|infinity)\b", str(getattr(training, name)).lower()):
+            yield f"--{name}: got {found[1]}; expected numbers"
     for name in ("seed", "data_seed"):
         value = getattr(training, name)
         if value is not None and not 0 <= value < 2**32:

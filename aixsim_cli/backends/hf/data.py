@@ -1,8 +1,9 @@
 """Text for HF's Trainer: documents become tokens as in pretraining, and tokens become blocks."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -160,7 +161,8 @@ def _local(path: str) -> Any:
                 f"{path}: no such file; expected one .csv file: only .txt, .jsonl, .json and "
                 ".parquet files may be a glob or a folder"
             )
-        return _text_column(load_dataset("csv", data_files=path, split="train"), path)
+        rows = load_dataset("csv", data_files=path, split="train", cache_dir=_cache_of([path]))
+        return _text_column(rows, path)
     return open_source("local", path, "train")
 
 
@@ -181,6 +183,9 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
         else:
             wanted = split
         options: Any = {"split": wanted, "streaming": data.streaming, "token": token}
+        if Path(name).is_dir():
+            files = sorted(path for path in Path(name).rglob("*") if path.is_file())
+            options["cache_dir"] = _cache_of(files)
         rows = load_dataset(name, config, **options)
     except UserError:
         raise
@@ -239,10 +244,14 @@ def _cut(
 
     if isinstance(rows, IterableDataset) and not data.streaming:
         # a local file is read as a stream; the Trainer shuffles a whole. The cache that datasets
-        # keeps of it is named by these arguments, so they must change when a file does
-        version = uuid4().hex if data.overwrite_cache else _version(path)
-        arguments = {"rows": rows, "to_blocks": to_blocks, "version": version}
-        return Dataset.from_generator(_whole, gen_kwargs=arguments)
+        # keeps of it is named by all that it depends on, alike in every process
+        version = uuid4().hex if data.overwrite_cache else _version(find_files(str(path)))
+        named = json.dumps([version, encoder.definition, block_size])
+        return Dataset.from_generator(
+            _whole,
+            gen_kwargs={"rows": rows, "to_blocks": to_blocks},
+            fingerprint=hashlib.sha256(named.encode()).hexdigest(),
+        )
     options: dict[str, Any] = {}
     if isinstance(rows, Dataset):
         options = {
@@ -253,12 +262,20 @@ def _cut(
     return rows.map(to_blocks, batched=True, remove_columns=["text"], **options)
 
 
-def _version(path: str | None) -> list[tuple[str, int, int]]:
-    files = [Path(file) for file in find_files(path)] if path else []
-    return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+def _version(paths: Iterable[str | Path]) -> list[list[str | int]]:
+    """Tells files from others that take their place: not by times that a copy takes along."""
+    return [[str(p), s.st_size, s.st_ino, s.st_ctime_ns] for p in paths for s in [Path(p).stat()]]
 
 
-def _whole(rows: Any, to_blocks: Any, version: Any) -> Iterator[dict[str, list[int]]]:
+def _cache_of(paths: Iterable[str | Path]) -> str:
+    """A folder for the cache of files: datasets goes by their names and times."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    digest = hashlib.sha256(json.dumps(_version(paths)).encode()).hexdigest()
+    return str(Path(HF_DATASETS_CACHE) / f"aixsim-{digest[:16]}")
+
+
+def _whole(rows: Any, to_blocks: Any) -> Iterator[dict[str, list[int]]]:
     for batch in rows.iter(batch_size=1000):
         found = to_blocks(batch)
         for tokens, labels in zip(found["input_ids"], found["labels"], strict=True):

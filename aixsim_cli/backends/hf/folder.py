@@ -7,7 +7,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from aixsim_cli.backends.hf.inspection import (
     safetensors_types,
 )
 from aixsim_cli.backends.hf.quantizer import METHOD, AixsimConfig
-from aixsim_cli.backends.hf.strict import make_strict
+from aixsim_cli.backends.hf.strict import MODEL_TYPE, make_strict
 from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.config.load import load_yaml
@@ -133,6 +133,8 @@ def load_model(
         if is_ours or not own:
             check_types(files, (name for name, _ in model.named_parameters()))
     check_fit(info, model.state_dict(), source)
+    if not digital and transform is None and not own:
+        _check_no_ranges(info["unexpected_keys"], source)
     check_numbers(dict(model.named_parameters()) | ranges_of(model), source)
     if is_ours or digital:
         return model, is_ours and not digital
@@ -147,6 +149,15 @@ def load_model(
     if beside is not None:
         _load_ranges(model, beside[1], source, is_own=own_transform)
     return model, beside is not None
+
+
+def _check_no_ranges(unexpected: Iterable[str], source: str) -> None:
+    ranges = sorted(name for name in unexpected if name.endswith(".ranges"))
+    if ranges:
+        raise UserError(
+            f"{source}/config.json: names no hardware, and the weights hold {ranges[0]}; expected "
+            "its quantization_config as it was saved, or --no-transform"
+        )
 
 
 def load_config(source: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
@@ -201,6 +212,20 @@ def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
     """The transform config of a simulated model; None for a digital one."""
     config = getattr(model.config, "quantization_config", None)
     return config.transform if isinstance(config, AixsimConfig) else None
+
+
+def form_of(folder: Path) -> Form | None:
+    """The form of a simulated model's folder; None for a digital one.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
+    if (folder / TRANSFORM_FILE).is_file():
+        return "plain"
+    if transform_in(folder) is None:
+        return None
+    is_strict = load_json_object(folder / "config.json").get("model_type") == MODEL_TYPE
+    return "strict" if is_strict else "aixsim"
 
 
 def transform_in(folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.trainer_utils import SchedulerType
 from transformers.utils import cached_file
 
 from aixsim_cli.backends.hf import folder as hf_folder
@@ -56,7 +57,11 @@ _NOT_COMPARED = (
 _ORDER = (
     "block_size", "data_seed", "dataset_name", "dataset_config_name", "training blocks",
     "train_sampling_strategy", "dataloader_drop_last", "accelerator_config", "sequences a step",
+    "dataloader_num_workers",
 )  # fmt: skip
+# schedules that follow the loss: what they have come to is the checkpoint's
+_FOLLOWING = ("reduce_lr_on_plateau", "greedy")
+_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate", "warmup_steps")
 # where something lies, told apart by its contents; who computes it
 _PLACES = ("train_file", "processes")
 # of a model's config, what does not decide what its training computes; or follows from a flag, a
@@ -86,6 +91,9 @@ def settings_of(
         for item in dataclasses.fields(group)
     ]
     found = {name: value for name, value in fields if name not in _NOT_COMPARED}
+    if arguments.data.streaming:
+        # who share out the files of a stream, and with them the order
+        found["dataloader_num_workers"] = training.dataloader_num_workers
     a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     found |= {
         "dtype": arguments.model.dtype or "float32",
@@ -103,7 +111,10 @@ def read_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings that a checkpoint was trained with; empty where it holds none."""
     path = checkpoint / SETTINGS_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(found, dict) or not isinstance(found.get("processes", 1), int):
+            raise ValueError("is no object of settings")
+        return found
     except ValueError as error:
         raise UserError(f"{path}: damaged: {error}; expected a whole checkpoint") from None
 
@@ -132,17 +143,13 @@ def inputs_of(arguments: Arguments, tokenizer: Any, blocks: Any) -> Inputs:
     """
     if not ranks.is_main():
         return ranks.from_main(None)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        definition = backend.to_str()
-    else:
-        definition = json.dumps({"model": tokenizer.get_vocab()})
+    encoder = DocumentEncoder(tokenizer)
     return ranks.from_main(
         Inputs(
-            tokenizer=definition_digest(definition),
+            tokenizer=definition_digest(encoder.definition),
             data=data_digest(arguments.data),
             start=_start_digest(arguments),
-            frame=DocumentEncoder(tokenizer).frame,
+            frame=encoder.frame,
             blocks=tokens_digest(blocks),
         )
     )
@@ -225,7 +232,8 @@ def check_identity(
         them, and `--ignore_data_skip` says to read them from their start.
 
     Raises:
-        UserError: another seed, tokenizer or start; other data without that flag.
+        UserError: another seed, tokenizer or start, or a schedule that cannot be changed; other
+            data without that flag.
     """
     expected = "to go on, or a new --output_dir"
     if "seed" in changed:
@@ -245,6 +253,22 @@ def check_identity(
         raise UserError(
             f"--model_name_or_path: the run of {checkpoint} began with other weights than those of "
             f"{asked}; expected the same, wherever they lie, {expected}"
+        )
+    if "optim" in changed and not all(str(v).startswith("adamw_torch") for v in changed["optim"]):
+        raise UserError(
+            f"--optim: {checkpoint} has the moments of {changed['optim'][0]}, this run asks for "
+            f"{changed['optim'][1]}, which cannot go on with them; expected the same {expected}"
+        )
+    scheduled = {key: changed[key] for key in _SCHEDULE if key in changed}
+    schedules = {
+        *changed.get("lr_scheduler_type", ()),
+        _plain(SchedulerType(arguments.training.lr_scheduler_type)),
+    }
+    if scheduled and not schedules.isdisjoint(_FOLLOWING):
+        raise UserError(
+            f"--{next(iter(scheduled))}: {checkpoint} has, or this run asks for, a schedule that "
+            f"follows the loss ({listing(scheduled)}); it cannot be changed on the way; expected "
+            f"the same {expected}"
         )
     order = {key: changed[key] for key in _ORDER if key in changed}
     is_other = "data" in others or bool(order)

@@ -128,6 +128,10 @@ def _check_quantization(section: Any, path: Path) -> None:
         raise UserError(
             f"{where}: transform: got {shown(section.get('transform'))}; expected an object"
         )
+    if not isinstance(section.get("dequantize", False), bool):
+        raise UserError(
+            f"{where}: dequantize: got {shown(section['dequantize'])}; expected true or false"
+        )
     modules = section.get("modules")
     if modules is not None and (not isinstance(modules, int) or modules < 0):
         raise UserError(f"{where}: modules: got {shown(modules)}; expected how many are simulated")

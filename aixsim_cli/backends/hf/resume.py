@@ -8,26 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.identity import read_settings
-from aixsim_cli.errors import UserError, first_line
+from aixsim_cli.errors import UserError, first_line, shown
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
-from aixsim_cli.run.manifest import MANIFEST_FILE, is_complete, verify
+from aixsim_cli.run.manifest import MANIFEST_FILE, READ, is_complete, verify
 from aixsim_cli.transforms.loaded import check_numbers
 
-# what a finished model, and what is told of it, consists of; the formats of tokenizers among them
+# what a finished model, and what is told of it, consists of
 FINISHED = (
-    "README.md", "*_results.json", "config.json", "generation_config.json", "*.safetensors",
-    "*.safetensors.index.json", "*.bin", "transform.yaml", "tokenizer*.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template*", "vocab.*", "merges.txt", "*.model", TRAINER_STATE_NAME,
-    MANIFEST_FILE,
+    *READ, "README.md", "*_results.json", "training_args.bin", TRAINER_STATE_NAME, MANIFEST_FILE,
 )  # fmt: skip
 
 logger = logging.getLogger("aixsim")
@@ -51,7 +50,7 @@ def checkpoints_in(output: Path) -> Checkpoints:
 def find_checkpoint(arguments: Arguments) -> Path | None:
     """The checkpoint to go on from, whole, the same on all ranks; None = the run starts anew.
 
-    Torn and damaged ones are moved aside, and so are those that the run would write over.
+    Torn and damaged ones are moved aside.
 
     Raises:
         UserError: the folder holds a run already and nothing was said of it, there is no
@@ -81,9 +80,22 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
         _refuse(output, checkpoints=False)
     else:
         _check_files(found, arguments)
-    if ranks.is_main():
-        checkpoints.set_later_aside(-1 if found is None else read_state(found).global_step)
     return found
+
+
+def clear_the_way(output: Path, checkpoint: Path | None) -> None:
+    """Move the checkpoints that a run would write over; a collective, once nothing refuses it.
+
+    Args:
+        output: the run's folder.
+        checkpoint: that it goes on from; None = it starts anew.
+    """
+    if ranks.is_main():
+        step = -1 if checkpoint is None else read_state(checkpoint).global_step
+        checkpoints_in(output).set_later_aside(step)
+    if ranks.several():
+        # no rank writes into a folder that is being moved
+        dist.barrier()
 
 
 def _refuse(output: Path, *, checkpoints: bool) -> None:
@@ -94,9 +106,11 @@ def _refuse(output: Path, *, checkpoints: bool) -> None:
     if checkpoints and checkpoints_in(output).steps():
         holds = "checkpoints"
     if holds := ranks.from_main(holds):
+        goes_on = ", or --resume_from_checkpoint true to go on with the run in it"
+        if not ranks.from_main(bool(checkpoints_in(output).steps())):
+            goes_on = ": there is no checkpoint to go on from"
         raise UserError(
-            f"--output_dir: {output} holds {holds} already; expected a new folder, or "
-            "--resume_from_checkpoint true to go on with the run in it"
+            f"--output_dir: {output} holds {holds} already; expected a new folder{goes_on}"
         )
 
 
@@ -109,13 +123,9 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
         if problem is None:
             return folder
         unusable[step] = problem
-    if not began:
-        raise UserError(
-            f"--resume_from_checkpoint: {checkpoints.root} holds no checkpoint-N; expected a run's "
-            "folder, or no such flag to start one"
-        )
-    # nothing but torn ones: the run was killed in its first save
-    logger.warning("%s: no checkpoint was saved to its end; the run starts anew", checkpoints.root)
+    # nothing, or nothing but torn ones: the run was killed before, or in, its first save
+    why = "no checkpoint was saved to its end" if began else "holds no checkpoint-N"
+    logger.warning("%s: %s; the run starts anew", checkpoints.root, why)
     return None
 
 
@@ -135,7 +145,7 @@ def _problem_of(folder: Path) -> str | None:
                 tensors = load_file(path)
             check_numbers(tensors, str(folder))
         if (folder / "optimizer.pt").is_file():
-            with readable(folder):
+            with readable(folder / "optimizer.pt"):
                 moments = dict(_moments(folder / "optimizer.pt"))
             check_numbers(moments, str(folder))
     except UserError as error:
@@ -160,9 +170,12 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
         OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError,
         pickle.UnpicklingError, SafetensorError,
     ) as error:  # fmt: skip
+        why = first_line(error)
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            why = "a pickle that is damaged or holds more than tensors, and nothing of it was run"
         raise UserError(
-            f"{checkpoint}: cannot be loaded into this run: {first_line(error)}; expected a whole "
-            "checkpoint of the same model"
+            f"{checkpoint}: cannot be loaded into this run: {why}; expected a whole checkpoint of "
+            "the same model"
         ) from error
 
 
@@ -208,8 +221,13 @@ def read_state(folder: Path) -> TrainerState:
     """
     path = folder / TRAINER_STATE_NAME
     try:
-        return TrainerState.load_from_json(str(path))
-    except (OSError, ValueError, TypeError) as error:
+        state = TrainerState.load_from_json(str(path))
+        kinds = {"global_step": int, "log_history": list, "stateful_callbacks": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(state, name), kind):
+                raise ValueError(f"{name}: got {shown(getattr(state, name))}")
+        return state
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         first = first_line(error)
         raise UserError(f"{path}: damaged: {first}; expected a whole checkpoint") from error
 
@@ -239,6 +257,20 @@ def holds_model_of(output: Path, checkpoint: Path, step: int) -> bool:
             f"made anew, from {checkpoint}"
         )
     return found
+
+
+def check_form(output: Path, asked: str) -> None:
+    """See that the finished model in a run's folder has the form that is asked for.
+
+    Raises:
+        UserError: it has another one.
+    """
+    if hf_folder.form_of(output) not in (asked, None):
+        raise UserError(
+            f"--output_dir: {output} holds the finished model in the form "
+            f"{hf_folder.form_of(output)}, and this run asks for {asked} (--strict, --plain); "
+            "expected the form that it has, or a new --output_dir"
+        )
 
 
 def check_steps(checkpoint: Path, step: int, last: int) -> None:

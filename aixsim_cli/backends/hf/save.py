@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +18,11 @@ from aixsim_cli.backends.hf.card import CARD_FILE, write_card
 from aixsim_cli.backends.hf.resume import FINISHED, checkpoints_in
 from aixsim_cli.backends.hf.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.files import NOT_THERE
+from aixsim_cli.files import NOT_THERE, write_whole
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_places
-from aixsim_cli.run.replace import WORKPLACES, publish, stage
+from aixsim_cli.run.manifest import MANIFEST_FILE, read_beside, read_manifest
+from aixsim_cli.run.replace import WORKPLACES, open_to_all, publish, stage
 from aixsim_cli.transforms.config import without_lora
 from aixsim_cli.transforms.lora import merge_lora
 
@@ -47,6 +47,9 @@ def check_writable(folder: Path, key: str) -> None:
     folders = (checkpoints_in(folder).aside, *(folder / name for name in WORKPLACES))
     places = {path: ("a file", NOT_THERE) for path in files}
     check_places(places | {path: ("a folder",) for path in folders}, key)
+    for path in folders:
+        if path.is_symlink():
+            raise UserError(f"{key}: {path}: got a link; expected a folder, or nothing there")
     for path in files:
         if path.match("*_results.json") and not _is_ours(path):
             raise UserError(
@@ -60,7 +63,10 @@ def _is_ours(path: Path) -> bool:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and not {"train_loss", "eval_loss"}.isdisjoint(found)
+    # an earlier version wrote an empty object where it had nothing to say
+    return found == {} or (
+        isinstance(found, dict) and not {"train_loss", "eval_loss"}.isdisjoint(found)
+    )
 
 
 def save_finished(
@@ -85,7 +91,7 @@ def save_finished(
     main = trainer.is_world_process_zero()
     staged: Path | None = None
     try:
-        staged = stage(folder) if main else None
+        staged = stage(folder, checkpoints_in(folder).aside) if main else None
         staged = ranks.from_main(staged)
         # sharded weights are gathered by the Trainer; every rank takes part. Not yet the whole
         # folder, so nothing is pushed from there
@@ -98,21 +104,20 @@ def save_finished(
             shutil.rmtree(staged, ignore_errors=True)
         raise not_written(folder, "the model", error) from error
     if main and arguments.training.push_to_hub:
-        _push(trainer, folder)
+        push(trainer, folder)
     return folder
 
 
 def _complete(
     staged: Path, trainer: SimulationTrainer, arguments: Arguments, metrics: Mapping[str, float]
 ) -> None:
-    form: hf_folder.Form = "aixsim"
-    if arguments.simulation.strict or arguments.simulation.plain:
-        form = "strict" if arguments.simulation.strict else "plain"
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    hf_folder.finish_folder(model, staged, form)
+    hf_folder.finish_folder(model, staged, arguments.simulation.form)
     trainer.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-    write_results(staged, metrics)
+    if metrics:
+        write_results(staged, metrics)
     write_card(staged, model, arguments, dict(metrics))
+    open_to_all(staged)
 
 
 def write_results(folder: Path, metrics: Mapping[str, float]) -> None:
@@ -132,14 +137,8 @@ def write_results(folder: Path, metrics: Mapping[str, float]) -> None:
         before = {}
     for name, found in (("train_results.json", trained), ("eval_results.json", evaluated)):
         if found:
-            _write_json(folder / name, found | epoch)
-    _write_json(path, {**before, **metrics})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=4, sort_keys=True), encoding="utf-8")
-    os.replace(temporary, path)
+            write_whole(folder / name, json.dumps(found | epoch, indent=4, sort_keys=True))
+    write_whole(path, json.dumps({**before, **metrics}, indent=4, sort_keys=True))
 
 
 def _merge(model: Any) -> None:
@@ -150,8 +149,19 @@ def _merge(model: Any) -> None:
     saved.transform = without_lora(saved.transform)
 
 
-def _push(trainer: SimulationTrainer, folder: Path) -> None:
+def push(trainer: SimulationTrainer, folder: Path) -> None:
+    """Upload the finished model, and nothing else that lies beside it.
+
+    Args:
+        trainer: whose arguments name the repository.
+        folder: that holds the model.
+
+    Raises:
+        RunError: it was not uploaded.
+    """
     # Trainer's own push would save the model once more, in the default form
+    names = read_manifest(folder).keys() | read_beside(folder).keys() | {MANIFEST_FILE}
+    names -= {"training_args.bin"}
     try:
         upload_folder(
             repo_id=str(trainer.hub_model_id),
@@ -159,7 +169,7 @@ def _push(trainer: SimulationTrainer, folder: Path) -> None:
             commit_message=f"Trained by aixsim {__version__}",
             token=trainer.args.hub_token,
             revision=trainer.args.hub_revision,
-            ignore_patterns=["checkpoint-*", "checkpoint.*", "training_args.bin", ".*"],
+            allow_patterns=sorted(names),
         )
     except Exception as error:  # what a failed connection raises differs between hub versions
         raise RunError(f"{folder} is saved, but was not pushed to the hub: {error}") from error

@@ -22,7 +22,7 @@ from aixsim_cli.backends.hf import identity, resume
 from aixsim_cli.backends.hf.apply import transform_hf_model
 from aixsim_cli.backends.hf.arguments import Arguments, ModelArguments, set_steps_and_batch
 from aixsim_cli.backends.hf.data import load_blocks
-from aixsim_cli.backends.hf.save import check_writable, save_finished, write_results
+from aixsim_cli.backends.hf.save import check_writable, push, save_finished, write_results
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError, first_line
@@ -105,6 +105,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
         data_collator=default_data_collator,
     )
     if not training.do_train:
+        _check_whose(output, arguments.model)
         metrics = _evaluate(trainer)
         if ranks.is_main():
             write_results(output, metrics)
@@ -118,8 +119,11 @@ def _run(arguments: Arguments, output: Path) -> Result:
     trainer.inputs = identity.inputs_of(arguments, tokenizer, blocks["train"])
     if checkpoint is not None and _has_all_steps(trainer, checkpoint, arguments):
         return _finish(trainer, arguments, checkpoint)
+    if checkpoint is not None and training.load_best_model_at_end:
+        trainer.check_best(checkpoint)
     if ranks.is_main():
         check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
+    resume.clear_the_way(output, checkpoint)
     metrics = _train(trainer, checkpoint)
     if training.do_eval:
         metrics |= _evaluate(trainer)
@@ -135,7 +139,8 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
     if step == last:
         identity.check_finished(checkpoint, step, changed, other_data=other_data)
-    logger.info(describe(step, checkpoint, changed, last, other_data=other_data and step < last))
+    read_anew = other_data or arguments.training.ignore_data_skip
+    logger.info(describe(step, checkpoint, changed, last, other_data=read_anew and step < last))
     return step == last
 
 
@@ -144,6 +149,10 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
     output = Path(str(arguments.training.output_dir))
     step = resume.read_state(checkpoint).global_step
     is_finished = resume.holds_model_of(output, checkpoint, step)
+    if is_finished:
+        resume.check_form(output, arguments.simulation.form)
+        if arguments.training.push_to_hub and ranks.is_main():
+            push(trainer, output)
     if is_finished and not arguments.training.do_eval:
         return Result(None, {})
     trainer.restore(checkpoint)
@@ -155,8 +164,20 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
     return Result(None, metrics)
 
 
+def _check_whose(output: Path, model: ModelArguments) -> None:
+    """Results lie beside the model that they are of."""
+    source = Path(str(model.model_name_or_path))
+    holds = ranks.from_main((output / "config.json").is_file())
+    if holds and output.resolve() != source.resolve():
+        raise UserError(
+            f"--output_dir: {output} holds a model, and this run evaluates {source}; expected that "
+            "model, or another folder for the results"
+        )
+
+
 def _evaluate(trainer: SimulationTrainer) -> dict[str, float]:
-    found = trainer.evaluate()
+    with trainer.weights_kept():
+        found = trainer.evaluate()
     # not clipped: a perplexity beyond what a float holds is infinite
     return found | {"perplexity": _exp(found["eval_loss"])}
 

@@ -3,6 +3,8 @@ run. Noise and ranges are the business of `callback.py`.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from aixsim_cli.run.checkpoints import remove, verify_by_all_ranks
 from aixsim_cli.run.finite import all_finite
 from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
+from aixsim_cli.run.replace import open_to_all
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
@@ -165,6 +168,42 @@ class SimulationTrainer(Trainer):
             checkpoint = Path(best)
         self._load_from_checkpoint(str(checkpoint))
 
+    def check_best(self, checkpoint: Path) -> None:
+        """See that the weights a run may end with are there; Trainer would pass over them.
+
+        Raises:
+            UserError: they are not, or not whole.
+        """
+        best = read_state(checkpoint).best_model_checkpoint
+        if best is None:
+            return
+        try:
+            _check_best(best)
+        except RunError as error:
+            raise UserError(str(error)) from error
+
+    @contextmanager
+    def weights_kept(self) -> Iterator[None]:
+        """Evaluate in the block: `--bf16_full_eval` casts the weights for good."""
+        model: Any = self.model
+        if not (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            yield
+            return
+        weights = [(weight, weight.detach().clone()) for weight in model.parameters()]
+        # a cast makes new ones of buffers, ranges among them
+        buffers = [
+            (module, name, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+        try:
+            yield
+        finally:
+            for weight, before in weights:
+                weight.data = before
+            for module, name, before in buffers:
+                module._buffers[name] = before
+
     def check_weights(self) -> None:
         """See that what is about to be saved can be trained on: a loss knows no later step.
 
@@ -196,6 +235,7 @@ class SimulationTrainer(Trainer):
             if ranks.several():
                 dist.barrier()
             if ranks.is_main():
+                open_to_all(folder)
                 write_manifest(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not is_complete(folder) and ranks.is_main():
@@ -240,8 +280,39 @@ class SimulationTrainer(Trainer):
         settings = hyperparameters(optimizers)
         with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if not self.args.deepspeed:
+                self._check_moments(read_state(Path(checkpoint)).global_step)
         if isinstance(self.lr_scheduler, LambdaLR):
             set_hyperparameters(optimizers, [self.lr_scheduler], settings)
+            return
+        # one that follows the loss has its learning rate from what it has seen (`check_identity`)
+        for group, wanted in zip(optimizers[0].param_groups, settings[0], strict=True):
+            group.update({k: v for k, v in wanted.items() if k not in ("lr", "initial_lr")})
+
+    def _check_moments(self, step: int) -> None:
+        """See that what was loaded is of these weights: a fused optimizer reads past their end.
+
+        Raises:
+            ValueError: an optimizer without moments, moments of another shape, or a schedule at
+                another step.
+        """
+        optimizer: Any = self.optimizer
+        inner = getattr(optimizer, "optimizer", optimizer)
+        is_adam = isinstance(inner, torch.optim.Adam)
+        for parameter in (p for group in inner.param_groups for p in group["params"]):
+            state = inner.state.get(parameter, {})
+            if is_adam and not {"exp_avg", "exp_avg_sq"} <= state.keys():
+                raise ValueError("optimizer.pt lacks moments of weights that are trained")
+            shapes = {tuple(v.shape) for v in state.values() if isinstance(v, Tensor) and v.ndim}
+            if is_adam and shapes != {tuple(parameter.shape)}:
+                raise ValueError(
+                    f"optimizer.pt holds moments of the shapes {shapes} for a weight of "
+                    f"{tuple(parameter.shape)}"
+                )
+        at = getattr(self.lr_scheduler, "last_epoch", step)
+        # a step that fp16's scale skips is none of the schedule's
+        if at > step or (at < step and not self.args.fp16):
+            raise ValueError(f"scheduler.pt is at step {at}, and trainer_state.json at {step}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -23,6 +23,7 @@ from torchtitan.distributed import ParallelDims
 
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.errors import UserError
+from aixsim_cli.run.replace import set_aside
 
 logger = logging.getLogger("aixsim")
 
@@ -33,14 +34,21 @@ class MetricsFile(BaseLogger):
     """One JSON object a line.
 
     Args:
-        path: appended to; a last line that a kill or a full disk has cut is ended first.
+        path: appended to by a run that goes on; a last line that a kill or a full disk has cut is
+            ended first. One that begins sets aside what is there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.began = False
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Append a record; NaN is written as NaN, never as 0."""
+        if step == 1 and not self.began and self.path.is_file() and self.path.stat().st_size:
+            # the records of a run are one curve
+            moved = set_aside(self.path, self.path.with_suffix(".set-aside"))
+            logger.warning("%s: of a run before this one; set aside as %s", self.path, moved)
+        self.began = True
         line = json.dumps(metrics) + "\n"
         with self.path.open("ab+") as file:
             if file.seekable() and file.tell() > 0:

@@ -13,10 +13,18 @@ from typing import Any
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
 from aixsim_cli.backends.titan.spec import load_tokenizer
 from aixsim_cli.config.load import load_yaml
+from aixsim_cli.data.local import find_files
 from aixsim_cli.data.sources import text_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder, resolve_tokenizer
 from aixsim_cli.errors import UserError
-from aixsim_cli.run.inputs import RANDOM, Inputs, read_inputs, tokenizer_digest, weights_digest
+from aixsim_cli.run.inputs import (
+    RANDOM,
+    Inputs,
+    contents_digest,
+    read_inputs,
+    tokenizer_digest,
+    weights_digest,
+)
 from aixsim_cli.run.resume import listing
 from aixsim_cli.transforms.config import hardware_difference
 
@@ -44,12 +52,15 @@ def inputs_of(config: PretrainConfig) -> Inputs:
         UserError: they cannot be read.
     """
     try:
-        data = text_digest(config.training.dataset, config.training.dataset_path)
+        path, text = config.training.dataset_path, None
+        data = text_digest(config.training.dataset, path)
+        if config.training.dataset == "local":
+            text = contents_digest(find_files(str(path)))
         tokenizer = tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path))
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
     frame = DocumentEncoder(load_tokenizer(config.model.hf_assets_path)).frame
-    return Inputs(tokenizer, data, _start_digest(config), frame)
+    return Inputs(tokenizer, data, _start_digest(config), frame, text)
 
 
 def _start_digest(config: PretrainConfig) -> str | None:

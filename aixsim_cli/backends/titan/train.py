@@ -133,10 +133,7 @@ def _join(config: PretrainConfig) -> PretrainTrainer:
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
-        raise UserError(
-            f"MASTER_PORT: got {os.environ['MASTER_PORT']}, which another program uses; expected "
-            "a free one"
-        ) from error
+        raise UserError(launcher.port_in_use()) from error
 
 
 def _who_is_absent(trainer: PretrainTrainer) -> str:

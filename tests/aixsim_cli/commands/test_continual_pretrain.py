@@ -306,7 +306,6 @@ def test_an_output_folder_is_not_trained_over(whole, train):
         (["--train_file", "*.csv"], "*.csv: no such file; expected one .csv file: only .txt, .jso"),
         (["--block_size", "65"], "the model's longest sequence is 64"),
         (["--block_size", "64", "--train_file", "README.md"], "cannot read this format"),
-        (["--resume_from_checkpoint", "true"], "holds no checkpoint-N"),
         (["--do_eval"], "--validation_file: missing"),
         (["--effective_batch_size", "6"], "expected a multiple of 4"),
         (["--tokenizer_name", "./nowhere"], "no such folder"),
@@ -362,10 +361,9 @@ def test_help_lists_all_flags(aixsim):
 
 
 def test_a_launch_whose_ranks_do_not_meet_is_refused(train, tmp_path):
-    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    env["MASTER_PORT"] = "29500"
-    done = train(tmp_path / "o", "--use_cpu", "false", code=1, **env)
-    assert "the launcher started 2 processes" in done.stderr
+    env = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1"}
+    done = train(tmp_path / "o", "--use_cpu", "false", code=2, **env)
+    assert "LOCAL_RANK: got '-1'; expected 0 to 1" in done.stderr
 
 
 def test_sweep_records_a_divergence_and_goes_on(train, model_folder, texts, tmp_path):

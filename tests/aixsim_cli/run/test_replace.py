@@ -362,7 +362,7 @@ ASIDE = "set-aside"
 
 
 def fill(folder):
-    staged = replace.stage(folder)
+    staged = replace.stage(folder, folder / ASIDE)
     (staged / "model").write_text("new")
     (staged / "sub").mkdir()
     (staged / "sub" / "extra").write_text("new")
@@ -385,8 +385,9 @@ def test_what_was_staged_and_not_published_is_nothing(run):
     fill(run)
     verify(run)
     assert (run / "model").read_text() == "old"
-    staged = replace.stage(run)
-    assert not any(staged.iterdir())
+    (run / ".staged" / "half").write_text("written")
+    staged = replace.stage(run, run / ASIDE)
+    assert left(staged) == [".incomplete"] and not (run / ASIDE).exists()
 
 
 @pytest.mark.parametrize("count", range(1, 6))
@@ -423,6 +424,8 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
     assert replace.interrupted(run) is None
     staged = run / ".staged"
     assert not staged.exists()
+    # whole, but not named yet: it could be a copy of somebody's
+    shutil.rmtree(run / ASIDE, ignore_errors=count != 2)
     assert_new(run)
 
 
@@ -465,7 +468,7 @@ def test_what_nobody_published_is_set_aside(run, caplog, name, is_staged, kind):
     else:
         (run / "linked").write_text("mine")
         path.symlink_to("linked")
-    staged = replace.stage(run)
+    staged = replace.stage(run, run / ASIDE)
     (staged / "sole").write_text("new")
     if is_staged:
         (staged / name).write_text("new")
@@ -530,3 +533,15 @@ def test_a_source_in_the_workspace_is_not_deleted(tmp_path, where, force, locked
         with pytest.raises(UserError, match="which is not ours; expected that name to be free"):
             make(tmp_path / "hf", force=force)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [".staged", ".published"])
+def test_a_folder_of_that_name_that_is_somebody_elses_is_kept(run, name):
+    (run / name).mkdir()
+    (run / name / "thesis.txt").write_text("years")
+    replace.finish_publishing(run, run / ASIDE)
+    fill(run)
+    replace.publish(run, run / ASIDE)
+    verify(run)
+    assert (run / ASIDE / name / "thesis.txt").read_text() == "years"
+    assert not (run / name).exists()

@@ -145,3 +145,16 @@ def test_effective_batch(parse):
     wrong = parse("--effective_batch_size", 15, "--per_device_train_batch_size", 4)
     with pytest.raises(UserError, match=r"got 15; expected a multiple of 4 \(1 processes x 4"):
         set_steps_and_batch(wrong, parameters=1, block_size=1)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("weight_decay", -1), ("max_grad_norm", -1), ("label_smoothing_factor", 5),
+        ("adam_beta1", 1.5), ("adam_beta2", -0.1), ("adam_epsilon", 0), ("optim_args", "a=nan"),
+        ("lr_scheduler_kwargs", '{"min_lr": Infinity}'), ("learning_rate", -1),
+    ],
+)  # fmt: skip
+def test_a_number_that_no_optimizer_takes_is_named(parse, flag, value):
+    with pytest.raises(ConfigError, match=f"--{flag}: got .*; expected"):
+        parse(f"--{flag}", value)

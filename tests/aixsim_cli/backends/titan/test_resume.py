@@ -127,7 +127,7 @@ def test_another_data_set_is_read_from_its_start_if_asked_for(aixsim, config, ru
     data = ("--training.dataset", "local", "--training.dataset_path", text)
     more = ("--training.steps", 4, "--reliability.on_other_data", "continue")
     done = pretrain(aixsim, config, run, *more, *data)
-    assert "the new data are read from their start" in done.stderr
+    assert "the data are read from their start" in done.stderr
     assert [record["step"] for record in records(run)] == [1, 2, 3, 4]
 
 
@@ -243,6 +243,18 @@ def test_another_tokenizer_of_the_same_size_is_refused(files, config, folder):
     path.write_text(json.dumps(words))
     with pytest.raises(UserError, match=r"model.hf_assets_path: .*another tokenizer"):
         check(folder, settings(files, config, **MORE))
+
+
+def test_a_change_between_the_samples_of_a_large_file_is_told(files, config):
+    path = files / "data" / "c.txt"
+    path.write_text("a line of text\n" * 40_000)
+    before = resume.inputs_of(settings(files, config))
+    text = path.read_text()
+    place = text.index("line", 20_000)
+    path.write_text(text[:place] + "LINE" + text[place + 4 :])
+    after = resume.inputs_of(settings(files, config))
+    assert before.data == after.data, "a sample holds it"
+    assert after.differing(before) == ["data"]
 
 
 def test_another_end_of_text_is_another_tokenizer(files, config, folder):
