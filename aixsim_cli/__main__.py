@@ -1,5 +1,6 @@
 """The `aixsim` command, `python -m aixsim_cli`, and `torchrun -m aixsim_cli`."""
 
+import errno
 import io
 import os
 import sys
@@ -53,6 +54,7 @@ def _open(number: int) -> _Output:
     name = {1: "stdout", 2: "stderr"}[number]
     old = getattr(sys, name)
     output = _Output(number, "w", closefd=False)
+    output.name = f"<{name}>"
     unbuffered = getattr(old, "write_through", False)
     stream = io.TextIOWrapper(
         output if unbuffered else io.BufferedWriter(output),  # pyright: ignore[reportArgumentType]
@@ -68,8 +70,8 @@ def _open(number: int) -> _Output:
 def _code_of(outputs: list[_Output]) -> int:
     """The exit code of a command that did what it should, by what its outputs lost of it."""
     for output in outputs:
-        # a reader that has left, as `head` does, has what it wanted
-        if output.lost is not None and not isinstance(output.lost, BrokenPipeError):
+        # a reader that has left, as `head` does, has what it wanted; a terminal that has gone, too
+        if output.lost is not None and output.lost.errno not in (errno.EPIPE, errno.EIO):
             said = f"what it says could not be written: {output.lost.strerror}"
             print(f"aixsim: run failed: {said}", file=sys.stderr, flush=True)
             return 1

@@ -373,11 +373,9 @@ def _check_no_run(target: Path) -> None:
     if kind is None:
         return
     for other in sorted(target.parent.glob(f"{kind[1]}-*")):
-        if (
-            other != target
-            and other.is_dir()
-            and not (is_complete(other) and maker_of(other) == MAKER)
-        ):
+        is_run = (other / ".metadata").is_file() or (other / "trainer_state.json").is_file()
+        is_ours = is_complete(other) and maker_of(other) == MAKER
+        if other != target and is_run and not is_ours:
             raise UserError(
                 f"{target}: lies among the checkpoints of a run, beside {other.name}, and the run "
                 "would go on from it; expected a new folder elsewhere"

@@ -164,16 +164,15 @@ class DocumentEncoder:
         return self._encode(text) + self._closing
 
     @property
-    def definition(self) -> str:
-        """What decides a document's tokens: JSON, as in a tokenizer.json.
+    def definition(self) -> str | None:
+        """What decides a document's tokens but its frame: JSON, as in a tokenizer.json.
 
-        Of a tokenizer that is written in Python the tokens are told.
+        None for a tokenizer that is written in Python.
         """
         if not self._is_transformers:
             return self._tokenizer.tokenizer.to_str()
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        vocabulary = {"model": self._tokenizer.get_vocab()}
-        return json.dumps(vocabulary) if backend is None else backend.to_str()
+        return None if backend is None else backend.to_str()
 
     @property
     def frame(self) -> str:

@@ -70,9 +70,12 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 def _check_ours(folder: Path, key: str) -> None:
     """What has the names of these files and is somebody else's is not written over."""
-    lock, owner = folder / LOCK_FILE, folder / OWNER_FILE
-    # ours is empty, and filelock would empty another
-    foreign = [lock] if lock.is_file() and lock.stat().st_size else []
+    lock, owner, foreign = folder / LOCK_FILE, folder / OWNER_FILE, []
+    # ours is empty, or, where there is no flock, begins with the number of a process; filelock
+    # would empty another
+    with contextlib.suppress(OSError):
+        words = lock.read_bytes()[:200].split()
+        foreign = [lock] if words and not words[0].isdigit() else []
     if os.path.lexists(owner) and not _owner(folder):
         # a kill may cut it, but `write_whole` writes it whole
         foreign.append(owner)

@@ -21,6 +21,14 @@ def check_environment() -> int:
     Raises:
         UserError: a variable is missing, or is not what a launcher sets.
     """
+    if os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE") == "1":
+        # pods of one set no more than these two
+        for name, value in {
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }.items():
+            os.environ.setdefault(name, value)
     size = _whole_number("WORLD_SIZE", 1, 2**31)
     _whole_number("RANK", 0, size)
     _whole_number("LOCAL_RANK", 0, size)

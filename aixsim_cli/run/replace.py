@@ -14,11 +14,11 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.run.folder import first_missing, remove_empty
+from aixsim_cli.run.folder import LOCK_FILE, first_missing, remove_empty
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
     Digest,
@@ -141,6 +141,9 @@ def _in_the_way(target: Path, maker: str, *, contents: bool = True) -> str | Non
             return f"was not made by {maker}"
         for path in sorted(target.rglob("*")):
             name = path.relative_to(target).as_posix()
+            if name == LOCK_FILE and path.is_file() and not path.stat().st_size:
+                # a run was refused this folder
+                continue
             holds_listed = any(one.startswith(f"{name}/") for one in listed)
             if path.is_symlink() or not (name in listed or (path.is_dir() and holds_listed)):
                 return f"holds {name}, which {maker} did not write"
@@ -245,7 +248,10 @@ def open_to_all(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        wanted = (0o777 if path.is_dir() else 0o666) & ~mask
+        # some disks know no such thing
+        with suppress(OSError):
+            path.chmod((path.stat().st_mode & 0o7000) | wanted)
 
 
 def stage(folder: Path, aside: Path) -> Path:
@@ -351,7 +357,11 @@ def _keep_aside(path: Path, written: Digest | None, aside: Path) -> None:
         return
     if path.is_file() and not path.is_symlink() and written == digest_of(path):
         return
-    why = "is not what an earlier model was saved with" if written else "was not written by the run"
+    why = (
+        "was changed after the model beside it was saved"
+        if written
+        else "was not written by the run"
+    )
     _told_aside(path, why, aside)
 
 

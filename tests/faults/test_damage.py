@@ -372,8 +372,15 @@ def test_the_owner_of_a_folder_is_not_written_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(UserError, match=r"\.run\.json is not of a run"),
+        locked(tmp_path / "run", "job.dump_folder"),
+    ):
+        pytest.fail("is held")
+    # nor one that is the owner's
+    (tmp_path / "mine").write_text('{"pid": 1, "host": "h"}')
     with locked(tmp_path / "run", "job.dump_folder"):
-        assert (tmp_path / "mine").read_text() == "mine"
+        assert (tmp_path / "mine").read_text() == '{"pid": 1, "host": "h"}'
 
 
 def test_the_step_asked_for_is_refused_and_another_offered(tmp_path):

@@ -109,7 +109,14 @@ def environment_of(monkeypatch):
 
 @pytest.mark.parametrize(
     ("variables", "ranks"),
-    [({}, 1), ({"WORLD_SIZE": "1"}, 1), (LAUNCHED, 2), ({"LOCAL_RANK": "0"}, 1)],
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "1"}, 1),
+        (LAUNCHED, 2),
+        ({"LOCAL_RANK": "0"}, 1),
+        # as a pod of one sets it
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 1),
+    ],
 )
 def test_launched_or_alone(environment_of, variables, ranks):
     environment_of(**variables)

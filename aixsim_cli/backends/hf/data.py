@@ -245,8 +245,10 @@ def _cut(
     if isinstance(rows, IterableDataset) and not data.streaming:
         # a local file is read as a stream; the Trainer shuffles a whole. The cache that datasets
         # keeps of it is named by all that it depends on, alike in every process
-        version = uuid4().hex if data.overwrite_cache else _version(find_files(str(path)))
-        named = json.dumps([version, encoder.definition, block_size])
+        tokens = encoder.definition
+        is_known = tokens is not None and not data.overwrite_cache
+        version = _version(find_files(str(path))) if is_known else uuid4().hex
+        named = json.dumps([version, tokens, encoder.frame, block_size])
         return Dataset.from_generator(
             _whole,
             gen_kwargs={"rows": rows, "to_blocks": to_blocks},

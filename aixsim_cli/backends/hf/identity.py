@@ -63,7 +63,7 @@ _ORDER = (
 _FOLLOWING = ("reduce_lr_on_plateau", "greedy")
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate", "warmup_steps")
 # where something lies, told apart by its contents; who computes it
-_PLACES = ("train_file", "processes")
+_PLACES = ("train_file", "dataset_name", "dataset_config_name", "processes")
 # of a model's config, what does not decide what its training computes; or follows from a flag, a
 # tokenizer or the hardware, which are compared themselves
 _NOT_OF_THE_MODEL = (
@@ -144,9 +144,10 @@ def inputs_of(arguments: Arguments, tokenizer: Any, blocks: Any) -> Inputs:
     if not ranks.is_main():
         return ranks.from_main(None)
     encoder = DocumentEncoder(tokenizer)
+    definition = encoder.definition or json.dumps({"model": tokenizer.get_vocab()})
     return ranks.from_main(
         Inputs(
-            tokenizer=definition_digest(encoder.definition),
+            tokenizer=definition_digest(definition),
             data=data_digest(arguments.data),
             start=_start_digest(arguments),
             frame=encoder.frame,
@@ -242,7 +243,11 @@ def check_identity(
             f"--seed: {checkpoint} was trained with {before}, this run asks for {now}; expected "
             f"the same {expected}"
         )
-    others = inputs.differing(read_inputs(checkpoint))
+    theirs = read_inputs(checkpoint)
+    if theirs.data == f"{arguments.data.dataset_name} {arguments.data.dataset_config_name}":
+        # of an earlier version, which told folders by their names too
+        theirs = dataclasses.replace(theirs, data=inputs.data)
+    others = inputs.differing(theirs)
     if "tokenizer" in others:
         raise UserError(
             f"--tokenizer_name: {checkpoint} was trained with another tokenizer than this run's; "
@@ -254,7 +259,7 @@ def check_identity(
             f"--model_name_or_path: the run of {checkpoint} began with other weights than those of "
             f"{asked}; expected the same, wherever they lie, {expected}"
         )
-    if "optim" in changed and not all(str(v).startswith("adamw_torch") for v in changed["optim"]):
+    if not {*changed.get("optim", ())} <= {"adamw_torch", "adamw_torch_fused"}:
         raise UserError(
             f"--optim: {checkpoint} has the moments of {changed['optim'][0]}, this run asks for "
             f"{changed['optim'][1]}, which cannot go on with them; expected the same {expected}"
@@ -271,11 +276,16 @@ def check_identity(
             f"the same {expected}"
         )
     order = {key: changed[key] for key in _ORDER if key in changed}
+    if inputs.blocks is not None and inputs.blocks == theirs.blocks:
+        order = {key: change for key, change in order.items() if key not in _PLACES}
     is_other = "data" in others or bool(order)
     if is_other and not arguments.training.ignore_data_skip:
         source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
         flags = {"sequences a step": "per_device_train_batch_size", "training blocks": source}
         flag = next((flags.get(key, key) for key in _ORDER if key in order), source)
+        if "sequences a step" in order and "processes" in changed:
+            order["processes"] = changed["processes"]
+            flag = "gradient_accumulation_steps"
         listed = f" ({listing(order)})" if order else ""
         raise UserError(
             f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "

@@ -288,6 +288,9 @@ def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
 
 def _block_size(arguments: Arguments, model: PreTrainedModel) -> int:
     longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and longest < 1:
+        # that of XLNet is -1: it has no longest
+        longest = None
     asked = arguments.data.block_size
     if asked is None:
         return min(longest or LONGEST_DEFAULT_BLOCK, LONGEST_DEFAULT_BLOCK)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from aixsim_cli.backends.hf.identity import write_settings
+from aixsim_cli.backends.hf.identity import read_settings, write_settings
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable
 from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
@@ -43,6 +43,10 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Meet on the host: no rank waits for its accelerator."""
+        if state.best_model_checkpoint is None and state.best_global_step:
+            # transformers drops it where it is not at its old place
+            moved = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(moved) if moved.is_dir() else None
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
 
@@ -162,7 +166,7 @@ class SimulationTrainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Take over the weights and counters of a checkpoint that has all steps of the run."""
         self.state = read_state(checkpoint)
-        best = self.state.best_model_checkpoint
+        best = _best_of(self.state, self.checkpoints.root)
         if self.args.load_best_model_at_end and best is not None:
             _check_best(best)
             checkpoint = Path(best)
@@ -174,7 +178,7 @@ class SimulationTrainer(Trainer):
         Raises:
             UserError: they are not, or not whole.
         """
-        best = read_state(checkpoint).best_model_checkpoint
+        best = _best_of(read_state(checkpoint), self.checkpoints.root)
         if best is None:
             return
         try:
@@ -281,7 +285,9 @@ class SimulationTrainer(Trainer):
         with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
             if not self.args.deepspeed:
-                self._check_moments(read_state(Path(checkpoint)).global_step)
+                step = read_state(Path(checkpoint)).global_step
+                is_fp16 = bool(read_settings(Path(checkpoint)).get("fp16", self.args.fp16))
+                self._check_moments(step, is_fp16=is_fp16)
         if isinstance(self.lr_scheduler, LambdaLR):
             set_hyperparameters(optimizers, [self.lr_scheduler], settings)
             return
@@ -289,7 +295,7 @@ class SimulationTrainer(Trainer):
         for group, wanted in zip(optimizers[0].param_groups, settings[0], strict=True):
             group.update({k: v for k, v in wanted.items() if k not in ("lr", "initial_lr")})
 
-    def _check_moments(self, step: int) -> None:
+    def _check_moments(self, step: int, *, is_fp16: bool) -> None:
         """See that what was loaded is of these weights: a fused optimizer reads past their end.
 
         Raises:
@@ -299,19 +305,20 @@ class SimulationTrainer(Trainer):
         optimizer: Any = self.optimizer
         inner = getattr(optimizer, "optimizer", optimizer)
         is_adam = isinstance(inner, torch.optim.Adam)
-        for parameter in (p for group in inner.param_groups for p in group["params"]):
-            state = inner.state.get(parameter, {})
-            if is_adam and not {"exp_avg", "exp_avg_sq"} <= state.keys():
-                raise ValueError("optimizer.pt lacks moments of weights that are trained")
+        if is_adam and not inner.state:
+            raise ValueError("optimizer.pt holds no moments")
+        # a weight that no gradient has reached has none
+        for parameter, state in inner.state.items() if is_adam else ():
             shapes = {tuple(v.shape) for v in state.values() if isinstance(v, Tensor) and v.ndim}
-            if is_adam and shapes != {tuple(parameter.shape)}:
+            if not {"exp_avg", "exp_avg_sq"} <= state.keys() or shapes != {tuple(parameter.shape)}:
                 raise ValueError(
                     f"optimizer.pt holds moments of the shapes {shapes} for a weight of "
                     f"{tuple(parameter.shape)}"
                 )
-        at = getattr(self.lr_scheduler, "last_epoch", step)
+        # others count evaluations
+        at = self.lr_scheduler.last_epoch if isinstance(self.lr_scheduler, LambdaLR) else step
         # a step that fp16's scale skips is none of the schedule's
-        if at > step or (at < step and not self.args.fp16):
+        if at > step or (at < step and not is_fp16):
             raise ValueError(f"scheduler.pt is at step {at}, and trainer_state.json at {step}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -333,6 +340,15 @@ class SimulationTrainer(Trainer):
         if self.transform is not None and "loss" in logs:
             logs |= {name: value.item() for name, value in self.transform.metrics().items()}
         super().log(logs, *arguments, **keywords)
+
+
+def _best_of(state: TrainerState, root: Path) -> str | None:
+    """The best checkpoint so far, in the run's folder where that has moved."""
+    best = state.best_model_checkpoint
+    if best is None or ranks.from_main(Path(best).is_dir()):
+        return best
+    moved = root / Path(best).name
+    return str(moved) if ranks.from_main(moved.is_dir()) else best
 
 
 def _check_best(folder: str) -> None:

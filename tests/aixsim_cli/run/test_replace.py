@@ -545,3 +545,14 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_kept(run, name):
     verify(run)
     assert (run / ASIDE / name / "thesis.txt").read_text() == "years"
     assert not (run / name).exists()
+
+
+@pytest.mark.parametrize("text", ["", "mine"])
+def test_the_lock_of_a_run_that_was_refused_is_no_obstacle(made, text):
+    (made / ".run.lock").write_text(text)
+    if text:
+        with pytest.raises(UserError, match=r"holds \.run\.lock, which tests did not write"):
+            make(made, force=True)
+        return
+    make(made, force=True)
+    assert (made / "weights").read_text() == "new"
