@@ -1198,9 +1198,12 @@ def test_the_model_alone_is_pushed_and_pushed_until_it_is(train, tmp_path, monke
 
 
 @pytest.mark.parametrize("form", ["--strict", "--plain"])
-def test_a_finished_model_is_not_taken_for_one_of_another_form(train, copy, form):
+def test_a_finished_model_is_not_taken_for_one_of_another_form(train, copy, form, caplog):
     with pytest.raises(UserError, match=f"in the form aixsim, and this run asks for {form[2:]}"):
         train(copy, *RESUME, form)
+    with caplog.at_level(logging.INFO, logger="aixsim"):
+        train(copy, *RESUME, form, "--max_steps", 5)
+    assert f"max_steps 4 -> 5, form aixsim -> {form[2:]}" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "vocab.json"])

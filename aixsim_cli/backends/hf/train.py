@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,13 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
     if step == last:
         identity.check_finished(checkpoint, step, changed, other_data=other_data)
+    else:
+        form = None
+        with suppress(UserError):
+            # a damaged model is about to be replaced
+            form = hf_folder.form_of(Path(str(arguments.training.output_dir)))
+        if form not in (arguments.simulation.form, None):
+            changed |= {"form": (form, arguments.simulation.form)}
     read_anew = other_data or arguments.training.ignore_data_skip
     logger.info(describe(step, checkpoint, changed, last, other_data=read_anew and step < last))
     return step == last
