@@ -45,6 +45,18 @@ class RunError(_Told):
     """A run that started and failed for a reason that can be named (exit 1)."""
 
 
+def loss_not_finite(of: str) -> RunError:
+    """The failure of an evaluation that came to no number.
+
+    Args:
+        of: whose loss, as a message begins with it.
+    """
+    return RunError(
+        f"{of} is not finite, though every weight is: numbers overflow in the forward; expected "
+        "another --dtype: float32 has the widest range"
+    )
+
+
 def reason_of(error: BaseException) -> str:
     """What a library raised, in one line, without advice that would do harm.
 

@@ -4,7 +4,7 @@ import math
 
 import typer
 
-from aixsim_cli.errors import RunError
+from aixsim_cli.errors import loss_not_finite
 
 
 def continual_pretrain(context: typer.Context) -> None:
@@ -32,7 +32,4 @@ def continual_pretrain(context: typer.Context) -> None:
     if result.folder is not None:
         typer.echo(f"saved {result.folder}; next: aixsim eval ppl {result.folder}")
     if not math.isfinite(result.metrics.get("eval_loss", 0.0)):
-        raise RunError(
-            "the loss of the evaluation is not finite, though every weight is: numbers overflow in "
-            "the forward; expected another --dtype: float32 has the widest range"
-        )
+        raise loss_not_finite("the loss of the evaluation")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aixsim_cli.commands.json_output import to_json
-from aixsim_cli.errors import RunError
+from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_whole
 from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath, TrustRemoteCode
 
@@ -227,10 +227,7 @@ def _check_finite(records: list[dict[str, Any]]) -> None:
     """A measurement that came to no number is shown, and is a failure."""
     wrong = [record["source"] for record in records if not math.isfinite(record["nll"])]
     if wrong:
-        raise RunError(
-            f"{', '.join(wrong)}: the loss is not finite, though every weight is: numbers overflow "
-            "in the forward; expected another --dtype: float32 has the widest range"
-        )
+        raise loss_not_finite(f"{', '.join(wrong)}: the loss")
 
 
 def _print_table(records: list[dict[str, Any]]) -> None:

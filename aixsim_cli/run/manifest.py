@@ -160,12 +160,10 @@ def read_beside(folder: str | Path) -> dict[str, Digest | None]:
     Raises:
         UserError: as `read_manifest`.
     """
-    read_manifest(folder)
-    data = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
     try:
         return {
             name: None if digest is None else Digest(**digest)
-            for name, digest in data.get("beside", {}).items()
+            for name, digest in _noted(folder).get("beside", {}).items()
             if _is_inside(name)
         }
     except (TypeError, AttributeError):
@@ -178,9 +176,13 @@ def maker_of(folder: str | Path) -> str | None:
     Raises:
         UserError: as `read_manifest`.
     """
+    return _noted(folder).get("maker")
+
+
+def _noted(folder: str | Path) -> dict[str, Any]:
+    """All that a manifest says, once it has been found to be one."""
     read_manifest(folder)
-    data = json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
-    return data.get("maker")
+    return json.loads((Path(folder) / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
 def verify(

@@ -133,12 +133,16 @@ def index_beyond(folder):
     index({"weight_map": names})(folder)
 
 
+def make_plain(folder):
+    model, _ = load_model(str(folder))
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    write_model(model, folder, "plain")
+
+
 def plain_transform(content):
     def damage(folder):
-        model, _ = load_model(str(folder))
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-        write_model(model, folder, "plain")
+        make_plain(folder)
         (folder / "transform.yaml").write_text(content)
 
     return damage
@@ -153,10 +157,7 @@ def plain_ranges(change):
     """A folder of the form --plain, with its ranges changed."""
 
     def damage(folder):
-        model, _ = load_model(str(folder))
-        for path in folder.glob("*.safetensors"):
-            path.unlink()
-        write_model(model, folder, "plain")
+        make_plain(folder)
         found = load_file(folder / STATE)
         change(found)
         save_file(found, folder / STATE)

@@ -92,7 +92,7 @@ def data_digest(data: DataArguments) -> str:
         return text_digest("builtin", None)
     folder = Path(data.dataset_name)
     if folder.is_dir():
-        return files_digest(sorted(path for path in folder.rglob("*") if path.is_file()))
+        return files_digest(_files_in(folder))
     return f"{data.dataset_name} {data.dataset_config_name}"
 
 
@@ -184,8 +184,7 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
             wanted = split
         options: Any = {"split": wanted, "streaming": data.streaming, "token": token}
         if Path(name).is_dir():
-            files = sorted(path for path in Path(name).rglob("*") if path.is_file())
-            options["cache_dir"] = _cache_of(files)
+            options["cache_dir"] = _cache_of(_files_in(Path(name)))
         rows = load_dataset(name, config, **options)
     except UserError:
         raise
@@ -199,6 +198,10 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
     # its rows are lines; the documents are articles
     is_lines = name.rpartition("/")[2] == "wikitext"
     return rows.map(articles, batched=True) if is_lines else rows
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _check_folder(path: Path) -> None:

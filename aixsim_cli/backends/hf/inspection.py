@@ -39,7 +39,7 @@ def libraries_told(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, UserError) as error:
+    except UserError as error:
         # what the model's own sections say of themselves does not know whose they are
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         named = (source, str(Path(source)))

@@ -265,11 +265,12 @@ def check_form(output: Path, asked: str) -> None:
     Raises:
         UserError: it has another one.
     """
-    if hf_folder.form_of(output) not in (asked, None):
+    form = hf_folder.form_of(output)
+    if form not in (asked, None):
         raise UserError(
-            f"--output_dir: {output} holds the finished model in the form "
-            f"{hf_folder.form_of(output)}, and this run asks for {asked} (--strict, --plain); "
-            "expected the form that it has, or a new --output_dir"
+            f"--output_dir: {output} holds the finished model in the form {form}, and this run "
+            f"asks for {asked} (--strict, --plain); expected the form that it has, or a new "
+            "--output_dir"
         )
 
 
