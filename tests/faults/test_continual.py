@@ -19,7 +19,14 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoTokenizer, get_scheduler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3Config,
+    Gemma3TextConfig,
+    MixtralConfig,
+    get_scheduler,
+)
 from transformers.trainer_utils import SchedulerType
 
 from aixsim_cli.backends.hf import data, identity
@@ -45,6 +52,11 @@ from tests.faults.conftest import make_model
 SECRET = "hf_planted0planted0"
 WORDS = "the interpreter evaluates an expression and returns its value to the caller "
 RESUME = ("--resume_from_checkpoint", "true")
+_SIZES = {
+    "vocab_size": 4096, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "eos_token_id": 0, "pad_token_id": 0, "bos_token_id": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,6 +174,47 @@ def killed_in(patch, place, when=lambda *arguments: True):
 
 
 # one run, one folder
+
+
+def test_a_finished_run_that_saved_models_only_is_finished(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tmp_path, "--save_only_model", "true")
+    before = digests(tmp_path)
+    train(tmp_path, "--save_only_model", "true", *RESUME)
+    assert "checkpoint-4 has all 4 steps; nothing to train" in caplog.text
+    with pytest.raises(UserError, match=r"checkpoint-4: holds no scheduler.pt, no optimizer"):
+        train(tmp_path, "--save_only_model", "true", *RESUME, "--max_steps", 6)
+    assert digests(tmp_path) == before
+
+
+_CONVERTED = {
+    "mixtral": MixtralConfig(num_local_experts=4, **_SIZES),
+    # its text model is what AutoModelForCausalLM would make; the folder holds the whole one
+    "gemma3": Gemma3Config(
+        text_config=Gemma3TextConfig(head_dim=8, **_SIZES).to_dict(),
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _CONVERTED)
+def test_a_model_whose_files_have_other_names_than_it_has_goes_on(home, train, tmp_path, kind):
+    torch.manual_seed(0)
+    model, folder = AutoModelForCausalLM.from_config(_CONVERTED[kind]), tmp_path / "model"
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    assert not saved.keys() <= model.state_dict().keys()
+    best = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2,
+            "--validation_file", home / "train.txt", "--lr_scheduler_type", "constant")  # fmt: skip
+    name = ("--model_name_or_path", folder, *best)
+    train(tmp_path / "whole", *name)
+    train(tmp_path / "parts", *name, "--max_steps", 2)
+    train(tmp_path / "parts", *name, *RESUME)
+    assert_same_model(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_written(train, tmp_path):

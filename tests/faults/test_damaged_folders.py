@@ -253,6 +253,10 @@ CASES = {
     "temperature infinite": (
         "digital", generation(temperature=1e999), r"generation_config\.json: temperature: got inf",
     ),
+    "temperature a word": (
+        "digital", generation(temperature="hot"),
+        r"generation_config\.json: temperature: got 'hot'; expected a number",
+    ),
     "half a range": ("optical", tensors(**{RANGES: lambda t: t.clamp(max=0) / 0}), "got the range"),
 }  # fmt: skip
 TOKENIZER = {

@@ -1,10 +1,12 @@
 """PEFT's adapters on simulated hardware: an adapter carries the ranges that it was trained with.
 
-Training an adapter moves the ranges of the model underneath, which PEFT does not save with it. All
-its ways to save and load an adapter (`save_pretrained`, `load_adapter`, a Trainer's checkpoints,
-hot swaps) end in the functions that are wrapped here, so that the ranges travel in its file.
+Training an adapter moves the ranges of the model underneath, which PEFT does not save with it, nor
+what hardware that was. All its ways to save and load an adapter (`save_pretrained`,
+`load_adapter`, a Trainer's checkpoints, hot swaps) end in the functions that are wrapped here, so
+that both travel in its file.
 """
 
+import json
 import logging
 import re
 import sys
@@ -16,11 +18,15 @@ import torch
 from torch import Tensor, nn
 from wrapt import wrap_function_wrapper
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.backends.hf.quantizer import METHOD
+from aixsim_cli.errors import UserError, first_line
+from aixsim_cli.transforms.config import hardware_difference
 from aixsim_cli.transforms.state import SimulatedModule, state_of
 
 logger = logging.getLogger("aixsim")
 _SUFFIX = ".ranges"
+# the transform config as JSON, uint8 (bytes,): a file of tensors travels whole
+_HARDWARE = "aixsim.transform"
 
 
 def register_adapters(save_and_load: ModuleType) -> None:
@@ -54,9 +60,12 @@ def _wrap(module: ModuleType, name: str, wrapper: Callable[..., Any]) -> None:
 
 
 def _get(wrapped: Callable[..., dict[str, Tensor]], _: Any, args: Any, kwargs: Any) -> Any:
-    """`get_peft_model_state_dict`, and the ranges under their names in the model."""
+    """`get_peft_model_state_dict`, the ranges under their names in the model, and the hardware."""
     model = args[0] if args else kwargs["model"]
     saved = wrapped(*args, **kwargs)
+    if hardware := _hardware_of(model):
+        text = json.dumps(hardware, sort_keys=True).encode()
+        saved[_HARDWARE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     for name, module in _with_ranges(model).items():
         # a copy: the next step moves the ranges
         saved[f"{name}{_SUFFIX}"] = module.ranges.detach().clone()
@@ -74,13 +83,36 @@ def _set(wrapped: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
         **options: Any,
     ) -> Any:
         ranges = {k: v for k, v in state_dict.items() if k.endswith(_SUFFIX)}
-        adapter = {k: v for k, v in state_dict.items() if k not in ranges}
-        result = wrapped(model, adapter, adapter_name, *others, **options)
+        own = {k: v for k, v in state_dict.items() if k not in ranges and k != _HARDWARE}
+        result = wrapped(model, own, adapter_name, *others, **options)
+        if _HARDWARE in state_dict:
+            _compare_hardware(model, adapter_name, state_dict[_HARDWARE])
         _load_ranges(model, adapter_name, ranges)
         return result
 
     # the one name that differs between them
     return load(*args, **{k.removeprefix("peft_model_"): v for k, v in kwargs.items()})
+
+
+def _compare_hardware(model: nn.Module, adapter: str, saved: Tensor) -> None:
+    """Tell that an adapter comes onto other hardware; that may be what is studied."""
+    try:
+        trained = json.loads(bytes(saved.cpu().to(torch.uint8).flatten().tolist()))
+        difference = hardware_difference(
+            trained, _hardware_of(model), source=f"adapter {adapter}: {_HARDWARE}"
+        )
+    except (UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        why = first_line(error)
+        logger.warning("adapter %s: what hardware it was trained on is unknown: %s", adapter, why)
+        return
+    if difference is not None:
+        logger.warning("adapter %s was trained on %s, and the model is on %s", adapter, *difference)
+
+
+def _hardware_of(model: Any) -> dict[str, Any] | None:
+    """The transform config of a simulated model; None for a digital one."""
+    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    return config.transform if getattr(config, "quant_method", None) == METHOD else None
 
 
 @torch.no_grad()

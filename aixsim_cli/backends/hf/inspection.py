@@ -26,6 +26,13 @@ _POSITIVE = (
     "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "n_embd",
     "n_layer", "n_head",
 )  # fmt: skip
+# of generation_config.json
+_NUMBERS = (
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "temperature",
+    "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size", "guidance_scale",
+    "num_return_sequences", "pad_token_id", "bos_token_id",
+)  # fmt: skip
 # what a version of this package writes into `quantization_config`
 _OURS = {"quant_method", "schema_version", "transform", "modules", "dequantize"}
 
@@ -69,6 +76,11 @@ def check_config(folder: Path) -> None:
     }
     for name, values in found.items():
         check_numbers_of(values, str(folder / name))
+    for key, value in found.get("generation_config.json", {}).items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in _NUMBERS and value is not None and not is_number:
+            where = folder / "generation_config.json"
+            raise UserError(f"{where}: {key}: got {shown(value)}; expected a number")
     config = found.get("config.json")
     if config is None:
         raise UserError(f"{folder}: has no config.json; expected a Hugging Face model folder")

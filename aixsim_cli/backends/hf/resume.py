@@ -54,7 +54,7 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
 
     Raises:
         UserError: the folder holds a run already and nothing was said of it, there is no
-            checkpoint, it is damaged, or it lacks what going on needs.
+            checkpoint, or it is damaged.
     """
     training = arguments.training
     output = Path(str(training.output_dir))
@@ -79,7 +79,7 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     if found is None:
         _refuse(output, checkpoints=False)
     else:
-        _check_files(found, arguments)
+        _check_holds(found, [TRAINER_STATE_NAME])
     return found
 
 
@@ -179,15 +179,29 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _check_files(folder: Path, arguments: Arguments) -> None:
-    """Trainer begins anew, without a word, what it does not find."""
+def check_files(folder: Path, arguments: Arguments) -> None:
+    """See that a checkpoint has what a run that goes on needs of it.
+
+    Trainer begins anew, without a word, what it does not find.
+
+    Args:
+        folder: a whole checkpoint, before the run's last step.
+        arguments: of the run.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    if arguments.training.deepspeed:
+        return
     names = {path.name for path in folder.iterdir()}
-    needed = ["trainer_state.json"]
-    if not arguments.training.deepspeed:
-        needed += ["scheduler.pt", "optimizer", *_random_states(folder, names, arguments)]
-        # deepspeed scales by itself
-        if arguments.training.fp16 and read_settings(folder).get("fp16", True):
-            needed += ["scaler.pt"]
+    needed = ["scheduler.pt", "optimizer", *_random_states(folder, names, arguments)]
+    if arguments.training.fp16 and read_settings(folder).get("fp16", True):
+        needed.append("scaler.pt")
+    _check_holds(folder, needed)
+
+
+def _check_holds(folder: Path, needed: list[str]) -> None:
+    names = {path.name for path in folder.iterdir()}
     missing = [need for need in needed if not any(name.startswith(need) for name in names)]
     if missing:
         raise UserError(

@@ -120,8 +120,10 @@ def _run(arguments: Arguments, output: Path) -> Result:
     trainer.inputs = identity.inputs_of(arguments, tokenizer, blocks["train"])
     if checkpoint is not None and _has_all_steps(trainer, checkpoint, arguments):
         return _finish(trainer, arguments, checkpoint)
-    if checkpoint is not None and training.load_best_model_at_end:
-        trainer.check_best(checkpoint)
+    if checkpoint is not None:
+        resume.check_files(checkpoint, arguments)
+        if training.load_best_model_at_end:
+            trainer.check_best(checkpoint)
     if ranks.is_main():
         check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
     resume.clear_the_way(output, checkpoint)

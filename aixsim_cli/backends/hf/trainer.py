@@ -1,5 +1,6 @@
-"""HF's Trainer around a simulated model: no silent NaN, and a checkpoint where a signal ends the
-run. Noise and ranges are the business of `callback.py`.
+"""HF's Trainer around a simulated model: no silent NaN, and checkpoints that are whole.
+
+Noise and ranges are the business of `callback.py`, signals that of `stop.py`.
 """
 
 import logging
@@ -14,9 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.identity import read_settings, write_settings
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable
+from aixsim_cli.backends.hf.stop import StopCallback
 from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove, verify_by_all_ranks
@@ -25,60 +29,9 @@ from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
 from aixsim_cli.run.replace import open_to_all
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
-from aixsim_cli.run.signals import StopSignals
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
-
-
-class StopCallback(TrainerCallback):
-    """Ends a run after the step in which a signal came, with a checkpoint: all ranks in one."""
-
-    def __init__(self) -> None:
-        self.signals = StopSignals()
-        self.stopped_by = 0  # number of the signal
-        self._group: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Meet on the host: no rank waits for its accelerator."""
-        if state.best_model_checkpoint is None and state.best_global_step:
-            # transformers drops it where it is not at its old place
-            moved = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(moved) if moved.is_dir() else None
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Agree on a signal; after the last step a run ends by itself."""
-        received = torch.tensor(self.signals.received)
-        if self._group is not None:
-            dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
-        if state.global_step < state.max_steps:
-            self.stopped_by = int(received)
-        if self.stopped_by:
-            control.should_save = control.should_training_stop = True
-            # who sent the signal waits for seconds, not for an evaluation
-            control.should_evaluate = False
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """An interrupted epoch is no epoch."""
-        if self.stopped_by:
-            control.should_save = control.should_evaluate = False
-            # Trainer would load it, and with `--save_total_limit 1` delete the others
-            state.best_model_checkpoint = None
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A launcher ends all ranks when the first one ends: not while another one saves."""
-        if self.stopped_by and self._group is not None:
-            dist.barrier(self._group)
 
 
 class FiniteCallback(TrainerCallback):
@@ -223,7 +176,10 @@ class SimulationTrainer(Trainer):
         best = str(self.state.best_model_checkpoint)
         _check_best(best)
         with readable(best):
-            super()._load_best_model()
+            if self._is_converted():
+                self._load_converted(best)
+            else:
+                super()._load_best_model()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer's; the manifest comes last, when every rank's files are there."""
@@ -259,7 +215,21 @@ class SimulationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if self._is_converted():
+                self._load_converted(resume_from_checkpoint)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _is_converted(self) -> bool:
+        """Whether the model's files have other names than it has: Trainer would not find them."""
+        model: Any = self.model
+        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return is_whole and bool(get_model_conversion_mapping(model, add_legacy=False))
+
+    def _load_converted(self, folder: str) -> None:
+        model: Any = self.model
+        loaded, _ = load_model(folder, dtype=next(model.parameters()).dtype)
+        model.load_state_dict(loaded.state_dict())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """What Trainer warns of: weights that a checkpoint lacks would be those of the start."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from aixsim_cli.backends.hf.apply import transform_hf_model
@@ -182,6 +183,31 @@ def test_an_adapter_swapped_in_brings_its_ranges(base, adapters, tmp_path):
 def test_an_adapter_on_a_digital_base_is_told(adapters, caplog):
     PeftModel.from_pretrained(make_model("llama"), adapters[0])
     assert "this model has none" in caplog.text
+
+
+def test_an_adapter_on_other_hardware_is_told(base, adapters, caplog):
+    PeftModel.from_pretrained(load(base), adapters[0])
+    assert not caplog.text
+    other = make_model("llama")
+    transform_hf_model(other, optical(q_levels=32))
+    PeftModel.from_pretrained(other, adapters[0])
+    assert "adapter default was trained on optical" in caplog.text
+    assert "q_levels 64), and the model is on optical" in caplog.text
+    assert "q_levels 32)" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[1]", b"\xff\xfe", b'{"name": "nothing"}', b"", None])
+def test_hardware_of_an_adapter_that_cannot_be_read_is_told(base, adapters, caplog, damage):
+    path = adapters[1] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    assert "aixsim.transform" in tensors
+    tensors["aixsim.transform"] = torch.rand(2, 3)
+    if damage is not None:
+        tensors["aixsim.transform"] = torch.tensor(list(damage), dtype=torch.uint8)
+    save_file(tensors, path, metadata={"format": "pt"})
+    model = PeftModel.from_pretrained(load(base), adapters[1])
+    assert "adapter default: what hardware it was trained on is unknown" in caplog.text
+    assert not torch.equal(ranges(model), ranges(load(base)))
 
 
 def test_an_adapter_without_ranges_is_told(base, tmp_path, caplog):

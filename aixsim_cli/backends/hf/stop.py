@@ -1,0 +1,60 @@
+"""A signal ends a run of HF's Trainer after the step, with a checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from aixsim_cli.run.signals import StopSignals
+
+
+class StopCallback(TrainerCallback):
+    """Ends a run after the step in which a signal came, with a checkpoint: all ranks in one."""
+
+    def __init__(self) -> None:
+        self.signals = StopSignals()
+        self.stopped_by = 0  # number of the signal
+        self._group: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Meet on the host: no rank waits for its accelerator."""
+        if state.best_model_checkpoint is None and state.best_global_step:
+            # transformers drops it where it is not at its old place
+            moved = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(moved) if moved.is_dir() else None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Agree on a signal; after the last step a run ends by itself."""
+        received = torch.tensor(self.signals.received)
+        if self._group is not None:
+            dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
+        if state.global_step < state.max_steps:
+            self.stopped_by = int(received)
+        if self.stopped_by:
+            control.should_save = control.should_training_stop = True
+            # who sent the signal waits for seconds, not for an evaluation
+            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """An interrupted epoch is no epoch."""
+        if self.stopped_by:
+            control.should_save = control.should_evaluate = False
+            # Trainer would load it, and with `--save_total_limit 1` delete the others
+            state.best_model_checkpoint = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A launcher ends all ranks when the first one ends: not while another one saves."""
+        if self.stopped_by and self._group is not None:
+            dist.barrier(self._group)
