@@ -66,8 +66,8 @@ def reason_of(error: BaseException) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         return (
-            "it needs Python code of its own, which was not run; --trust-remote-code runs it, if "
-            "you trust who wrote it"
+            "it needs Python code of its own, which was not run; --trust-remote-code runs it, in "
+            "the commands that have it, if you trust who wrote it"
         )
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
         return (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.manifest import is_complete, verify, verify_if_listed
-from aixsim_cli.run.replace import interrupted
+from aixsim_cli.run.replace import WORKPLACES, interrupted
 
 
 class SourceKind(Enum):
@@ -43,6 +43,13 @@ def find_source(source: str) -> SourceKind:
     if path.is_dir():
         newest = _newest_step(path)
         hint = f"; did you mean {newest}?" if newest else ""
+        if (path / "adapter_config.json").is_file():
+            hint = "; a PEFT adapter: expected the model as PEFT's merge_and_unload gives it"
+        if any((path / name).exists() for name in WORKPLACES):
+            hint = (
+                "; continual-pretrain was killed while it saved its model: the same command with "
+                "--resume_from_checkpoint true completes it"
+            )
         raise UserError(
             f"{source}: holds neither a torchtitan checkpoint (.metadata) nor a Hugging Face model "
             f"(config.json){hint}"
@@ -67,10 +74,15 @@ def _newest_step(folder: Path) -> Path | None:
     found = [
         step.parent
         for pattern in ("", "*/", "*/*/")
-        for step in folder.glob(f"{pattern}step-*/.metadata")
-        if step.parent.name[5:].isdecimal()
+        for kind in ("step-*/.metadata", "checkpoint-*/config.json")
+        for step in folder.glob(pattern + kind)
+        if _step_of(step.parent).isdecimal()
     ]
-    return max(found, key=lambda step: int(step.name[5:]), default=None)
+    return max(found, key=lambda step: int(_step_of(step)), default=None)
+
+
+def _step_of(folder: Path) -> str:
+    return folder.name.rpartition("-")[2]
 
 
 def check_hf_source(source: str) -> None:

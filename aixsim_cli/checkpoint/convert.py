@@ -33,15 +33,10 @@ from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint import hf
 from aixsim_cli.checkpoint.agree import difference_in_step
 from aixsim_cli.checkpoint.dcp import TitanCheckpoint, read_checkpoint, write_checkpoint
+from aixsim_cli.checkpoint.tokenizer import trained_tokenizer
 from aixsim_cli.config.load import Document
-from aixsim_cli.data.tokenizer import (
-    DocumentEncoder,
-    check_vocabulary,
-    load_tokenizer,
-    resolve_tokenizer,
-)
+from aixsim_cli.data.tokenizer import check_vocabulary
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run.inputs import Inputs, read_inputs, tokenizer_digest
 from aixsim_cli.run.manifest import is_complete, maker_of
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
@@ -52,37 +47,6 @@ CHECKED_TOKENS = 128
 LOGIT_TOLERANCE = 1e-4
 DEFAULT_SEQ_LEN = 2048
 MAKER = "convert-ckpt"
-
-
-def trained_tokenizer(
-    checkpoint: Path, name: str, *, is_given: bool = False, trust_remote_code: bool = False
-) -> Any:
-    """A checkpoint's tokenizer, which has to be the one that it was trained with.
-
-    Args:
-        checkpoint: a `step-N` folder; one that does not know of its tokenizer is not compared.
-        name: of the tokenizer: builtin, a folder or a hub name.
-        is_given: the user chose it: another one is told, not refused.
-        trust_remote_code: run Python code that it brings.
-
-    Raises:
-        UserError: it cannot be loaded, or is another one.
-    """
-    folder = resolve_tokenizer(name)
-    tokens = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    known = read_inputs(checkpoint)
-    if known.tokenizer is None:
-        return tokens
-    found = Inputs(tokenizer_digest(folder), frame=DocumentEncoder(tokens).frame)
-    if "tokenizer" in known.differing(found):
-        said = f"tokenizer {name}: is not the one that {checkpoint} was trained with"
-        if not is_given:
-            raise UserError(
-                f"{said}; expected it as it was, or convert-ckpt --tokenizer-path with one that is "
-                "meant"
-            )
-        logger.warning("%s", said)
-    return tokens
 
 
 def titan_to_hf(

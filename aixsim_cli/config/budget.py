@@ -78,7 +78,8 @@ def shard_degree(shard: int, *, num_ranks: int, replicate: int, other: int) -> i
     if rest or not left:
         raise UserError(
             f"{num_ranks} ranks cannot be divided into {replicate} replicas x {other} (tensor, "
-            "context and pipeline parallel); expected a multiple (--num-gpus)"
+            "context and pipeline parallel); expected a multiple (--num-gpus of "
+            "generate-cfg, budget.num_ranks of a config)"
         )
     return left
 
@@ -142,6 +143,6 @@ def check_ranks(config, world_size: int) -> None:
     if abs(actual - planned) > TOLERANCE * planned:
         raise UserError(
             f"{world_size} rank(s) would train on {actual:,} tokens; the config was made for "
-            f"{assumed} rank(s) and {planned:,} tokens. Expected {assumed} rank(s), or a config "
-            f"made with --num-gpus {world_size}"
+            f"{assumed} rank(s) and {planned:,} tokens. Expected {assumed} rank(s), or "
+            f"--budget.num_ranks {world_size} where {actual:,} tokens are meant"
         )

@@ -17,6 +17,7 @@ from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.data.corpus import builtin_documents
 from aixsim_cli.errors import UserError, first_line, reason_of, shown
+from aixsim_cli.run.inputs import definition_digest
 from aixsim_cli.run.manifest import verify, write_manifest
 
 BUILTIN = "builtin"
@@ -30,7 +31,6 @@ logger = logging.getLogger("aixsim")
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
-_SPECIAL_TOKENS = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
 def resolve_tokenizer(path: str) -> Path:
@@ -64,15 +64,15 @@ def resolve_tokenizer(path: str) -> Path:
 
 
 def vocab_size(path: str) -> int:
-    """How many tokens a tokenizer has, those added to its model included.
+    """How many tokens a tokenizer has, those that its files add to its model included.
 
     Args:
         path: as for `resolve_tokenizer`; a name in `KNOWN_VOCAB_SIZES` is looked up there.
 
     Raises:
-        UserError: as `resolve_tokenizer`, or the files are damaged.
+        UserError: as `resolve_tokenizer` and `load_tokenizer`.
     """
-    return KNOWN_VOCAB_SIZES.get(path) or _count_tokens(resolve_tokenizer(path))
+    return KNOWN_VOCAB_SIZES.get(path) or len(load_tokenizer(resolve_tokenizer(path)))
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, **options: Any) -> Any:
@@ -93,7 +93,7 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, **opt
             load_json_object(Path(source) / name)
     try:
         # False, not None: transformers would ask, and take what stdin says for an answer
-        return AutoTokenizer.from_pretrained(
+        loaded = AutoTokenizer.from_pretrained(
             str(source), trust_remote_code=bool(trust_remote_code), **options
         )
     except Exception as error:  # `tokenizers` raises no class of its own
@@ -101,6 +101,13 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False, **opt
             f"tokenizer {source}: cannot be loaded: {reason_of(error)}; expected tokenizer.json "
             "and tokenizer_config.json, as `save_pretrained` of a fast tokenizer writes them"
         ) from error
+    templates = getattr(loaded, "chat_template", None) or ""
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if not isinstance(template, str):
+            raise UserError(
+                f"tokenizer {source}: chat_template: got {shown(template)}; expected a text"
+            )
+    return loaded
 
 
 def check_vocabulary(tokenizer: Any, rows: int, where: str | Path) -> None:
@@ -122,16 +129,16 @@ def check_vocabulary(tokenizer: Any, rows: int, where: str | Path) -> None:
 
 
 class DocumentEncoder:
-    """Turns one document of a training or evaluation text into tokens.
+    """Turns one document of a training or evaluation text into tokens, in every command.
 
     The end-of-text token closes every document. A beginning-of-text token opens it if, and only
     if, tokenizer.json adds one. The flag `add_bos_token` of tokenizer_config.json is not heeded:
     transformers 5 ignores and drops it where there is a tokenizer.json, and a model must be
-    evaluated on what it was trained on.
+    evaluated on what it was trained on. Nothing is cut and nothing padded, whatever its files say.
 
     Args:
-        tokenizer: torchtitan's `HuggingFaceTokenizer` or a transformers tokenizer; the same files
-            give the same tokens through both.
+        tokenizer: transformers tokenizer. torchtitan's reads tokenizer.json otherwise: it pads,
+            and knows no tokens that tokenizer_config.json adds.
 
     Raises:
         UserError: the tokenizer has no end-of-text token.
@@ -139,13 +146,7 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._is_transformers = hasattr(tokenizer, "eos_token_id")
-        if self._is_transformers:
-            eos = tokenizer.eos_token_id
-        else:
-            eos = tokenizer.eos_id
-            # a maximum length baked into tokenizer.json would cut documents short, unseen
-            tokenizer.tokenizer.no_truncation()
+        eos = tokenizer.eos_token_id
         if eos is None:
             raise UserError(
                 "the tokenizer has no end-of-text token, so documents would run into each other; "
@@ -169,21 +170,31 @@ class DocumentEncoder:
 
         None for a tokenizer that is written in Python.
         """
-        if not self._is_transformers:
-            return self._tokenizer.tokenizer.to_str()
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else backend.to_str()
 
     @property
     def frame(self) -> str:
-        """The tokens that every document is put between, in decimal digits: "0", "1 2"."""
-        return " ".join(map(str, self("")))
+        """The tokens that every document is put between, in decimal digits: "0", "1 2".
+
+        " split" follows where special tokens within a document are read as the text that they are.
+        """
+        split = " split" if getattr(self._tokenizer, "split_special_tokens", False) else ""
+        return " ".join(map(str, self(""))) + split
+
+    @property
+    def digest(self) -> str:
+        """Tells tokenizers apart by the tokens that they make of a document.
+
+        Of one that is written in Python the tokens that it knows are told.
+        """
+        definition = self.definition or json.dumps({"model": self._tokenizer.get_vocab()})
+        told = [definition_digest(definition), self.frame]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _encode(self, text: str) -> list[int]:
         try:
-            if self._is_transformers:
-                return self._tokenizer.encode(text, verbose=False)
-            return self._tokenizer.tokenizer.encode(text).ids
+            return self._tokenizer.encode(text, verbose=False)
         except BaseException as error:
             # a panic of the library, of an expression that takes for ever for instance
             if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
@@ -210,28 +221,6 @@ def _download(name: str) -> Path:
             f"tokenizer {name}: not on this machine, and the hub cannot be reached "
             f"({type(error).__name__}); use --tokenizer-path builtin or a folder"
         ) from error
-
-
-def _count_tokens(folder: Path) -> int:
-    """Distinct tokens in a tokenizer's files, as torchtitan and transformers count them."""
-    try:
-        model = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-        vocab = model["model"]["vocab"]
-        # a Unigram model lists [token, score] pairs, the others map token -> id
-        tokens = {entry[0] for entry in vocab} if isinstance(vocab, list) else set(vocab)
-        tokens.update(token["content"] for token in model.get("added_tokens", ()))
-        config_file = folder / "tokenizer_config.json"
-        if config_file.is_file():
-            config = json.loads(config_file.read_text("utf-8"))
-            special = [config.get(f"{name}_token") for name in _SPECIAL_TOKENS]
-            special += config.get("added_tokens_decoder", {}).values()
-            tokens.update(t["content"] if isinstance(t, dict) else t for t in special if t)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"tokenizer {folder}: tokenizer.json or tokenizer_config.json is damaged "
-            f"({type(error).__name__}: {error}); expected files that `tokenizers` wrote"
-        ) from error
-    return len(tokens)
 
 
 def _builtin_tokenizer() -> Path:

@@ -47,6 +47,8 @@ def generate(
         attention_mask=encoded["attention_mask"],
         max_new_tokens=room,
         do_sample=do_sample,
+        # for the `stop_strings` of a generation_config.json
+        tokenizer=model.tokenizer,
         pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
         **sampling,
     )

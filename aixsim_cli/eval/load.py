@@ -18,10 +18,10 @@ from aixsim_cli.backends.titan.spec import model_args
 from aixsim_cli.checkpoint.convert import (
     DEFAULT_SEQ_LEN,
     as_hf_model,
-    trained_tokenizer,
     trained_transform,
 )
 from aixsim_cli.checkpoint.dcp import read_checkpoint
+from aixsim_cli.checkpoint.tokenizer import trained_tokenizer
 from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.source import SourceKind, find_source

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import check_new
 
 
@@ -42,4 +42,9 @@ def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlabel("perplexity")
-    figure.savefig(path, dpi=150)
+    # room for the numbers beside the bars
+    axes.margins(x=0.12)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise RunError(f"{path}: the plot cannot be written: {error.strerror}") from error

@@ -166,7 +166,9 @@ class Checkpoints:
         kept, old = complete[:keep], complete[keep:]
         if old and any(_is_whole(folder) for folder in kept):
             for folder in old:
-                if foreign := _foreign(folder):
+                if folder.is_symlink():
+                    self.set_aside(folder, f"{folder}: a link, what it leads to is not the run's")
+                elif foreign := _foreign(folder):
                     why = f"{folder}: holds {foreign}, which the run did not write"
                     self.set_aside(folder, why)
                 else:

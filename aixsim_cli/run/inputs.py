@@ -30,7 +30,8 @@ class Inputs:
         tokenizer: of `tokenizer_digest` or `definition_digest`.
         data: of `files_digest`, or what else tells the data apart.
         start: of the weights it began with, by `weights_digest`; or `RANDOM`.
-        frame: the tokens that every document is put between, in decimal digits.
+        frame: the tokens that every document is put between, see `DocumentEncoder.frame`.
+        tokens: `DocumentEncoder.digest`: what a document becomes, by all files of the tokenizer.
         text: of all bytes of the data, where they are not too many.
         blocks: of all tokens that are trained on, where they are cut before the training.
     """
@@ -39,24 +40,27 @@ class Inputs:
     data: str | None = None
     start: str | None = None
     frame: str | None = None
+    tokens: str | None = None
     text: str | None = None
     blocks: str | None = None
 
     def differing(self, other: "Inputs") -> list[str]:
         """What both know and have otherwise: "tokenizer", "data", "start".
 
-        Data are told by their tokens where both know them: files may be cut otherwise.
+        Data are told by their tokens where both know them: files may be cut otherwise. So are
+        tokenizers by what they make of a document.
         """
         mine, theirs = asdict(self), asdict(other)
         known = [name for name in mine if None not in (mine[name], theirs[name])]
         others = [name for name in known if mine[name] != theirs[name]]
-        exact = next((name for name in ("blocks", "text") if name in known), "data")
-        others = [name for name in others if name in ("tokenizer", "start", "frame", exact)]
+        data = next((name for name in ("blocks", "text") if name in known), "data")
+        tokenizer = ("tokens",) if "tokens" in known else ("tokenizer", "frame")
+        others = [name for name in others if name in (*tokenizer, "start", data)]
         names = (_OF_THE_SAME.get(name, name) for name in others)
         return list(dict.fromkeys(names))
 
 
-_OF_THE_SAME = {"frame": "tokenizer", "blocks": "data", "text": "data"}
+_OF_THE_SAME = {"frame": "tokenizer", "tokens": "tokenizer", "blocks": "data", "text": "data"}
 
 
 def files_digest(files: Iterable[str | Path]) -> str:

@@ -113,8 +113,9 @@ def _check_apart(target: Path, source: Path | None) -> None:
 def _check_target(target: Path, maker: str, force: bool, *, contents: bool = True) -> None:
     problem = _in_the_way(target, maker, contents=contents)
     if problem is not None:
+        asked = "" if force else "exists, and "
         raise UserError(
-            f"{target}: {problem}; expected a new folder: --force replaces nothing but an "
+            f"{target}: {asked}{problem}; expected a new folder: --force replaces nothing but an "
             f"unchanged folder that {maker} made"
         )
     if not force and not _is_free(target):

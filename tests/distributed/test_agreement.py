@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from aixsim_cli.backends.titan import device
+from aixsim_cli.data.tokenizer import DocumentEncoder, load_tokenizer, resolve_tokenizer
 
 device.prepare()
 
 from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
-from aixsim_cli.backends.titan.spec import load_tokenizer, model_args  # noqa: E402
+from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
 from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.timeout(1200)
@@ -45,16 +46,17 @@ TRANSFORM = "layer_name_to_config:\n  default: {q_noise: false}\n"
 def data(tmp_path_factory):
     """A text whose every document is SEQ_LEN + 1 tokens, and a checkpoint to start from."""
     folder = tmp_path_factory.mktemp("data")
-    tokenizer = load_tokenizer("builtin")
+    tokenizer = load_tokenizer(resolve_tokenizer("builtin"))
     ids = tokenizer.encode("The interpreter evaluates each expression in order. " * 40)
     text = tokenizer.decode(ids[:SEQ_LEN])
-    while len(tokenizer.encode(text, add_eos=True)) > SEQ_LEN + 1:
+    encode = DocumentEncoder(tokenizer)
+    while len(encode(text)) > SEQ_LEN + 1:
         text = text[:-1]
-    assert len(tokenizer.encode(text, add_eos=True)) == SEQ_LEN + 1
+    assert len(encode(text)) == SEQ_LEN + 1
     (folder / "same.jsonl").write_text((json.dumps({"text": text}) + "\n") * 64)
     (folder / "transform.yaml").write_text(TRANSFORM)
     generator = torch.Generator().manual_seed(0)
-    model = meta_model(model_args("aixsim", "debug", tokenizer.get_vocab_size()))
+    model = meta_model(model_args("aixsim", "debug", len(tokenizer)))
     weights = {
         name: torch.randn(p.shape, generator=generator) * 0.05
         if p.dim() == 2

@@ -147,3 +147,77 @@ def test_an_expression_that_matches_for_ever_is_named(aixsim, home):
     text.write_text("x" * 30)
     done = aixsim("eval", "ppl", home / "hf", "--dataset", "local", "--dataset-path", text, code=2)
     assert "the tokenizer cannot read 'xxx" in done.stderr
+
+
+PADDING = {
+    "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 32, "pad_id": 0,
+    "pad_type_id": 0, "pad_token": "<|endoftext|>",
+}  # fmt: skip
+
+
+def edit_words(folder, name, **values):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_files_that_ask_for_padding_change_nothing_that_is_trained_on(aixsim, home):
+    losses = {}
+    short = home / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": f"the end {i}"}) + "\n" for i in range(99)))
+    for run in ("plain", "padded"):
+        words = ("--model.hf_assets_path", home / "words", "--job.dump_folder", home / run)
+        words += ("--training.dataset", "local", "--training.dataset_path", short)
+        aixsim("pretrain", "--config", home / "c.yaml", "--debug.seed", 7, *words)
+        lines = (home / run / "metrics.jsonl").read_text().splitlines()
+        losses[run] = [json.loads(line)["loss"] for line in lines]
+        edit_words(home / "words", "tokenizer.json", padding=PADDING)
+    assert losses["plain"] == losses["padded"]
+    aixsim("eval", "ppl", home / "padded" / "checkpoint" / "step-2", "--num-batches", 1)
+
+
+@pytest.mark.parametrize("change", [{"extra_special_tokens": ["the"]}, {"bos_token": "the"}])
+def test_tokens_that_tokenizer_config_adds_are_the_tokenizers(aixsim, home, change):
+    """torchtitan's own reader passes over them; transformers', which evaluates, does not."""
+    words = ("--model.hf_assets_path", home / "words", "--job.dump_folder", home / "first")
+    aixsim("pretrain", "--config", home / "c.yaml", *words)
+    edit_words(home / "words", "tokenizer_config.json", **change)
+    done = aixsim("pretrain", "--config", home / "c.yaml", *words, "--training.steps", 4, code=2)
+    assert "was trained with another tokenizer" in done.stderr
+    fresh = (*words[:2], "--job.dump_folder", home / "fresh")
+    aixsim("pretrain", "--config", home / "c.yaml", *fresh)
+    aixsim("eval", "ppl", home / "fresh" / "checkpoint" / "step-2", "--num-batches", 1)
+
+
+def test_a_tokenizer_whose_first_and_last_token_are_one_trains(aixsim, home):
+    """GPT-2's, as transformers writes it."""
+    edit_words(home / "words", "tokenizer_config.json", bos_token="<|endoftext|>")
+    words = ("--model.hf_assets_path", home / "words", "--job.dump_folder", home / "fresh")
+    aixsim("pretrain", "--config", home / "c.yaml", *words)
+    step = home / "fresh" / "checkpoint" / "step-2"
+    aixsim("eval", "ppl", step, "--num-batches", 1)
+    aixsim("convert-ckpt", "aixsim", "debug", step, home / "converted")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, 3])
+def test_a_chat_template_that_is_no_text_is_named(aixsim, home, value):
+    edit_words(home / "words", "tokenizer_config.json", chat_template=value)
+    words = ("--model.hf_assets_path", home / "words", "--job.dump_folder", home / "fresh")
+    done = aixsim("pretrain", "--config", home / "c.yaml", *words, code=2)
+    assert f"tokenizer {home}/words: " in done.stderr and "chat_template" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ppl", "generate", "convert"])
+def test_a_tokenizer_that_has_moved_is_named_with_its_key(aixsim, home, tmp_path, command):
+    (home / "words").rename(home / "moved")
+    done = aixsim(*commands(home, tmp_path / "hf")[command], code=2)
+    step = home / "run" / "checkpoint" / "step-2"
+    assert f"{step}/config.yaml: model.hf_assets_path: tokenizer {home}/words" in done.stderr
+    assert "convert-ckpt --tokenizer-path" in done.stderr
+    convert = commands(home, tmp_path / "hf")["convert"]
+    aixsim(*convert, "--tokenizer-path", home / "moved")
+
+
+def test_stop_strings_of_a_folder_are_heeded(aixsim, home):
+    (home / "hf" / "manifest.json").unlink()
+    edit_words(home / "hf", "generation_config.json", stop_strings=["e"])
+    aixsim("generate-hf", home / "hf", "--prompt", "x", "--max-new-tokens", 4)

@@ -31,8 +31,8 @@ from transformers.trainer_utils import SchedulerType
 
 from aixsim_cli.backends.hf import data, identity
 from aixsim_cli.backends.hf.arguments import parse_arguments
-from aixsim_cli.backends.hf.data import load_blocks
-from aixsim_cli.backends.hf.resume import clear_the_way, find_checkpoint
+from aixsim_cli.backends.hf.data import load_blocks, tokens_digest
+from aixsim_cli.backends.hf.resume import check_files, clear_the_way, find_checkpoint
 from aixsim_cli.backends.hf.train import continual_pretrain
 from aixsim_cli.backends.hf.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
@@ -393,7 +393,7 @@ ANOTHER_RUN = {
     ),
     "weights": (
         ["--model_name_or_path", "other weights"],
-        "--model_name_or_path: the run of {}/checkpoint-2 began with other weights than those of",
+        "--model_name_or_path: the run of {}/checkpoint-2 began with other files of weights than",
     ),
     "config": (
         ["--model_name_or_path", "other config"],
@@ -401,7 +401,7 @@ ANOTHER_RUN = {
     ),
     "from scratch": (
         ["--config_name", "other weights"],
-        "--model_name_or_path: the run of {}/checkpoint-2 began with other weights than those of",
+        "--model_name_or_path: the run of {}/checkpoint-2 began with other files of weights than",
     ),
     "source": (
         ["--dataset_name", "builtin"],
@@ -584,7 +584,7 @@ def test_checkpoints_of_another_program_are_said(words, tmp_path, interrupted, c
     assert "checkpoint-4: has no manifest.json" in caplog.text
     (asked / "optimizer.pt").unlink()
     with pytest.raises(UserError, match=r"checkpoint-4: holds no optimizer .*begin anew"):
-        find_checkpoint(arguments)
+        check_files(asked, arguments)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
@@ -984,11 +984,12 @@ def test_every_process_needs_its_own_random_state(
     monkeypatch.setattr("transformers.TrainingArguments.world_size", processes)
     if processes == 2:
         with pytest.raises(UserError, match=r"checkpoint-4: holds no rng_state_1\.pth "):
-            find_checkpoint(arguments)
+            check_files(asked, arguments)
         shutil.copy(asked / "rng_state_0.pth", asked / "rng_state_1.pth")
         write_manifest(asked)
     with caplog.at_level(logging.WARNING, logger="aixsim"):
         assert find_checkpoint(arguments) == asked
+        check_files(asked, arguments)
     said = "checkpoint-4: holds the random states of 2 processes, and this run has 1"
     assert (said in caplog.text) == (processes == 1)
 
@@ -1001,7 +1002,7 @@ def test_half_precision_needs_its_scale(words, interrupted):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fp16": True}))
         write_manifest(path.parent)
     with pytest.raises(UserError, match=r"checkpoint-4: holds no scaler\.pt"):
-        find_checkpoint(arguments)
+        check_files(find_checkpoint(arguments), arguments)
 
 
 def test_a_damaged_model_is_not_called_finished(train, copy):
@@ -1212,6 +1213,151 @@ def test_the_best_checkpoint_moves_with_the_run(train, home, tmp_path):
     assert_same_model(tmp_path / "moved", best)
 
 
+@pytest.fixture
+def best(home):
+    """Flags of a run that ends with its best checkpoint's weights, which is the last one's."""
+    return (
+        "--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2,
+        "--validation_file", home / "train.txt", "--max_eval_samples", 2, "--learning_rate", "1e-3",
+    )  # fmt: skip
+
+
+def test_the_best_checkpoint_of_another_run_is_not_taken(train, best, tmp_path):
+    train(tmp_path / "run", *best)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    for path in moved.iterdir():
+        if path.is_file():
+            path.unlink()
+    # where the best checkpoint was, there is another one's now
+    train(tmp_path / "run", *best, "--seed", 7)
+    gone = shutil.copytree(moved, tmp_path / "gone")
+    train(moved, *best, *RESUME)
+    assert_same_model(moved, moved / "checkpoint-4")
+    train(gone, *best, *RESUME, "--max_steps", 6)
+    shutil.rmtree(gone / "checkpoint-6")
+    (gone / "checkpoint-4").rename(gone / "checkpoint-3")
+    with pytest.raises(UserError, match=r"expected the name that it was saved under"):
+        train(gone, *best, "--resume_from_checkpoint", gone / "checkpoint-3", "--max_steps", 6)
+
+
+def test_a_copied_run_needs_nothing_of_the_original(train, best, tmp_path):
+    train(tmp_path / "run", *best)
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    flip(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
+    train(copied, *best, *RESUME, "--max_steps", 6)
+    verify(copied)
+
+
+def test_the_best_checkpoint_stays_where_a_run_goes_on_elsewhere(train, best, tmp_path):
+    train(tmp_path / "run", *best)
+    elsewhere = ("--resume_from_checkpoint", tmp_path / "run" / "checkpoint-4", "--max_steps", 6)
+    train(tmp_path / "new", *best, *elsewhere)
+    counters = json.loads((tmp_path / "new" / "trainer_state.json").read_text())
+    assert_same_model(tmp_path / "new", Path(counters["best_model_checkpoint"]))
+
+
+def test_a_finished_model_is_the_best_or_the_last_as_is_asked_for(train, best, tmp_path):
+    flags = ("--eval_strategy", "no", "--load_best_model_at_end", "false")
+    train(tmp_path / "last", *best, *flags)
+    with pytest.raises(UserError, match=r"got true; .*last holds the last step's model, finished"):
+        train(tmp_path / "last", *best, *RESUME)
+    train(tmp_path / "best", *best)
+    with pytest.raises(UserError, match=r"got false; .*best holds the best checkpoint's model, fi"):
+        train(tmp_path / "best", *best, *flags, *RESUME)
+    train(tmp_path / "best", *best, *RESUME)
+
+
+def test_what_is_best_by_another_measure_is_forgotten(train, best, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tmp_path, *best)
+    train(tmp_path, *best, *RESUME, "--max_steps", 6, "--greater_is_better", "true")
+    assert "load_best_model_at_end smallest loss -> greatest loss" in caplog.text
+    counters = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert counters["best_global_step"] == 6
+
+
+def test_results_of_others_are_no_obstacle(train, copy):
+    (copy / "mmlu_results.json").write_text('{"acc": 0.3}')
+    train(copy, *RESUME, "--max_steps", 6)
+    assert json.loads((copy / "mmlu_results.json").read_text()) == {"acc": 0.3}
+
+
+def test_a_finished_run_is_finished_however_a_step_is_shared_out(train, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    step = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1)
+    train(tmp_path, *step)
+    before = digests(tmp_path)
+    step = ("--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 2)
+    train(tmp_path, *step, *RESUME, "--num_train_epochs", 1, "--optim", "adamw_torch_fused")
+    assert "nothing to train" in caplog.text and digests(tmp_path) == before
+
+
+def test_a_checkpoint_that_is_a_link_is_not_emptied(train, copy, tmp_path):
+    whole = (copy / "checkpoint-4").rename(tmp_path / "big")
+    before = digests(whole)
+    (copy / "checkpoint-4").symlink_to(whole)
+    train(copy, *RESUME, "--max_steps", 8, "--save_total_limit", 1)
+    assert digests(whole) == before
+    assert (copy / "checkpoint.set-aside" / "checkpoint-4").is_symlink()
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "zeros"])
+def test_a_damaged_cache_of_tokens_is_made_anew(train, home, tmp_path, caplog, monkeypatch, damage):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    train(tmp_path / "one")
+    (path,) = (tmp_path / "cache").rglob("generator-train.arrow")
+    size = {"cut": 1000, "emptied": 0, "zeros": path.stat().st_size}[damage]
+    path.write_bytes(path.read_bytes()[:size] if damage == "cut" else bytes(size))
+    train(tmp_path / "two")
+    assert f"{path.parent.parent}: damaged" in caplog.text
+    assert_same_model(tmp_path / "one", tmp_path / "two")
+    caplog.clear()
+    train(tmp_path / "three")
+    assert "damaged" not in caplog.text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that datasets reads, of more rows than it takes at once."""
+    path = tmp_path / "many"
+    path.mkdir()
+    lines = (json.dumps({"text": f"the row {i} {'of ' * (i % 7)}{WORDS}"}) for i in range(2500))
+    (path / "train.jsonl").write_text("\n".join(lines))
+    return path
+
+
+def test_what_is_trained_on_does_not_depend_on_who_tokenises(words, folder, monkeypatch, tmp_path):
+    found = set()
+    for workers in (1, 2, 3):
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / f"cache{workers}")
+        flags = ("--dataset_name", folder, "--preprocessing_num_workers", workers)
+        command = words(tmp_path / "run", *flags)
+        at = command.index("--train_file")
+        arguments = parse_arguments(command[:at] + command[at + 2 :])
+        tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))
+        found.add(tokens_digest(load_blocks(arguments, tokenizer, 32)["train"]))
+    assert len(found) == 1
+
+
+def test_a_streamed_folder_is_told_by_the_files_that_are_read(words, folder, tmp_path):
+    def run(*flags):
+        command = words(tmp_path / "run", "--dataset_name", folder, "--streaming", *flags)
+        at = command.index("--train_file")
+        continual_pretrain(parse_arguments(command[:at] + command[at + 2 :]))
+
+    run("--max_steps", 2)
+    (folder / "README.md").write_text("of the rows")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.metadata").write_text("when it was fetched")
+    run("--max_steps", 4, *RESUME, "--dataloader_num_workers", 1)
+    with pytest.raises(UserError, match=r"--max_train_samples: .*streamed samples None -> 10"):
+        run("--max_steps", 6, *RESUME, "--max_train_samples", 10)
+    with (folder / "train.jsonl").open("a") as file:
+        file.write('\n{"text": "one more"}')
+    with pytest.raises(UserError, match=f"was {OTHER_DATA}"):
+        run("--max_steps", 6, *RESUME)
+
+
 def test_a_weight_without_moments_is_one_that_no_gradient_reached(train, two_steps):
     folder = two_steps / "checkpoint-2"
     saved = torch.load(folder / "optimizer.pt", weights_only=True)
@@ -1311,7 +1457,7 @@ def test_results_are_not_written_through_a_link(words, home, copy, tmp_path):
 
 def test_a_precision_that_the_environment_asks_for_is_no_secret(words, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(UserError, match="ACCELERATE_MIXED_PRECISION: got bf16, and the flags ask"):
+    with pytest.raises(UserError, match="ACCELERATE_MIXED_PRECISION: got bf16, the flags ask"):
         parse_arguments(words(tmp_path))
 
 

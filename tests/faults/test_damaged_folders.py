@@ -72,7 +72,7 @@ def tensors(**changes):
     def damage(folder):
         found = load_file(folder / WEIGHTS)
         for name, change in changes.items():
-            found[name] = change(found[name])
+            found[name] = change(found.get(name))
         save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
 
     return damage
@@ -256,6 +256,22 @@ CASES = {
     "temperature a word": (
         "digital", generation(temperature="hot"),
         r"generation_config\.json: temperature: got 'hot'; expected a number",
+    ),
+    "weights elsewhere": (
+        "digital", config(transformers_weights="other.safetensors"),
+        r"config\.json: transformers_weights: got 'other.safetensors'; expected none",
+    ),
+    "an adapter beside it": (
+        "optical", text("adapter_config.json", b"{}"), r"adapter_config\.json: an adapter beside",
+    ),
+    "a bias that is denied": (
+        "digital", tensors(**{"model.layers.0.self_attn.q_proj.bias": lambda _: torch.ones(16)}),
+        r"holds model\.layers\.0\.self_attn\.q_proj\.bias, which the model .* does not read",
+    ),
+    "scales that nobody reads": (
+        "digital",
+        tensors(**{"model.layers.0.self_attn.q_proj.weight_scale_inv": lambda _: torch.ones(1)}),
+        r"holds model\.layers\.0\.self_attn\.q_proj\.weight_scale_inv",
     ),
     "half a range": ("optical", tensors(**{RANGES: lambda t: t.clamp(max=0) / 0}), "got the range"),
 }  # fmt: skip

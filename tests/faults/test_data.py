@@ -13,12 +13,11 @@ from aixsim_cli.backends.titan import device
 from aixsim_cli.data import loader
 from aixsim_cli.data.loader import TextDataset
 from aixsim_cli.data.sources import HubSource, articles
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError
 
 device.prepare()
 
-from aixsim_cli.backends.titan.spec import load_tokenizer  # noqa: E402
 from aixsim_cli.data.resume import divide_anew  # noqa: E402
 
 ROWS = [{"text": f" = document {n} = \n" + "words of it " * 20} for n in range(3000)]
@@ -76,7 +75,7 @@ def waits(monkeypatch):
 @pytest.fixture(scope="module")
 def tokenizer():
     resolve_tokenizer("builtin")
-    return load_tokenizer("builtin")
+    return load_tokenizer(resolve_tokenizer("builtin"))
 
 
 def windows(data, tokenizer, **options):

@@ -116,17 +116,28 @@ def test_who_trusts_it_may_run_it(planted, mark, command):
 
 
 def test_commands_that_need_none_of_it_run_none_of_it(aixsim, planted, mark, tmp_path):
-    """generate-cfg and pretrain read a tokenizer's JSON, and the weights of a folder."""
+    """generate-cfg and pretrain read a tokenizer, and the weights of a folder."""
     config = tmp_path / "c.yaml"
-    aixsim(
-        "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", planted["tokenizer"],
-        "--dataset", "builtin", "--batch-size", 1, "--seq-len", 16, "--steps", 1,
-        "--mixed-precision-param", "float32", "--save-path", config,
-    )  # fmt: skip
-    aixsim(
-        "pretrain", "--config", config, "--job.dump_folder", tmp_path / "run",
-        "--checkpoint.initial_load_path", planted["model"], "--checkpoint.initial_load_in_hf",
-    )  # fmt: skip
+
+    def generate(tokenizer, code=0):
+        return aixsim(
+            "generate-cfg", "--model-flavor", "debug", "--tokenizer-path", tokenizer,
+            "--dataset", "builtin", "--batch-size", 1, "--seq-len", 16, "--steps", 1,
+            "--mixed-precision-param", "float32", "--save-path", config, code=code,
+        )  # fmt: skip
+
+    def pretrain(*words, code=0):
+        return aixsim(
+            "pretrain", "--config", config, "--job.dump_folder", tmp_path / "run", *words,
+            "--checkpoint.initial_load_path", planted["model"], "--checkpoint.initial_load_in_hf",
+            code=code,
+        )  # fmt: skip
+
+    said = f"tokenizer {planted['tokenizer']}: cannot be loaded: it needs Python code of its own"
+    assert said in generate(planted["tokenizer"], code=2).stderr
+    generate("builtin")
+    assert said in pretrain("--model.hf_assets_path", planted["tokenizer"], code=2).stderr
+    pretrain()
     assert not mark.exists()
 
 

@@ -150,12 +150,12 @@ def parse_arguments(words: list[str]) -> Arguments:
     refuse_several_gpus(training)
     asked = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     if precision not in ("no", asked):
+        flag = f"--{precision} true, or " if precision in ("bf16", "fp16") else ""
         raise UserError(
-            f"ACCELERATE_MIXED_PRECISION: got {precision}, and the flags ask for {asked}; expected "
-            f"--{precision} true, or no such variable"
+            f"ACCELERATE_MIXED_PRECISION: got {precision}, the flags ask for {asked}; expected "
+            f"{flag}no such variable"
         )
-    given = {_key(word) for word in spelled if word.startswith("--")}
-    _check(arguments, given=given, launched=launched)
+    _check(arguments, given={_key(w) for w in spelled if w.startswith("--")}, launched=launched)
     return arguments
 
 

@@ -38,6 +38,9 @@ HARMLESS = frozenset(
         "return_dict",
         "seq_idx",
         "sliding_window",
+        # generate() hands its own on: they stop it at a text
+        "tokenizer",
+        "assistant_tokenizer",
         "use_cache",
     }
 )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -92,7 +93,7 @@ def data_digest(data: DataArguments) -> str:
         return text_digest("builtin", None)
     folder = Path(data.dataset_name)
     if folder.is_dir():
-        return files_digest(_files_in(folder))
+        return files_digest(_files_in(folder, data.dataset_config_name))
     return f"{data.dataset_name} {data.dataset_config_name}"
 
 
@@ -106,10 +107,11 @@ def _causes_named(files: str | None, split: str, block_size: int) -> Iterator[No
     from datasets.arrow_writer import SchemaInferenceError
     from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
 
     try:
         yield
-    except (DatasetGenerationError, OSError) as error:
+    except (DatasetGenerationError, OSError, ArrowInvalid) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, UserError | OSError):
             cause = cause.__cause__
@@ -117,6 +119,11 @@ def _causes_named(files: str | None, split: str, block_size: int) -> Iterator[No
             raise UserError(str(cause)) from error
         if isinstance(cause, SchemaInferenceError):
             raise _too_short(split, block_size) from error
+        if isinstance(error, ArrowInvalid) or (isinstance(error, OSError) and not error.errno):
+            raise RunError(
+                f"{HF_DATASETS_CACHE}: what it holds of the {split} text is damaged: "
+                f"{first_line(error)}; expected it to be deleted, or another HF_DATASETS_CACHE"
+            ) from error
         if isinstance(cause, OSError) and not (files and cause.filename == files):
             raise RunError(
                 f"{HF_DATASETS_CACHE}: the blocks of the {split} text cannot be kept: "
@@ -184,7 +191,7 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
             wanted = split
         options: Any = {"split": wanted, "streaming": data.streaming, "token": token}
         if Path(name).is_dir():
-            options["cache_dir"] = _cache_of(_files_in(Path(name)))
+            options["cache_dir"] = _cache_of(_files_in(Path(name), config))
         rows = load_dataset(name, config, **options)
     except UserError:
         raise
@@ -200,8 +207,12 @@ def _hub(data: DataArguments, split: str, token: str | None) -> Any:
     return rows.map(articles, batched=True) if is_lines else rows
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _files_in(folder: Path, config: str | None) -> list[Path]:
+    """The files that datasets reads of a folder: no card, nothing hidden."""
+    from datasets import load_dataset_builder
+
+    found: Any = load_dataset_builder(str(folder), config).config.data_files or {}
+    return sorted(Path(str(path)) for paths in found.values() for path in paths)
 
 
 def _check_folder(path: Path) -> None:
@@ -236,11 +247,14 @@ def _text_column(rows: Any, where: str) -> Any:
 def _cut(
     rows: Any, encoder: DocumentEncoder, data: DataArguments, path: str | None, block_size: int
 ) -> Any:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, Features, IterableDataset, List, Value
+
+    def to_tokens(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = (text if isinstance(text, str) else "" for text in batch["text"])
+        return {"tokens": [encoder(text) if text else [] for text in texts]}
 
     def to_blocks(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
-        documents = (encoder(text) for text in batch["text"] if isinstance(text, str) and text)
-        stream = list(chain.from_iterable(documents))
+        stream = list(chain.from_iterable(batch["tokens"]))
         starts = range(0, len(stream) - block_size + 1, block_size)
         blocks = [stream[start : start + block_size] for start in starts]
         return {"input_ids": blocks, "labels": [list(block) for block in blocks]}
@@ -248,23 +262,40 @@ def _cut(
     if isinstance(rows, IterableDataset) and not data.streaming:
         # a local file is read as a stream; the Trainer shuffles a whole. The cache that datasets
         # keeps of it is named by all that it depends on, alike in every process
-        tokens = encoder.definition
-        is_known = tokens is not None and not data.overwrite_cache
+        is_known = encoder.definition is not None and not data.overwrite_cache
         version = _version(find_files(str(path))) if is_known else uuid4().hex
-        named = json.dumps([version, tokens, encoder.frame, block_size])
-        return Dataset.from_generator(
-            _whole,
-            gen_kwargs={"rows": rows, "to_blocks": to_blocks},
-            fingerprint=hashlib.sha256(named.encode()).hexdigest(),
-        )
-    options: dict[str, Any] = {}
+        named = json.dumps([version, encoder.digest, block_size])
+        source = {"rows": rows, "to_tokens": to_tokens, "to_blocks": to_blocks}
+        return _cached(source, hashlib.sha256(named.encode()).hexdigest())
+    cached: dict[str, Any] = {}
+    workers: dict[str, Any] = {}
     if isinstance(rows, Dataset):
-        options = {
-            "num_proc": data.preprocessing_num_workers,
-            "load_from_cache_file": not data.overwrite_cache,
-            "desc": f"blocks of {block_size} tokens",
-        }
-    return rows.map(to_blocks, batched=True, remove_columns=["text"], **options)
+        cached = {"load_from_cache_file": not data.overwrite_cache}
+        workers = {"num_proc": data.preprocessing_num_workers, "desc": "tokens"}
+    # half the room that datasets gives to whole numbers
+    features = Features({"tokens": List(Value("int32"))})
+    # several processes share out the rows: what is cut must not depend on their number
+    found = rows.map(
+        to_tokens, batched=True, remove_columns=["text"], features=features, **cached, **workers
+    )
+    return found.map(to_blocks, batched=True, remove_columns=["tokens"], **cached)
+
+
+def _cached(source: dict[str, Any], name: str) -> Any:
+    """Blocks as datasets caches them; a cache that cannot be read is made anew."""
+    from datasets import Dataset
+    from datasets.config import HF_DATASETS_CACHE
+
+    folder = Path(HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={name}"
+    was_there = folder.is_dir()
+    try:
+        return Dataset.from_generator(_whole, gen_kwargs=source, fingerprint=name)
+    except Exception as error:  # of pyarrow, json, datasets
+        if not was_there:
+            raise
+        logger.warning("%s: damaged: %s; it is made anew", folder, first_line(error))
+        shutil.rmtree(folder)
+        return Dataset.from_generator(_whole, gen_kwargs=source, fingerprint=name)
 
 
 def _version(paths: Iterable[str | Path]) -> list[list[str | int]]:
@@ -280,9 +311,9 @@ def _cache_of(paths: Iterable[str | Path]) -> str:
     return str(Path(HF_DATASETS_CACHE) / f"aixsim-{digest[:16]}")
 
 
-def _whole(rows: Any, to_blocks: Any) -> Iterator[dict[str, list[int]]]:
+def _whole(rows: Any, to_tokens: Any, to_blocks: Any) -> Iterator[dict[str, list[int]]]:
     for batch in rows.iter(batch_size=1000):
-        found = to_blocks(batch)
+        found = to_blocks(to_tokens(batch))
         for tokens, labels in zip(found["input_ids"], found["labels"], strict=True):
             yield {"input_ids": tokens, "labels": labels}
 

@@ -7,6 +7,7 @@
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from aixsim_cli.backends.hf.strict import MODEL_TYPE, make_strict
 from aixsim_cli.config.formats import dump_yaml
 from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.config.load import load_yaml
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import UserError, shown
 from aixsim_cli.transforms.config import (
     TransformConfig,
     asks_for_lora,
@@ -47,6 +48,7 @@ from aixsim_cli.transforms.config import (
 )
 from aixsim_cli.transforms.loaded import check_numbers
 
+logger = logging.getLogger("aixsim")
 Form = Literal["aixsim", "strict", "plain"]
 TRANSFORM_FILE = "transform.yaml"
 TRANSFORM_STATE_FILE = "transform.safetensors"
@@ -133,6 +135,8 @@ def load_model(
         if is_ours or not own:
             check_types(files, (name for name, _ in model.named_parameters()))
     check_fit(info, model.state_dict(), source)
+    if is_ours and own.get("dequantize") and not digital and transform is None:
+        logger.warning("%s/config.json: dequantize is true: the model is loaded digitally", source)
     if not digital and transform is None and not own:
         _check_no_ranges(info["unexpected_keys"], source)
     check_numbers(dict(model.named_parameters()) | ranges_of(model), source)
@@ -178,6 +182,11 @@ def load_config(source: str, *, trust_remote_code: bool = False, **options: Any)
         # False, not None: transformers would ask, and take what stdin says for an answer
         config = AutoConfig.from_pretrained(
             source, trust_remote_code=bool(trust_remote_code), **shared
+        )
+    if weights := getattr(config, "transformers_weights", None):
+        raise UserError(
+            f"{source}/config.json: transformers_weights: got {shown(weights)}; expected none, and "
+            "the weights in files of their usual names: others are not looked at"
         )
     if not trust_remote_code:
         _check_kernels(config, source)

@@ -41,7 +41,7 @@ _NOT_COMPARED = (
     "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
     "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
     "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
-    "enable_jit_checkpoint", "load_best_model_at_end", "metric_for_best_model",
+    "enable_jit_checkpoint", "metric_for_best_model",
     "greater_is_better", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id",
     "hub_strategy", "hub_always_push", "hub_revision", "activation_checkpointing",
     "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
@@ -57,13 +57,16 @@ _NOT_COMPARED = (
 _ORDER = (
     "block_size", "data_seed", "dataset_name", "dataset_config_name", "training blocks",
     "train_sampling_strategy", "dataloader_drop_last", "accelerator_config", "sequences a step",
-    "dataloader_num_workers",
+    "stream workers", "streamed samples",
 )  # fmt: skip
 # schedules that follow the loss: what they have come to is the checkpoint's
 _FOLLOWING = ("reduce_lr_on_plateau", "greedy")
 _SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "learning_rate", "warmup_steps")
 # where something lies, told apart by its contents; who computes it
 _PLACES = ("train_file", "dataset_name", "dataset_config_name", "processes")
+# how a step is shared out, and how many steps are asked for: those are compared themselves
+_HOW = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs")
+_ADAMW = {"adamw_torch", "adamw_torch_fused"}
 # of a model's config, what does not decide what its training computes; or follows from a flag, a
 # tokenizer or the hardware, which are compared themselves
 _NOT_OF_THE_MODEL = (
@@ -92,8 +95,9 @@ def settings_of(
     ]
     found = {name: value for name, value in fields if name not in _NOT_COMPARED}
     if arguments.data.streaming:
-        # who share out the files of a stream, and with them the order
-        found["dataloader_num_workers"] = training.dataloader_num_workers
+        # several share out the files of a stream, and with them the order
+        found["stream workers"] = max(1, training.dataloader_num_workers)
+        found["streamed samples"] = arguments.data.max_train_samples
     a_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     found |= {
         "dtype": arguments.model.dtype or "float32",
@@ -102,9 +106,15 @@ def settings_of(
         "training blocks": blocks,
         "sequences a step": a_step * training.world_size,
         "processes": training.world_size,
+        "load_best_model_at_end": training.load_best_model_at_end and _chosen_by(training),
     }
     # as they come back from the file
     return json.loads(json.dumps(found, default=_plain))
+
+
+def _chosen_by(training: Any) -> str:
+    metric = str(training.metric_for_best_model).removeprefix("eval_")
+    return f"{'greatest' if training.greater_is_better else 'smallest'} {metric}"
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any]:
@@ -151,6 +161,7 @@ def inputs_of(arguments: Arguments, tokenizer: Any, blocks: Any) -> Inputs:
             data=data_digest(arguments.data),
             start=_start_digest(arguments),
             frame=encoder.frame,
+            tokens=encoder.digest,
             blocks=tokens_digest(blocks),
         )
     )
@@ -256,10 +267,10 @@ def check_identity(
     if "start" in others:
         asked = arguments.model.model_name_or_path or "random weights"
         raise UserError(
-            f"--model_name_or_path: the run of {checkpoint} began with other weights than those of "
-            f"{asked}; expected the same, wherever they lie, {expected}"
+            f"--model_name_or_path: the run of {checkpoint} began with other files of weights than "
+            f"those of {asked}; expected the same, wherever they lie, {expected}"
         )
-    if not {*changed.get("optim", ())} <= {"adamw_torch", "adamw_torch_fused"}:
+    if not {*changed.get("optim", ())} <= _ADAMW:
         raise UserError(
             f"--optim: {checkpoint} has the moments of {changed['optim'][0]}, this run asks for "
             f"{changed['optim'][1]}, which cannot go on with them; expected the same {expected}"
@@ -280,19 +291,33 @@ def check_identity(
         order = {key: change for key, change in order.items() if key not in _PLACES}
     is_other = "data" in others or bool(order)
     if is_other and not arguments.training.ignore_data_skip:
-        source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
-        flags = {"sequences a step": "per_device_train_batch_size", "training blocks": source}
-        flag = next((flags.get(key, key) for key in _ORDER if key in order), source)
-        if "sequences a step" in order and "processes" in changed:
-            order["processes"] = changed["processes"]
-            flag = "gradient_accumulation_steps"
-        listed = f" ({listing(order)})" if order else ""
-        raise UserError(
-            f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "
-            f"order{listed}; expected the same, wherever they lie, to go on; --ignore_data_skip "
-            "true to go on with these from their start; or a new --output_dir"
-        )
+        raise _other_data(checkpoint, changed, order, arguments)
     return is_other
+
+
+def _other_data(
+    checkpoint: Path,
+    changed: Mapping[str, Any],
+    order: dict[str, tuple[Any, Any]],
+    arguments: Arguments,
+) -> UserError:
+    source = "train_file" if arguments.data.dataset_name is None else "dataset_name"
+    flags = {
+        "sequences a step": "per_device_train_batch_size",
+        "training blocks": source,
+        "stream workers": "dataloader_num_workers",
+        "streamed samples": "max_train_samples",
+    }
+    flag = next((flags.get(key, key) for key in _ORDER if key in order), source)
+    if "sequences a step" in order and "processes" in changed:
+        order["processes"] = changed["processes"]
+        flag = "gradient_accumulation_steps"
+    listed = f" ({listing(order)})" if order else ""
+    return UserError(
+        f"--{flag}: {checkpoint} was trained on other data than this run's, or in another "
+        f"order{listed}; expected the same, wherever they lie, to go on; --ignore_data_skip "
+        "true to go on with these from their start; or a new --output_dir"
+    )
 
 
 def check_finished(
@@ -309,7 +334,14 @@ def check_finished(
     Raises:
         UserError: naming them.
     """
-    idle = {name: change for name, change in changed.items() if name not in _PLACES}
+    # whether the best or the last was saved, the folder tells
+    idle = {
+        name: change
+        for name, change in changed.items()
+        if name not in (*_PLACES, *_HOW)
+        and not (name == "load_best_model_at_end" and False in change)
+        and not (name == "optim" and {*change} <= _ADAMW)
+    }
     if idle or other_data:
         raise UserError(
             f"{checkpoint} has all {step} steps, and was trained with other settings than this "

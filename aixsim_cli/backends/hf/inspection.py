@@ -6,7 +6,7 @@ each file is looked at first: the JSON, the index and the headers of the weights
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,7 @@ from aixsim_cli.errors import ConfigError, RunError, UserError, reason_of, shown
 
 _OBJECTS = ("config.json", "generation_config.json")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_ADAPTER = "adapter_config.json"
 _POSITIVE = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "n_embd",
@@ -85,6 +86,12 @@ def check_config(folder: Path) -> None:
     if config is None:
         raise UserError(f"{folder}: has no config.json; expected a Hugging Face model folder")
     path = folder / "config.json"
+    if (folder / _ADAPTER).is_file():
+        # transformers would put it into the model, without a word
+        raise UserError(
+            f"{folder / _ADAPTER}: an adapter beside a model; expected folders of their own, or "
+            "the model as PEFT's merge_and_unload gives it"
+        )
     if not config:
         raise UserError(f"{path}: cannot be loaded: is empty; expected a model's config")
     for key in _POSITIVE:
@@ -279,6 +286,22 @@ def check_fit(info: dict[str, Any], own: Iterable[str], source: str) -> None:
             f"{source}: has {len(beyond)} weights of layers that config.json does not count: "
             f"{', '.join(beyond[:3])}, …; expected its num_hidden_layers to be the model's"
         )
+
+    others = sorted(name for name in info["unexpected_keys"] if _is_of_the_model(name, kinds))
+    if others:
+        raise UserError(
+            f"{source}: holds {others[0]}, which the model of config.json does not read; expected "
+            "a config.json that says so (of a bias, or of how the weights are quantised)"
+        )
+
+
+def _is_of_the_model(name: str, kinds: Collection[str]) -> bool:
+    """Whether a tensor that no module reads goes with a weight that one reads."""
+    kind = _numberless(name)
+    if kind.endswith(".bias"):
+        return kind.removesuffix("bias") + "weight" in kinds
+    scaled = re.sub(r"([._](weight_)?(scale(s|_inv)?|absmax|qzeros|g_idx))$", "", kind)
+    return scaled != kind and not {scaled, f"{scaled}.weight"}.isdisjoint(kinds)
 
 
 def _numberless(name: str) -> str:

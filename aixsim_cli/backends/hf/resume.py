@@ -26,7 +26,8 @@ from aixsim_cli.transforms.loaded import check_numbers
 
 # what a finished model, and what is told of it, consists of
 FINISHED = (
-    *READ, "README.md", "*_results.json", "training_args.bin", TRAINER_STATE_NAME, MANIFEST_FILE,
+    *READ, "README.md", "all_results.json", "train_results.json", "eval_results.json",
+    "training_args.bin", TRAINER_STATE_NAME, MANIFEST_FILE,
 )  # fmt: skip
 
 logger = logging.getLogger("aixsim")
@@ -285,6 +286,25 @@ def check_form(output: Path, asked: str) -> None:
             f"--output_dir: {output} holds the finished model in the form {form}, and this run "
             f"asks for {asked} (--strict, --plain); expected the form that it has, or a new "
             "--output_dir"
+        )
+
+
+def check_end(output: Path, *, is_best: bool) -> None:
+    """See that the finished model is the best checkpoint's, or the last one's, as is asked for.
+
+    Args:
+        output: holds the model.
+        is_best: `--load_best_model_at_end`.
+
+    Raises:
+        UserError: it is the other.
+    """
+    has_best = read_state(output).best_model_checkpoint is not None
+    if has_best != is_best:
+        names = ("the last step's model", "the best checkpoint's model")
+        raise UserError(
+            f"--load_best_model_at_end: got {str(is_best).lower()}; {output} holds "
+            f"{names[has_best]}, finished; expected {str(has_best).lower()}, or a new --output_dir"
         )
 
 

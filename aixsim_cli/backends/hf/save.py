@@ -1,5 +1,6 @@
 """The finished model of continual-pretrain: written beside, and put in place all at once."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -113,7 +114,11 @@ def _complete(
 ) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     hf_folder.finish_folder(model, staged, arguments.simulation.form)
-    trainer.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+    state = trainer.state
+    if not trainer.args.load_best_model_at_end:
+        # whose weights these are, for `check_end`
+        state = dataclasses.replace(state, best_model_checkpoint=None)
+    state.save_to_json(str(staged / TRAINER_STATE_NAME))
     if metrics:
         write_results(staged, metrics)
     write_card(staged, model, arguments, dict(metrics))

@@ -1,6 +1,5 @@
 """A signal ends a run of HF's Trainer after the step, with a checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,6 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Meet on the host: no rank waits for its accelerator."""
-        if state.best_model_checkpoint is None and state.best_global_step:
-            # transformers drops it where it is not at its old place
-            moved = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(moved) if moved.is_dir() else None
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
 

@@ -122,8 +122,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
         return _finish(trainer, arguments, checkpoint)
     if checkpoint is not None:
         resume.check_files(checkpoint, arguments)
-        if training.load_best_model_at_end:
-            trainer.check_best(checkpoint)
+        trainer.check_best()
     if ranks.is_main():
         check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
     resume.clear_the_way(output, checkpoint)
@@ -140,6 +139,7 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     resume.check_steps(checkpoint, step, last)
     changed = identity.changes(identity.read_settings(checkpoint), now)
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
+    trainer.find_best(checkpoint, by_the_same="load_best_model_at_end" not in changed)
     if step == last:
         identity.check_finished(checkpoint, step, changed, other_data=other_data)
     else:
@@ -161,10 +161,13 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
     is_finished = resume.holds_model_of(output, checkpoint, step)
     if is_finished:
         resume.check_form(output, arguments.simulation.form)
+        resume.check_end(output, is_best=arguments.training.load_best_model_at_end)
         if arguments.training.push_to_hub and ranks.is_main():
             push(trainer, output)
     if is_finished and not arguments.training.do_eval:
         return Result(None, {})
+    if not is_finished and not arguments.training.do_eval:
+        logger.warning("%s: the results of the training were lost when the run was ended", output)
     trainer.restore(checkpoint)
     metrics = _evaluate(trainer) if arguments.training.do_eval else {}
     if not is_finished:

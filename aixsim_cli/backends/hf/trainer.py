@@ -3,6 +3,7 @@
 Noise and ranges are the business of `callback.py`, signals that of `stop.py`.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.trainer import TRAINER_STATE_NAME
 
 from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.identity import read_settings, write_settings
@@ -32,6 +34,25 @@ from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
+
+
+class BestCallback(TrainerCallback):
+    """A run that goes on keeps the best checkpoint so far; Trainer looks at its old place alone."""
+
+    def __init__(self) -> None:
+        self.goes_on = False
+        self.folder: Path | None = None
+        self.by_the_same = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put it in the place of what Trainer took over."""
+        if not self.goes_on:
+            return
+        state.best_model_checkpoint = str(self.folder) if self.folder else None
+        if not self.by_the_same:
+            state.best_metric = state.best_global_step = None
 
 
 class FiniteCallback(TrainerCallback):
@@ -96,7 +117,8 @@ class SimulationTrainer(Trainer):
         self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
         # Trainer would delete before a checkpoint is whole, and by age
         self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
-        self.stop, self.finite = StopCallback(), FiniteCallback()
+        self.stop, self.finite, self.best = StopCallback(), FiniteCallback(), BestCallback()
+        self.add_callback(self.best)
         # in this order: what is saved at a signal is looked at too
         self.add_callback(self.stop)
         self.add_callback(self.finite)
@@ -119,23 +141,32 @@ class SimulationTrainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Take over the weights and counters of a checkpoint that has all steps of the run."""
         self.state = read_state(checkpoint)
-        best = _best_of(self.state, self.checkpoints.root)
-        if self.args.load_best_model_at_end and best is not None:
-            _check_best(best)
-            checkpoint = Path(best)
+        if self.args.load_best_model_at_end and self.best.folder is not None:
+            _check_best(self.best.folder)
+            checkpoint = self.best.folder
         self._load_from_checkpoint(str(checkpoint))
 
-    def check_best(self, checkpoint: Path) -> None:
+    def find_best(self, checkpoint: Path, *, by_the_same: bool) -> None:
+        """Find the best checkpoint so far of a run that goes on: in its folder, or where it was.
+
+        Args:
+            checkpoint: to go on from.
+            by_the_same: what was best is so by what this run chooses by.
+        """
+        self.best.goes_on, self.best.by_the_same = True, by_the_same
+        if by_the_same:
+            self.best.folder = ranks.from_main(_best_of(checkpoint, self.checkpoints.root))
+
+    def check_best(self) -> None:
         """See that the weights a run may end with are there; Trainer would pass over them.
 
         Raises:
             UserError: they are not, or not whole.
         """
-        best = _best_of(read_state(checkpoint), self.checkpoints.root)
-        if best is None:
+        if not self.args.load_best_model_at_end or self.best.folder is None:
             return
         try:
-            _check_best(best)
+            _check_best(self.best.folder)
         except RunError as error:
             raise UserError(str(error)) from error
 
@@ -174,7 +205,7 @@ class SimulationTrainer(Trainer):
     def _load_best_model(self) -> None:
         """Trainer's, which reads what is there, and logs where nothing is."""
         best = str(self.state.best_model_checkpoint)
-        _check_best(best)
+        _check_best(Path(best))
         with readable(best):
             if self._is_converted():
                 self._load_converted(best)
@@ -312,25 +343,36 @@ class SimulationTrainer(Trainer):
         super().log(logs, *arguments, **keywords)
 
 
-def _best_of(state: TrainerState, root: Path) -> str | None:
-    """The best checkpoint so far, in the run's folder where that has moved."""
-    best = state.best_model_checkpoint
-    if best is None or ranks.from_main(Path(best).is_dir()):
-        return best
-    moved = root / Path(best).name
-    return str(moved) if ranks.from_main(moved.is_dir()) else best
+def _best_of(checkpoint: Path, root: Path) -> Path | None:
+    """The best checkpoint of the run that a checkpoint is of.
+
+    Another run may lie where it once was, and its history then says so.
+    """
+    state = read_state(checkpoint)
+    if state.best_model_checkpoint is None:
+        return None
+    recorded = Path(state.best_model_checkpoint)
+    places = [root / recorded.name, checkpoint.parent / recorded.name, recorded]
+    for place in places:
+        if (place / TRAINER_STATE_NAME).is_file():
+            history = read_state(place).log_history
+            # as texts: NaN is not equal to itself
+            if json.dumps(history) == json.dumps(state.log_history[: len(history)]):
+                return place
+    # for the message
+    return places[0]
 
 
-def _check_best(folder: str) -> None:
+def _check_best(folder: Path) -> None:
     """Verify the checkpoint whose weights a run ends with; a collective.
 
     Raises:
         RunError: it is not whole.
     """
     try:
-        if not ranks.from_main(Path(folder).is_dir()):
+        if not ranks.from_main(folder.is_dir()):
             raise UserError(f"{folder}: no such folder")
-        verify_by_all_ranks(Path(folder))
+        verify_by_all_ranks(folder)
     except UserError as error:
         raise RunError(
             f"the best checkpoint cannot be taken: {error}; expected a whole copy of it, or "

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
-from aixsim_cli.backends.titan.spec import load_tokenizer
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.data.local import find_files
 from aixsim_cli.data.sources import text_digest
-from aixsim_cli.data.tokenizer import DocumentEncoder, resolve_tokenizer
+from aixsim_cli.data.tokenizer import DocumentEncoder, load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.run.inputs import (
     RANDOM,
@@ -56,11 +55,14 @@ def inputs_of(config: PretrainConfig) -> Inputs:
         data = text_digest(config.training.dataset, path)
         if config.training.dataset == "local":
             text = contents_digest(find_files(str(path)))
-        tokenizer = tokenizer_digest(resolve_tokenizer(config.model.hf_assets_path))
+        folder = resolve_tokenizer(config.model.hf_assets_path)
+        tokenizer = tokenizer_digest(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer or the data cannot be read: {error}") from error
-    frame = DocumentEncoder(load_tokenizer(config.model.hf_assets_path)).frame
-    return Inputs(tokenizer, data, _start_digest(config), frame, text)
+    encoder = DocumentEncoder(load_tokenizer(folder))
+    return Inputs(
+        tokenizer, data, _start_digest(config), encoder.frame, tokens=encoder.digest, text=text
+    )
 
 
 def _start_digest(config: PretrainConfig) -> str | None:

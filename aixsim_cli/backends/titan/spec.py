@@ -2,10 +2,9 @@
 
 import copy
 import dataclasses
-from pathlib import Path
+from typing import Any
 
 from torch import nn
-from torchtitan.components.tokenizer import HuggingFaceTokenizer
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3 import get_train_spec as get_llama3_spec
 from torchtitan.models.llama3.infra.parallelize import parallelize_llama
@@ -18,7 +17,7 @@ from aixsim_cli.backends.titan.names import StateDictAdapter
 from aixsim_cli.backends.titan.schema import PretrainConfig
 from aixsim_cli.backends.titan.tensor_parallel import compute_whole
 from aixsim_cli.data.loader import build_dataloader
-from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.models.flavors import FLAVORS, model_vocab_size
 
 
@@ -53,19 +52,15 @@ def model_args(arch: str, flavor: str, vocab_size: int) -> TransformerModelArgs:
     )
 
 
-def load_tokenizer(path: str | Path) -> HuggingFaceTokenizer:
-    """torchtitan's tokenizer for a folder, "builtin" or a hub name."""
-    return HuggingFaceTokenizer(str(resolve_tokenizer(str(path))))
-
-
 def build_train_spec(config: PretrainConfig) -> TrainSpec:
     """torchtitan's Llama spec with our model arguments, data, tokenizer, metrics and mends.
 
     Raises:
         UserError: unknown tokenizer, or one that does not fit the model.
     """
-    tokenizer = load_tokenizer(config.model.hf_assets_path)
-    args = model_args(config.model.name, config.model.flavor, tokenizer.get_vocab_size())
+    # transformers', which evaluates and continues what is trained here
+    tokenizer = load_tokenizer(resolve_tokenizer(config.model.hf_assets_path))
+    args = model_args(config.model.name, config.model.flavor, len(tokenizer))
     return dataclasses.replace(
         get_llama3_spec(),
         model_args={config.model.flavor: args},
@@ -79,7 +74,7 @@ def build_train_spec(config: PretrainConfig) -> TrainSpec:
 
 
 def build_dataloader_for(
-    *, dp_world_size: int, dp_rank: int, tokenizer: HuggingFaceTokenizer, job_config: PretrainConfig
+    *, dp_world_size: int, dp_rank: int, tokenizer: Any, job_config: PretrainConfig
 ):
     """The training data of a config, this rank's share of it."""
     training = job_config.training

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from aixsim_cli.backends.titan import device
 from aixsim_cli.data.loader import TextDataset, build_dataloader, heldout_windows
 from aixsim_cli.data.sources import HubSource, articles, open_source
-from aixsim_cli.data.tokenizer import DocumentEncoder, resolve_tokenizer
+from aixsim_cli.data.tokenizer import DocumentEncoder, load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
 
 TEXTS = [f"document {n} " + "abcdefg " * (n % 7) for n in range(23)]
@@ -84,9 +84,10 @@ def test_same_batches_as_torchtitans_own_data_set(monkeypatch):
     )
     monkeypatch.setitem(text_datasets.DATASETS, "ours", config)
     tokenizer = HuggingFaceTokenizer(str(resolve_tokenizer("builtin")))
+    own = load_tokenizer(resolve_tokenizer("builtin"))
     for rank in range(2):
         theirs = text_datasets.HuggingFaceTextDataset("ours", None, tokenizer, 8, rank, 2, True)
-        ours = _dataset(_stream(None), tokenizer, 8, dp_rank=rank, dp_world_size=2)
+        ours = _dataset(_stream(None), own, 8, dp_rank=rank, dp_world_size=2)
         assert _take(iter(ours), 60) == _take(iter(theirs), 60)
 
 

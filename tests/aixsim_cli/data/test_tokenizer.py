@@ -6,15 +6,15 @@ import sys
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from aixsim_cli.backends.titan import device
 from aixsim_cli.data import tokenizer as module
 from aixsim_cli.data.corpus import builtin_documents
 from aixsim_cli.data.tokenizer import (
     KNOWN_VOCAB_SIZES,
     DocumentEncoder,
+    load_tokenizer,
     resolve_tokenizer,
     vocab_size,
 )
@@ -23,18 +23,10 @@ from aixsim_cli.errors import UserError
 TEXTS = ["Hello world.", "", "don't\n\n  naïve 🙂", "a <|endoftext|> inside"]
 
 
-def _titan_tokenizer(folder):
-    device.prepare()
-    from torchtitan.components.tokenizer import HuggingFaceTokenizer
-
-    return HuggingFaceTokenizer(str(folder))
-
-
 def test_builtin_has_the_known_size_and_gives_text_back_exactly():
     folder = resolve_tokenizer("builtin")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == vocab_size("builtin") == vocab_size(str(folder)) == 4096
-    assert _titan_tokenizer(folder).get_vocab_size() == 4096
     assert tokenizer.eos_token == "<|endoftext|>"
     encode = DocumentEncoder(tokenizer)
     for text in [*builtin_documents("heldout"), *TEXTS]:
@@ -128,20 +120,22 @@ def test_tokens_that_only_the_config_adds_are_counted(tmp_path, byte_tokenizer):
     config["pad_token"] = {"content": "<pad>", "__type": "AddedToken"}
     config["bos_token"] = "<s>"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert vocab_size(str(tmp_path)) == 259
-    assert _titan_tokenizer(tmp_path).get_vocab_size() == 259
+    config["extra_special_tokens"] = ["the", "and"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert vocab_size(str(tmp_path)) == 261
 
 
 def test_a_unigram_vocabulary_is_counted(tmp_path):
-    model = {"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": [{"content": "<s>"}]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(model))
-    assert vocab_size(str(tmp_path)) == 3
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], unk_id=0))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>")
+    fast.save_pretrained(tmp_path)
+    assert vocab_size(str(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": {"vocab": 3}}'])
 def test_damaged_files_are_an_error(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json or tokenizer_config\.json is damaged"):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
         vocab_size(str(tmp_path))
 
 
@@ -229,16 +223,15 @@ def test_documents_end_with_eos_and_open_with_bos_where_tokenizer_json_says_so(
     tokenizer.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(saved | config))
-    transformers_tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    encoders = [DocumentEncoder(t) for t in (transformers_tokenizer, _titan_tokenizer(tmp_path))]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    encode = DocumentEncoder(tokenizer)
     for text in TEXTS:
-        tokens, same = (encode(text) for encode in encoders)
-        assert tokens == same, "torchtitan and transformers disagree"
-        assert tokens[-1] == transformers_tokenizer.eos_token_id
+        tokens = encode(text)
+        assert tokens[-1] == tokenizer.eos_token_id
         body = tokens[:-1]
         if opens_with_bos:
-            assert body.pop(0) == transformers_tokenizer.bos_token_id
-        assert body == transformers_tokenizer.encode(text, add_special_tokens=False)
+            assert body.pop(0) == tokenizer.bos_token_id
+        assert body == tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_long_documents_are_never_cut(tmp_path, byte_tokenizer):
@@ -252,15 +245,44 @@ def test_long_documents_are_never_cut(tmp_path, byte_tokenizer):
         "stride": 0,
     }
     file.write_text(json.dumps(model))
-    for tokenizer in (AutoTokenizer.from_pretrained(tmp_path), _titan_tokenizer(tmp_path)):
-        assert len(DocumentEncoder(tokenizer)("x" * 50)) == 51
+    assert len(DocumentEncoder(load_tokenizer(tmp_path))("x" * 50)) == 51
+
+
+def test_documents_are_never_padded(tmp_path, byte_tokenizer):
+    byte_tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    model = json.loads(file.read_text())
+    model["padding"] = {
+        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 32, "pad_id": 7,
+        "pad_type_id": 0, "pad_token": "x",
+    }  # fmt: skip
+    file.write_text(json.dumps(model))
+    assert len(DocumentEncoder(load_tokenizer(tmp_path))("x" * 50)) == 51
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({"model_max_length": 8}, True),
+        ({"clean_up_tokenization_spaces": True}, True),
+        ({"split_special_tokens": True}, False),
+        ({"extra_special_tokens": ["the"]}, False),
+        ({"bos_token": "<s>"}, False),
+    ],
+)
+def test_a_digest_tells_what_makes_other_tokens(tmp_path, byte_tokenizer, change, is_same):
+    byte_tokenizer.save_pretrained(tmp_path)
+    before = DocumentEncoder(load_tokenizer(tmp_path)).digest
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert (DocumentEncoder(load_tokenizer(tmp_path)).digest == before) == is_same
 
 
 def test_tokenizer_without_end_of_text_is_refused(tmp_path, byte_tokenizer):
     byte_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match=r"expected 'eos_token' in tokenizer_config\.json"):
-        DocumentEncoder(_titan_tokenizer(tmp_path))
+        DocumentEncoder(load_tokenizer(tmp_path))
 
 
 def test_a_document_that_takes_long_is_said(byte_tokenizer, caplog, monkeypatch):

@@ -33,7 +33,7 @@ def test_every_flag_is_compared_or_known_to_shape_nothing(settings):
     assert not [name for name in FIELDS if (name in compared) == (name in identity._NOT_COMPARED)]
     assert not set(identity._NOT_COMPARED) - set(FIELDS), "no such flags"
     of_streams = settings("--streaming", "--max_steps", 4).keys() - compared
-    assert of_streams == {"dataloader_num_workers"}
+    assert of_streams == {"stream workers", "streamed samples"}
     assert set(identity._ORDER) <= compared | of_streams
     assert set(identity._PLACES) <= compared
 
