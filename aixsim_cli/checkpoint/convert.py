@@ -128,7 +128,9 @@ def trained_transform(
                 f"{ranges[0]}; expected the config as it was saved, or --no-transform"
             )
         return None
-    return parse_transform(checkpoint.config.transform, source=f"{source}/config.yaml: transform")
+    return parse_transform(
+        checkpoint.config.transform, source=f"{source}/config.yaml: transform", saved=True
+    )
 
 
 def as_hf_model(

@@ -160,7 +160,7 @@ def _load_hf(
     check_vocabulary(tokenizer, embedding.weight.shape[0], source)
     seq_len = getattr(model.config, "max_position_embeddings", DEFAULT_SEQ_LEN)
     mapping = saved_transform(model)
-    name = None if mapping is None else parse_transform(mapping, source=source).name
+    name = None if mapping is None else parse_transform(mapping, source=source, saved=True).name
     return _language_model(model.eval(), tokenizer, seq_len, name)
 
 

@@ -36,7 +36,7 @@ def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 1 + 0.45 * len(records)), layout="constrained")
     axes = figure.add_subplot()
-    labels = [f"{Path(r['source']).name}\n{r['transform'] or 'digital'}" for r in records]
+    labels = [f"{_name(r['source'])}\n{r['transform'] or 'digital'}" for r in records]
     bars = axes.barh(range(len(records)), [r["perplexity"] for r in records])
     axes.set_yticks(range(len(records)), labels)
     axes.invert_yaxis()
@@ -48,3 +48,10 @@ def plot_perplexities(records: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise RunError(f"{path}: the plot cannot be written: {error.strerror}") from error
+
+
+def _name(source: str) -> str:
+    """A source in a word or two: of a run's checkpoint, `RUN/checkpoint/step-N`, the run too."""
+    path = Path(source)
+    run = path.parents[1].name if path.parent.name == "checkpoint" else ""
+    return f"{run}/{path.name}" if run else path.name

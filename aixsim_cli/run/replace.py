@@ -273,7 +273,7 @@ def stage(folder: Path, aside: Path) -> Path:
     return staged
 
 
-def publish(folder: Path, aside: Path, leave_out: Iterable[str] = ()) -> None:
+def publish(folder: Path, aside: Path, *, maker: str, leave_out: Iterable[str] = ()) -> None:
     """Put what was staged in the place of the model that is in `folder`, with its manifest.
 
     Deleted is what was published before and nobody has changed since. Everything else that has a
@@ -282,10 +282,11 @@ def publish(folder: Path, aside: Path, leave_out: Iterable[str] = ()) -> None:
     Args:
         folder: in which files were staged.
         aside: a folder, made where it is needed.
+        maker: noted in the manifest.
         leave_out: names of files that go along, but may change later: no manifest verifies them.
             One that was not staged tells of the old model.
     """
-    write_manifest(folder / _STAGED, leave_out=leave_out)
+    write_manifest(folder / _STAGED, leave_out=leave_out, maker=maker)
     # from here on a kill delays, and changes nothing
     os.rename(folder / _STAGED, folder / _PUBLISHED)
     sync(folder)

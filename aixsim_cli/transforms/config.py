@@ -25,7 +25,7 @@ from aixsim_cli.config.load import TRANSFORM, build_dataclass, check_purpose, lo
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.files import read_text
 from aixsim_cli.transforms.patterns import Matcher, problems_of, quoted
-from aixsim_cli.transforms.protocol import Lora, Paradigm, Site
+from aixsim_cli.transforms.protocol import Lora, Paradigm, Site, defaults_before
 from aixsim_cli.transforms.registry import get_paradigm, paradigm_names, paradigms_with
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
@@ -114,7 +114,8 @@ class TransformConfig:
     """A validated transform config.
 
     Args:
-        mapping: as read from the file; what is stored with checkpoints and in pretraining configs.
+        mapping: the file's, with every parameter written out; what is stored with checkpoints and
+            in pretraining configs, so that they mean the same where a default changes.
         transforms: one or several, on modules of their own.
         source: the file, for messages.
     """
@@ -138,52 +139,6 @@ class TransformConfig:
         return next(filter(None, (t.simulates(site) for t in self.transforms)), None)
 
 
-def hardware_difference(
-    saved: Mapping[str, Any] | None, asked: Mapping[str, Any] | None, *, source: str
-) -> tuple[str, str] | None:
-    """How two transform configs, None = digital, differ.
-
-    Args:
-        saved: of a checkpoint.
-        asked: of the run that goes on from it.
-        source: for messages.
-
-    Returns:
-        Each as a message names it beside the other: the paradigm, and where both have the same
-        one, what is its own; None = the same hardware and low-rank updates.
-    """
-    a, b = (parse_transform(m, source=source) if m else None for m in (saved, asked))
-    if (a.transforms if a else None) == (b.transforms if b else None):
-        return None
-    return _name_beside(a, b), _name_beside(b, a)
-
-
-def is_same_hardware(saved: Mapping[str, Any], asked: TransformConfig) -> bool:
-    """Whether a saved config, its paradigms perhaps not installed, is another in other words."""
-    installed = all(name in paradigm_names() for name in _paradigms_of(saved))
-    return installed and parse_transform(saved, source="saved").transforms == asked.transforms
-
-
-def _name_beside(config: TransformConfig | None, other: TransformConfig | None) -> str:
-    if config is None:
-        return "digital hardware"
-    if other is None or other.name != config.name:
-        return config.name
-    settings, others = _settings(config), _settings(other)
-    differing = [f"{key} {value}" for key, value in settings.items() if others.get(key) != value]
-    return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
-
-
-def _settings(config: TransformConfig) -> dict[str, str]:
-    settings = {}
-    for transform in config.transforms:
-        settings["lora"] = str(transform.lora and asdict(transform.lora))
-        for rule in transform.rules:
-            values = {"": None} if rule.params is None else asdict(rule.params)
-            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
-    return settings
-
-
 def without_lora(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The hardware of a config alone: what a model has once its low-rank updates are merged."""
     kept = {k: v for k, v in mapping.items() if k not in ("lora", "use_lora")}
@@ -202,7 +157,7 @@ def require_paradigms(mapping: Any, *, source: str) -> None:
     Raises:
         UserError: naming the paradigms.
     """
-    missing = [name for name in _paradigms_of(mapping) if name not in paradigm_names()]
+    missing = [name for name in paradigms_of(mapping) if name not in paradigm_names()]
     if missing:
         names = ", ".join(map(repr, missing))
         raise UserError(
@@ -221,7 +176,8 @@ def _parts(mapping: Any) -> list[Mapping[str, Any]]:
     return [p for p in listed if isinstance(p, Mapping)] if isinstance(listed, list) else []
 
 
-def _paradigms_of(mapping: Any) -> list[str]:
+def paradigms_of(mapping: Any) -> list[str]:
+    """The paradigms that a mapping names, each once, installed or not."""
     return list(dict.fromkeys(_name(part) for part in _parts(mapping)))
 
 
@@ -233,7 +189,7 @@ def load_transform_file(path: str | Path) -> dict[str, Any]:
     """Read and validate a transform file (YAML, or the field's TOML form).
 
     Returns:
-        The mapping as written, to be inlined in a pretraining config.
+        The mapping, every parameter written out, to be inlined in a pretraining config.
 
     Raises:
         ConfigError: naming file, pattern, parameter and the nearest valid word.
@@ -246,16 +202,17 @@ def load_transform_file(path: str | Path) -> dict[str, Any]:
     else:
         data = load_yaml(path).data
     check_purpose(data, str(path), TRANSFORM)
-    parse_transform(data, source=str(path))
-    return data
+    return dict(parse_transform(data, source=str(path)).mapping)
 
 
-def parse_transform(data: Any, *, source: str) -> TransformConfig:
+def parse_transform(data: Any, *, source: str, saved: bool = False) -> TransformConfig:
     """Validate a transform mapping.
 
     Args:
         data: what a transform file holds.
         source: file (and section), for messages.
+        saved: it is part of a checkpoint, a model or a pretraining config: a parameter that it does
+            not name has the default of the version that wrote it.
 
     Raises:
         ConfigError: everything that is wrong with it.
@@ -278,13 +235,35 @@ def parse_transform(data: Any, *, source: str) -> TransformConfig:
         items = [(f"{source}: {LIST_KEY}[{i}]", item) for i, item in enumerate(listed)]
     if not items:
         problems.append(f"{source}: {LIST_KEY}: nothing to transform; expected at least one")
-    transforms = [_transform(item, where, problems) for where, item in items]
+    found = [_transform(item, where, problems, saved=saved) for where, item in items]
     if problems:
         raise ConfigError(problems)
-    return TransformConfig(dict(data), tuple(t for t in transforms if t is not None), source)
+    transforms = tuple(transform for transform in found if transform is not None)
+    parts = [_written_out(t, item) for t, (_, item) in zip(transforms, items, strict=True)]
+    mapping = dict(data) | {LIST_KEY: parts} if LIST_KEY in data else parts[0]
+    return TransformConfig(mapping, transforms, source)
 
 
-def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Transform | None:
+def _written_out(transform: Transform, data: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with every parameter of its rules."""
+    mapping = dict(data)
+    for rule in transform.rules:
+        params = None if rule.params is None else _plain(asdict(rule.params))
+        if rule.kind is None:
+            layers = mapping["layer_name_to_config"] | {rule.pattern: params}
+            mapping["layer_name_to_config"] = layers
+        else:
+            mapping[rule.pattern] = params
+    return mapping
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
+
+
+def _transform(
+    data: Mapping[str, Any], source: str, problems: list[str], *, saved: bool
+) -> Transform | None:
     problems += [
         f"{source}: {key}: unknown key{nearest(str(key), KEYS)}" for key in data if key not in KEYS
     ]
@@ -310,6 +289,8 @@ def _transform(data: Mapping[str, Any], source: str, problems: list[str]) -> Tra
         *((pattern, layers[pattern], None) for pattern in sorted(layers, key=_is_default)),
         *((key, data[key], kind) for key, kind in _KIND_KEYS.items() if key in data),
     ]
+    before = defaults_before(paradigm.params) if saved else {}
+    lines = [(p, {**before, **v} if isinstance(v, Mapping) else v, k) for p, v, k in lines]
     rules = tuple(_rule(paradigm, p, value, kind, source, problems) for p, value, kind in lines)
     return Transform(name, paradigm, rules, use_regex, lora, source)
 

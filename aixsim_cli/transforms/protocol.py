@@ -5,7 +5,7 @@ attention's two matrix products are computed. Nothing here knows torchtitan or t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -44,16 +44,28 @@ Build = Callable[[Any, Any, Site], nn.Module]
 BuildAttention = Callable[[Any, Site], nn.Module]
 
 
-def param(default: Any, meaning: str, *, unit: str = "", source: str = "") -> Any:
+def param(
+    default: Any, meaning: str, *, unit: str = "", source: str = "", before: Any = MISSING
+) -> Any:
     """A field of a paradigm's parameters that `aixsim transforms show` can explain.
 
     Args:
-        default: value where a config says nothing.
+        default: value where a transform file says nothing.
         meaning: what it is and which values it takes.
         unit: of the value; "" = none.
         source: who says so: a paper, an equation, a tool.
+        before: the default of earlier versions, where it was another one: what is meant by a config
+            that was saved without a value. What is saved now has them all.
     """
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "source": source})
+    metadata = {"meaning": meaning, "unit": unit, "source": source}
+    if before is not MISSING:
+        metadata["before"] = before
+    return field(default=default, metadata=metadata)
+
+
+def defaults_before(params: type) -> dict[str, Any]:
+    """Parameters whose default was another one in earlier versions -> that one."""
+    return {f.name: f.metadata["before"] for f in fields(params) if "before" in f.metadata}
 
 
 @dataclass(frozen=True)

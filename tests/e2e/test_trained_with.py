@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file
 
 from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.run.manifest import write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,18 @@ def test_tokens_that_tokenizer_config_adds_are_the_tokenizers(aixsim, home, chan
     fresh = (*words[:2], "--job.dump_folder", home / "fresh")
     aixsim("pretrain", "--config", home / "c.yaml", *fresh)
     aixsim("eval", "ppl", home / "fresh" / "checkpoint" / "step-2", "--num-batches", 1)
+
+
+@pytest.mark.parametrize("change", [{}, {"extra_special_tokens": ["the"]}])
+def test_tokens_of_an_earlier_reader_are_told(aixsim, home, change):
+    edit_words(home / "words", "tokenizer_config.json", **change)
+    words = ("--model.hf_assets_path", home / "words", "--job.dump_folder", home / "first")
+    aixsim("pretrain", "--config", home / "c.yaml", *words)
+    step = home / "first" / "checkpoint" / "step-2"
+    edit_words(step, "inputs.json", tokens=None)
+    write_manifest(step)
+    done = aixsim("pretrain", "--config", home / "c.yaml", *words, "--training.steps", 4)
+    assert ("of an earlier version, which read" in done.stderr) == bool(change)
 
 
 def test_a_tokenizer_whose_first_and_last_token_are_one_trains(aixsim, home):

@@ -211,10 +211,13 @@ def test_a_model_whose_files_have_other_names_than_it_has_goes_on(home, train, t
     best = ("--load_best_model_at_end", "true", "--eval_strategy", "steps", "--eval_steps", 2,
             "--validation_file", home / "train.txt", "--lr_scheduler_type", "constant")  # fmt: skip
     name = ("--model_name_or_path", folder, *best)
-    train(tmp_path / "whole", *name)
-    train(tmp_path / "parts", *name, "--max_steps", 2)
-    train(tmp_path / "parts", *name, *RESUME)
-    assert_same_model(tmp_path / "whole", tmp_path / "parts")
+    lora = ("--transform_config", "configs/transforms/bitflip-lora.yaml", "--dtype", "bfloat16")
+    for hardware in ((), lora) if kind == "mixtral" else ((),):
+        whole, parts = tmp_path / f"whole{len(hardware)}", tmp_path / f"parts{len(hardware)}"
+        train(whole, *name, *hardware)
+        train(parts, *name, *hardware, "--max_steps", 2)
+        train(parts, *name, *hardware, *RESUME)
+        assert_same_model(whole, parts)
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_written(train, tmp_path):
@@ -1257,13 +1260,16 @@ def test_the_best_checkpoint_stays_where_a_run_goes_on_elsewhere(train, best, tm
 
 
 def test_a_finished_model_is_the_best_or_the_last_as_is_asked_for(train, best, tmp_path):
-    flags = ("--eval_strategy", "no", "--load_best_model_at_end", "false")
-    train(tmp_path / "last", *best, *flags)
-    with pytest.raises(UserError, match=r"got true; .*last holds the last step's model, finished"):
+    no = ("--load_best_model_at_end", "false")
+    train(tmp_path / "last", *best, *no, "--metric_for_best_model", "loss")
+    with pytest.raises(UserError, match=r"got true; .*last holds the model of .* last step's"):
         train(tmp_path / "last", *best, *RESUME)
+    train(tmp_path / "none", *best, *no)
+    with pytest.raises(UserError, match=r"best checkpoint by None -> smallest loss"):
+        train(tmp_path / "none", *best, *RESUME)
     train(tmp_path / "best", *best)
-    with pytest.raises(UserError, match=r"got false; .*best holds the best checkpoint's model, fi"):
-        train(tmp_path / "best", *best, *flags, *RESUME)
+    with pytest.raises(UserError, match=r"got false; .*best holds the model of .* the best "):
+        train(tmp_path / "best", *best, *no, *RESUME)
     train(tmp_path / "best", *best, *RESUME)
 
 
@@ -1271,9 +1277,78 @@ def test_what_is_best_by_another_measure_is_forgotten(train, best, tmp_path, cap
     caplog.set_level(logging.INFO)
     train(tmp_path, *best)
     train(tmp_path, *best, *RESUME, "--max_steps", 6, "--greater_is_better", "true")
-    assert "load_best_model_at_end smallest loss -> greatest loss" in caplog.text
+    assert re.search(
+        r"best checkpoint by smallest loss on (\w+) -> greatest loss on \1", caplog.text
+    )
     counters = json.loads((tmp_path / "trainer_state.json").read_text())
     assert counters["best_global_step"] == 6
+
+
+def test_what_is_best_on_another_text_is_forgotten(train, best, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tmp_path, *best)
+    train(tmp_path, *best, *RESUME, "--max_steps", 6, "--max_eval_samples", 3)
+    assert "best checkpoint by smallest loss on" in caplog.text
+
+
+GREATEST = ("--greater_is_better", "true", "--lr_scheduler_type", "constant")
+
+
+def unfinished(folder):
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    return folder
+
+
+def test_a_run_that_is_asked_for_its_best_at_its_end_ends_with_it(train, best, tmp_path):
+    last = ("--load_best_model_at_end", "false", "--metric_for_best_model", "loss", *GREATEST)
+    train(tmp_path, *best, *last)
+    unfinished(tmp_path)
+    train(tmp_path, *best, *GREATEST, *RESUME)
+    assert_same_model(tmp_path, tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_best_of_another_line_of_the_run_is_not_taken(train, best, tmp_path, finished):
+    flags = (*best, *GREATEST)
+    train(tmp_path, *flags, "--max_steps", 6)
+    first = tmp_path / "checkpoint-2"
+    other = ("--resume_from_checkpoint", first, "--learning_rate", "5e-3")
+    train(tmp_path, *flags, *other)
+    # the first line's checkpoints are aside now; its best one was damaged, or is whole
+    aside = tmp_path / "checkpoint.set-aside"
+    shutil.copytree(first, aside / "checkpoint-2")
+    state = first / "trainer_state.json"
+    counters = json.loads(state.read_text())
+    counters["log_history"][0]["loss"] += 1.0
+    state.write_text(json.dumps(counters))
+    write_manifest(first)
+    if finished:
+        shutil.rmtree(aside / "checkpoint-2")
+    back = ("--resume_from_checkpoint", aside / "checkpoint-6", "--max_steps", 6 if finished else 8)
+    unfinished(tmp_path)
+    if finished:
+        with pytest.raises(RunError, match=r"checkpoint-2/trainer_state.json: is of another run"):
+            train(tmp_path, *flags, *back)
+    else:
+        train(tmp_path, *flags, *back)
+        assert_same_model(tmp_path, aside / "checkpoint-2")
+
+
+def test_a_finished_run_in_which_nothing_was_ever_best_is_finished(train, best, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train(tmp_path, *best, "--eval_delay", 100)
+    train(tmp_path, *best, "--eval_delay", 100, *RESUME)
+    assert "nothing to train" in caplog.text
+
+
+def test_a_best_checkpoint_that_nobody_asks_for_may_be_damaged(train, best, tmp_path):
+    flags = (*best, "--load_best_model_at_end", "false", "--metric_for_best_model", "loss")
+    train(tmp_path, *flags, *GREATEST)
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{")
+    train(tmp_path, *flags, *GREATEST, *RESUME, "--max_steps", 6)
+    verify(tmp_path)
 
 
 def test_results_of_others_are_no_obstacle(train, copy):
@@ -1299,6 +1374,14 @@ def test_a_checkpoint_that_is_a_link_is_not_emptied(train, copy, tmp_path):
     train(copy, *RESUME, "--max_steps", 8, "--save_total_limit", 1)
     assert digests(whole) == before
     assert (copy / "checkpoint.set-aside" / "checkpoint-4").is_symlink()
+
+
+def test_a_line_that_cannot_be_read_is_no_damaged_cache(train, tmp_path, caplog):
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{')
+    for name in ("one", "two"):
+        with pytest.raises(UserError, match=r"bad\.jsonl"):
+            train(tmp_path / name, "--train_file", tmp_path / "bad.jsonl")
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "zeros"])

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
 from aixsim_cli.backends.titan import device
@@ -344,6 +344,18 @@ def test_a_damaged_tokenizer_is_told(copy, case):
     damage(folder)
     with pytest.raises(UserError, match=said):
         load_for_eval(str(folder))
+
+
+def test_a_base_models_file_has_no_prefix(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    made = LlamaConfig(
+        **sizes, num_attention_heads=2, attention_bias=True, tie_word_embeddings=True
+    )
+    LlamaModel(made).save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", attention_bias=False)
+    with pytest.raises(UserError, match=r"holds layers\.0\.self_attn\.k_proj\.bias"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["digital", "optical"])

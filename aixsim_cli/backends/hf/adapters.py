@@ -20,7 +20,7 @@ from wrapt import wrap_function_wrapper
 
 from aixsim_cli.backends.hf.quantizer import METHOD
 from aixsim_cli.errors import UserError, first_line
-from aixsim_cli.transforms.config import hardware_difference
+from aixsim_cli.transforms.difference import hardware_difference
 from aixsim_cli.transforms.state import SimulatedModule, state_of
 
 logger = logging.getLogger("aixsim")
@@ -85,9 +85,10 @@ def _set(wrapped: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
         ranges = {k: v for k, v in state_dict.items() if k.endswith(_SUFFIX)}
         own = {k: v for k, v in state_dict.items() if k not in ranges and k != _HARDWARE}
         result = wrapped(model, own, adapter_name, *others, **options)
-        if _HARDWARE in state_dict:
-            _compare_hardware(model, adapter_name, state_dict[_HARDWARE])
-        _load_ranges(model, adapter_name, ranges)
+        hardware = state_dict.get(_HARDWARE)
+        if hardware is not None:
+            _compare_hardware(model, adapter_name, hardware)
+        _load_ranges(model, adapter_name, ranges, is_told=hardware is not None)
         return result
 
     # the one name that differs between them
@@ -116,11 +117,13 @@ def _hardware_of(model: Any) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def _load_ranges(model: nn.Module, adapter: str, ranges: Mapping[str, Tensor]) -> None:
+def _load_ranges(
+    model: nn.Module, adapter: str, ranges: Mapping[str, Tensor], *, is_told: bool
+) -> None:
     modules = {_plain_name(name): module for name, module in _with_ranges(model).items()}
     saved = {_plain_name(name.removesuffix(_SUFFIX)): value for name, value in ranges.items()}
     if not modules:
-        if saved:
+        if saved and not is_told:
             logger.warning(
                 "adapter %s was trained on simulated hardware, and this model has none: what it "
                 "computes is another model; expected the base model that it was trained on",

@@ -40,7 +40,7 @@ def write_card(
         metrics: of training and evaluation.
     """
     transform = saved_transform(model)
-    name = parse_transform(transform, source="transform").name if transform else None
+    name = parse_transform(transform, source="transform", saved=True).name if transform else None
     data = ModelCardData(
         library_name="transformers",
         base_model=arguments.model.model_name_or_path,

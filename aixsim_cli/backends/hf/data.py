@@ -212,7 +212,9 @@ def _files_in(folder: Path, config: str | None) -> list[Path]:
     from datasets import load_dataset_builder
 
     found: Any = load_dataset_builder(str(folder), config).config.data_files or {}
-    return sorted(Path(str(path)) for paths in found.values() for path in paths)
+    listed = (Path(str(path)) for paths in found.values() for path in paths)
+    # a card may name some that lie elsewhere
+    return sorted(path for path in listed if path.is_file())
 
 
 def _check_folder(path: Path) -> None:
@@ -287,11 +289,12 @@ def _cached(source: dict[str, Any], name: str) -> Any:
     from datasets.config import HF_DATASETS_CACHE
 
     folder = Path(HF_DATASETS_CACHE) / "generator" / f"default-fingerprint={name}"
-    was_there = folder.is_dir()
+    # one that was made to its end: what goes wrong then is reading it
+    was_there = any(folder.rglob("dataset_info.json"))
     try:
         return Dataset.from_generator(_whole, gen_kwargs=source, fingerprint=name)
     except Exception as error:  # of pyarrow, json, datasets
-        if not was_there:
+        if not was_there or isinstance(error, MemoryError):
             raise
         logger.warning("%s: damaged: %s; it is made anew", folder, first_line(error))
         shutil.rmtree(folder)

@@ -42,10 +42,10 @@ from aixsim_cli.errors import UserError, shown
 from aixsim_cli.transforms.config import (
     TransformConfig,
     asks_for_lora,
-    is_same_hardware,
     parse_transform,
     require_paradigms,
 )
+from aixsim_cli.transforms.difference import is_same_hardware
 from aixsim_cli.transforms.loaded import check_numbers
 
 logger = logging.getLogger("aixsim")
@@ -146,7 +146,7 @@ def load_model(
     own_transform = transform is None
     if transform is None and beside is not None:
         require_paradigms(beside[0], source=f"{source}/{TRANSFORM_FILE}")
-        transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}")
+        transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}", saved=True)
     if transform is None:
         return model, False
     transform_hf_model(model, transform)

@@ -25,9 +25,10 @@ from aixsim_cli.run import ranks
 from aixsim_cli.run.inputs import RANDOM, Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import digest_of
 from aixsim_cli.run.resume import listing
-from aixsim_cli.transforms.config import hardware_difference
+from aixsim_cli.transforms.difference import hardware_difference
 
 SETTINGS_FILE = "settings.json"
+BEST_BY = "best checkpoint by"
 # what does not shape the training: where files lie, what is logged, saved, evaluated and pushed,
 # and how a step is computed; and what is told apart by its contents. Every other flag is compared
 _NOT_COMPARED = (
@@ -41,7 +42,7 @@ _NOT_COMPARED = (
     "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
     "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
     "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
-    "enable_jit_checkpoint", "metric_for_best_model",
+    "enable_jit_checkpoint", "load_best_model_at_end", "metric_for_best_model",
     "greater_is_better", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id",
     "hub_strategy", "hub_always_push", "hub_revision", "activation_checkpointing",
     "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs",
@@ -77,7 +78,7 @@ _NOT_OF_THE_MODEL = (
 
 
 def settings_of(
-    arguments: Arguments, *, steps: int, block_size: int, blocks: int | None
+    arguments: Arguments, *, steps: int, block_size: int, blocks: int | None, held_out: Any
 ) -> dict[str, Any]:
     """What shapes the training, under the names of the flags; no tokens.
 
@@ -86,6 +87,7 @@ def settings_of(
         steps: of the whole training.
         block_size: tokens a sequence.
         blocks: sequences of the training text; None where it is streamed.
+        held_out: to evaluate on, as `load_blocks` makes them; None = nothing.
     """
     training = arguments.training
     fields = [
@@ -106,15 +108,20 @@ def settings_of(
         "training blocks": blocks,
         "sequences a step": a_step * training.world_size,
         "processes": training.world_size,
-        "load_best_model_at_end": training.load_best_model_at_end and _chosen_by(training),
+        BEST_BY: _best_by(training, held_out),
     }
     # as they come back from the file
     return json.loads(json.dumps(found, default=_plain))
 
 
-def _chosen_by(training: Any) -> str:
-    metric = str(training.metric_for_best_model).removeprefix("eval_")
-    return f"{'greatest' if training.greater_is_better else 'smallest'} {metric}"
+def _best_by(training: Any, held_out: Any) -> str | None:
+    """What a checkpoint is the best by: a loss on other text is another one."""
+    if training.metric_for_best_model is None:
+        return None
+    metric = training.metric_for_best_model.removeprefix("eval_")
+    text = ranks.from_main(tokens_digest(held_out) if ranks.is_main() else None) or "a stream"
+    end = "greatest" if training.greater_is_better else "smallest"
+    return f"{end} {metric} on {text[:12]}"
 
 
 def read_settings(checkpoint: Path) -> dict[str, Any]:
@@ -321,7 +328,12 @@ def _other_data(
 
 
 def check_finished(
-    checkpoint: Path, step: int, changed: Mapping[str, Any], *, other_data: bool
+    checkpoint: Path,
+    step: int,
+    changed: Mapping[str, Any],
+    *,
+    other_data: bool,
+    takes_best: bool,
 ) -> None:
     """Refuse settings with which nothing would be trained: the run has all its steps.
 
@@ -330,17 +342,16 @@ def check_finished(
         step: the last.
         changed: of `changes`.
         other_data: of `check_identity`.
+        takes_best: the run ends with its best checkpoint's weights.
 
     Raises:
         UserError: naming them.
     """
-    # whether the best or the last was saved, the folder tells
+    ignored = (*_PLACES, *_HOW) if takes_best else (*_PLACES, *_HOW, BEST_BY)
     idle = {
         name: change
         for name, change in changed.items()
-        if name not in (*_PLACES, *_HOW)
-        and not (name == "load_best_model_at_end" and False in change)
-        and not (name == "optim" and {*change} <= _ADAMW)
+        if name not in ignored and not (name == "optim" and {*change} <= _ADAMW)
     }
     if idle or other_data:
         raise UserError(

@@ -298,10 +298,11 @@ def check_fit(info: dict[str, Any], own: Iterable[str], source: str) -> None:
 def _is_of_the_model(name: str, kinds: Collection[str]) -> bool:
     """Whether a tensor that no module reads goes with a weight that one reads."""
     kind = _numberless(name)
-    if kind.endswith(".bias"):
-        return kind.removesuffix("bias") + "weight" in kinds
-    scaled = re.sub(r"([._](weight_)?(scale(s|_inv)?|absmax|qzeros|g_idx))$", "", kind)
-    return scaled != kind and not {scaled, f"{scaled}.weight"}.isdisjoint(kinds)
+    of = re.sub(r"(\.bias|[._](weight_)?(scale(s|_inv)?|absmax|qzeros|g_idx))$", "", kind)
+    if of == kind:
+        return False
+    # a file of a base model has no prefix
+    return any(_is_same(f"{of}.weight", known) or _is_same(of, known) for known in kinds)
 
 
 def _numberless(name: str) -> str:

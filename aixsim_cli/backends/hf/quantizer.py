@@ -56,7 +56,7 @@ class AixsimConfig(QuantizationConfigMixin):
         self.transform = _patterns(transform, as_list=False)
         if not dequantize:
             require_paradigms(self.transform, source="quantization_config")
-            parse_transform(self.transform, source="quantization_config: transform")
+            parse_transform(self.transform, source="quantization_config: transform", saved=True)
         self.modules = modules
         self.dequantize = dequantize
         self.schema_version = schema_version
@@ -112,7 +112,7 @@ class AixsimQuantizer(HfQuantizer):
         if self.quantization_config.dequantize:
             return
         mapping = self.quantization_config.transform
-        config = parse_transform(mapping, source="quantization_config: transform")
+        config = parse_transform(mapping, source="quantization_config: transform", saved=True)
         _, report = simulate(model, config)
         if self.quantization_config.modules is None:
             # another hardware than the folder's, whose own patterns were told of once

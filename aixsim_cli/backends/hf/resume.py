@@ -21,7 +21,7 @@ from aixsim_cli.backends.hf.identity import read_settings
 from aixsim_cli.errors import UserError, first_line, shown
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
-from aixsim_cli.run.manifest import MANIFEST_FILE, READ, is_complete, verify
+from aixsim_cli.run.manifest import MANIFEST_FILE, READ, is_complete, maker_of, verify
 from aixsim_cli.transforms.loaded import check_numbers
 
 # what a finished model, and what is told of it, consists of
@@ -29,6 +29,9 @@ FINISHED = (
     *READ, "README.md", "all_results.json", "train_results.json", "eval_results.json",
     "training_args.bin", TRAINER_STATE_NAME, MANIFEST_FILE,
 )  # fmt: skip
+
+# of a finished model: what its manifest notes, by --load_best_model_at_end
+MAKERS = ("continual-pretrain, the last step's", "continual-pretrain, the best checkpoint's")
 
 logger = logging.getLogger("aixsim")
 
@@ -297,14 +300,12 @@ def check_end(output: Path, *, is_best: bool) -> None:
         is_best: `--load_best_model_at_end`.
 
     Raises:
-        UserError: it is the other.
+        UserError: it is the other. One of an earlier version does not tell.
     """
-    has_best = read_state(output).best_model_checkpoint is not None
-    if has_best != is_best:
-        names = ("the last step's model", "the best checkpoint's model")
+    if maker_of(output) == MAKERS[not is_best]:
         raise UserError(
-            f"--load_best_model_at_end: got {str(is_best).lower()}; {output} holds "
-            f"{names[has_best]}, finished; expected {str(has_best).lower()}, or a new --output_dir"
+            f"--load_best_model_at_end: got {str(is_best).lower()}; {output} holds the model of "
+            f"{MAKERS[not is_best]}; expected {str(not is_best).lower()}, or a new --output_dir"
         )
 
 

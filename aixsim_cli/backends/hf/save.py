@@ -1,6 +1,5 @@
 """The finished model of continual-pretrain: written beside, and put in place all at once."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -16,7 +15,7 @@ from aixsim_cli import __version__
 from aixsim_cli.backends.hf import folder as hf_folder
 from aixsim_cli.backends.hf.arguments import Arguments
 from aixsim_cli.backends.hf.card import CARD_FILE, write_card
-from aixsim_cli.backends.hf.resume import FINISHED, checkpoints_in
+from aixsim_cli.backends.hf.resume import FINISHED, MAKERS, checkpoints_in
 from aixsim_cli.backends.hf.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import NOT_THERE, write_whole
@@ -99,7 +98,12 @@ def save_finished(
         trainer.save_model(str(staged), _internal_call=True)
         if main:
             _complete(Path(str(staged)), trainer, arguments, metrics)
-            publish(folder, checkpoints_in(folder).aside, leave_out=_NOT_OF_THE_MODEL)
+            publish(
+                folder,
+                checkpoints_in(folder).aside,
+                maker=MAKERS[trainer.args.load_best_model_at_end],
+                leave_out=_NOT_OF_THE_MODEL,
+            )
     except (OSError, RuntimeError, SafetensorError) as error:
         if main and staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
@@ -114,11 +118,7 @@ def _complete(
 ) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     hf_folder.finish_folder(model, staged, arguments.simulation.form)
-    state = trainer.state
-    if not trainer.args.load_best_model_at_end:
-        # whose weights these are, for `check_end`
-        state = dataclasses.replace(state, best_model_checkpoint=None)
-    state.save_to_json(str(staged / TRAINER_STATE_NAME))
+    trainer.state.save_to_json(str(staged / TRAINER_STATE_NAME))
     if metrics:
         write_results(staged, metrics)
     write_card(staged, model, arguments, dict(metrics))

@@ -116,6 +116,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
         steps=trainer.planned_steps(),
         block_size=block_size,
         blocks=len(blocks["train"]) if hasattr(blocks["train"], "__len__") else None,
+        held_out=blocks.get("validation"),
     )
     trainer.inputs = identity.inputs_of(arguments, tokenizer, blocks["train"])
     if checkpoint is not None and _has_all_steps(trainer, checkpoint, arguments):
@@ -126,6 +127,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
     if ranks.is_main():
         check_free_space(output, trainer.checkpoint_bytes(), _FOLDER_KEY)
     resume.clear_the_way(output, checkpoint)
+    trainer.best.clear_the_way(trainer.checkpoints)
     metrics = _train(trainer, checkpoint)
     if training.do_eval:
         metrics |= _evaluate(trainer)
@@ -139,9 +141,12 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     resume.check_steps(checkpoint, step, last)
     changed = identity.changes(identity.read_settings(checkpoint), now)
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
-    trainer.find_best(checkpoint, by_the_same="load_best_model_at_end" not in changed)
+    trainer.find_best(checkpoint, by_the_same=identity.BEST_BY not in changed)
     if step == last:
-        identity.check_finished(checkpoint, step, changed, other_data=other_data)
+        takes_best = arguments.training.load_best_model_at_end
+        identity.check_finished(
+            checkpoint, step, changed, other_data=other_data, takes_best=takes_best
+        )
     else:
         form = None
         with suppress(UserError):
@@ -166,7 +171,7 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
             push(trainer, output)
     if is_finished and not arguments.training.do_eval:
         return Result(None, {})
-    if not is_finished and not arguments.training.do_eval:
+    if not is_finished:
         logger.warning("%s: the results of the training were lost when the run was ended", output)
     trainer.restore(checkpoint)
     metrics = _evaluate(trainer) if arguments.training.do_eval else {}

@@ -3,7 +3,6 @@
 Noise and ranges are the business of `callback.py`, signals that of `stop.py`.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.trainer import TRAINER_STATE_NAME
 
+from aixsim_cli.backends.hf.best import BestCallback, check_best
 from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.identity import read_settings, write_settings
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable
 from aixsim_cli.backends.hf.stop import StopCallback
 from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.run import ranks
-from aixsim_cli.run.checkpoints import remove, verify_by_all_ranks
+from aixsim_cli.run.checkpoints import remove
 from aixsim_cli.run.finite import all_finite
 from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
@@ -34,25 +33,6 @@ from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
-
-
-class BestCallback(TrainerCallback):
-    """A run that goes on keeps the best checkpoint so far; Trainer looks at its old place alone."""
-
-    def __init__(self) -> None:
-        self.goes_on = False
-        self.folder: Path | None = None
-        self.by_the_same = True
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Put it in the place of what Trainer took over."""
-        if not self.goes_on:
-            return
-        state.best_model_checkpoint = str(self.folder) if self.folder else None
-        if not self.by_the_same:
-            state.best_metric = state.best_global_step = None
 
 
 class FiniteCallback(TrainerCallback):
@@ -141,9 +121,9 @@ class SimulationTrainer(Trainer):
     def restore(self, checkpoint: Path) -> None:
         """Take over the weights and counters of a checkpoint that has all steps of the run."""
         self.state = read_state(checkpoint)
-        if self.args.load_best_model_at_end and self.best.folder is not None:
-            _check_best(self.best.folder)
-            checkpoint = self.best.folder
+        self.best.put_into(self.state)
+        if self.args.load_best_model_at_end and self.best.recorded:
+            checkpoint = self.best.whole()
         self._load_from_checkpoint(str(checkpoint))
 
     def find_best(self, checkpoint: Path, *, by_the_same: bool) -> None:
@@ -153,9 +133,7 @@ class SimulationTrainer(Trainer):
             checkpoint: to go on from.
             by_the_same: what was best is so by what this run chooses by.
         """
-        self.best.goes_on, self.best.by_the_same = True, by_the_same
-        if by_the_same:
-            self.best.folder = ranks.from_main(_best_of(checkpoint, self.checkpoints.root))
+        self.best.find(checkpoint, self.checkpoints.root, by_the_same=by_the_same)
 
     def check_best(self) -> None:
         """See that the weights a run may end with are there; Trainer would pass over them.
@@ -163,10 +141,10 @@ class SimulationTrainer(Trainer):
         Raises:
             UserError: they are not, or not whole.
         """
-        if not self.args.load_best_model_at_end or self.best.folder is None:
+        if not self.args.load_best_model_at_end or not self.best.recorded:
             return
         try:
-            _check_best(self.best.folder)
+            self.best.whole()
         except RunError as error:
             raise UserError(str(error)) from error
 
@@ -205,7 +183,7 @@ class SimulationTrainer(Trainer):
     def _load_best_model(self) -> None:
         """Trainer's, which reads what is there, and logs where nothing is."""
         best = str(self.state.best_model_checkpoint)
-        _check_best(Path(best))
+        check_best(Path(best))
         with readable(best):
             if self._is_converted():
                 self._load_converted(best)
@@ -259,7 +237,8 @@ class SimulationTrainer(Trainer):
 
     def _load_converted(self, folder: str) -> None:
         model: Any = self.model
-        loaded, _ = load_model(folder, dtype=next(model.parameters()).dtype)
+        # as wide as any of them: low-rank updates are float32 beside weights of 16 bits
+        loaded, _ = load_model(folder, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -341,44 +320,6 @@ class SimulationTrainer(Trainer):
         if self.transform is not None and "loss" in logs:
             logs |= {name: value.item() for name, value in self.transform.metrics().items()}
         super().log(logs, *arguments, **keywords)
-
-
-def _best_of(checkpoint: Path, root: Path) -> Path | None:
-    """The best checkpoint of the run that a checkpoint is of.
-
-    Another run may lie where it once was, and its history then says so.
-    """
-    state = read_state(checkpoint)
-    if state.best_model_checkpoint is None:
-        return None
-    recorded = Path(state.best_model_checkpoint)
-    places = [root / recorded.name, checkpoint.parent / recorded.name, recorded]
-    for place in places:
-        if (place / TRAINER_STATE_NAME).is_file():
-            history = read_state(place).log_history
-            # as texts: NaN is not equal to itself
-            if json.dumps(history) == json.dumps(state.log_history[: len(history)]):
-                return place
-    # for the message
-    return places[0]
-
-
-def _check_best(folder: Path) -> None:
-    """Verify the checkpoint whose weights a run ends with; a collective.
-
-    Raises:
-        RunError: it is not whole.
-    """
-    try:
-        if not ranks.from_main(folder.is_dir()):
-            raise UserError(f"{folder}: no such folder")
-        verify_by_all_ranks(folder)
-    except UserError as error:
-        raise RunError(
-            f"the best checkpoint cannot be taken: {error}; expected a whole copy of it, or "
-            "--resume_from_checkpoint true --load_best_model_at_end false to take the last one's "
-            "weights"
-        ) from error
 
 
 def not_written(output: Path, what: str, error: BaseException) -> RunError:

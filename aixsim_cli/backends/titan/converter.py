@@ -19,7 +19,7 @@ class TransformConverter:
     """Applies the config's `transform` section (torchtitan's `ModelConverter` protocol)."""
 
     def __init__(self, job_config: PretrainConfig, parallel_dims: ParallelDims) -> None:
-        self.config = parse_transform(job_config.transform, source="transform")
+        self.config = parse_transform(job_config.transform, source="transform", saved=True)
         self.state: TransformState | None = None
 
     def convert(self, model: nn.Module) -> None:

@@ -104,5 +104,5 @@ def describe_transform(config: PretrainConfig) -> str:
         return "transform        none: digital"
     # names do not depend on the vocabulary
     model = meta_model(model_args(config.model.name, config.model.flavor, 1))
-    transform = parse_transform(config.transform, source="transform")
+    transform = parse_transform(config.transform, source="transform", saved=True)
     return str(plan_transform(transform, titan_sites(model)))

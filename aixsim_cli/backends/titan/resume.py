@@ -6,11 +6,13 @@ same: with others it is another run, which has a folder of its own.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aixsim_cli.backends.titan.schema import CONFIG_FILE, PretrainConfig
+from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.config.load import load_yaml
 from aixsim_cli.data.local import find_files
 from aixsim_cli.data.sources import text_digest
@@ -20,12 +22,15 @@ from aixsim_cli.run.inputs import (
     RANDOM,
     Inputs,
     contents_digest,
+    definition_digest,
     read_inputs,
     tokenizer_digest,
     weights_digest,
 )
 from aixsim_cli.run.resume import listing
-from aixsim_cli.transforms.config import hardware_difference
+from aixsim_cli.transforms.difference import hardware_difference
+
+logger = logging.getLogger("aixsim")
 
 # what shapes the training; the layout of the ranks and what is logged do not
 _SECTIONS = ("model", "optimizer", "lr_scheduler", "training")
@@ -94,10 +99,26 @@ def other_inputs(
     """
     theirs = read_inputs(folder)
     others = inputs.differing(theirs)
+    if theirs.tokenizer is not None and theirs.tokens is None:
+        _warn_of_other_tokens(config, folder)
     # weights that are gone are not needed any more: then their place has to be the same
     if None in (inputs.start, theirs.start) and _start(saved) != _start(dataclasses.asdict(config)):
         others.append("start")
     return others
+
+
+def _warn_of_other_tokens(config: PretrainConfig, folder: Path) -> None:
+    """An earlier version read tokenizer.json alone, and padded where that says so."""
+    files = resolve_tokenizer(config.model.hf_assets_path)
+    definition = DocumentEncoder(load_tokenizer(files)).definition
+    pads = load_json_object(files / "tokenizer.json").get("padding") is not None
+    if pads or definition is None or definition_digest(definition) != tokenizer_digest(files):
+        logger.warning(
+            "%s: of an earlier version, which read %s/tokenizer.json alone; tokenizer_config.json "
+            "may make other tokens of the text from here on",
+            folder,
+            files,
+        )
 
 
 def check_resume(

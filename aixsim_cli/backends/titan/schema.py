@@ -236,7 +236,7 @@ def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
     if config.transform is None:
         return []
     try:
-        transform = parse_transform(config.transform, source="transform")
+        transform = parse_transform(config.transform, source="transform", saved=True)
     except ConfigError as error:
         return [("transform", problem.removeprefix("transform: ")) for problem in error.problems]
     if transform.uses_lora:

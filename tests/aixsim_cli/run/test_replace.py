@@ -377,7 +377,7 @@ def assert_new(folder):
 
 def test_published_files_take_the_place_of_the_models(run):
     fill(run)
-    replace.publish(run, run / ASIDE)
+    replace.publish(run, run / ASIDE, maker="a test")
     assert_new(run)
 
 
@@ -411,13 +411,13 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
         patch.setattr(os, "replace", hurt(os.replace))
         patch.setattr(shutil, "rmtree", hurt(shutil.rmtree))
         with pytest.raises(OSError, match="killed"):
-            replace.publish(run, run / ASIDE)
+            replace.publish(run, run / ASIDE, maker="a test")
     if count <= 2:
         # the manifest of what was staged, and the rename that publishes it
         verify(run)
         assert (run / "model").read_text() == "old"
         fill(run)
-        replace.publish(run, run / ASIDE)
+        replace.publish(run, run / ASIDE, maker="a test")
     else:
         assert "in place" in replace.interrupted(run)
         replace.finish_publishing(run, run / ASIDE)
@@ -432,7 +432,7 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
 def test_a_damaged_manifest_of_the_old_model_is_no_obstacle(run):
     (run / "manifest.json").write_text('{"format"')
     fill(run)
-    replace.publish(run, run / ASIDE)
+    replace.publish(run, run / ASIDE, maker="a test")
     verify(run)
     assert (run / "model").read_text() == "new"
     # nobody knows any more whose it is
@@ -443,10 +443,10 @@ def test_results_of_the_old_model_do_not_stay_beside_the_new_one(run):
     (run / "results.json").unlink()
     fill(run)
     (run / ".staged" / "results.json").write_text("new")
-    replace.publish(run, run / ASIDE, leave_out=["results.json", "card"])
+    replace.publish(run, run / ASIDE, maker="a test", leave_out=["results.json", "card"])
     assert (run / "results.json").read_text() == "new"
     fill(run)
-    replace.publish(run, run / ASIDE, leave_out=["results.json", "card"])
+    replace.publish(run, run / ASIDE, maker="a test", leave_out=["results.json", "card"])
     assert not (run / "results.json").exists() and not (run / ASIDE).exists()
 
 
@@ -457,7 +457,7 @@ def test_what_nobody_published_is_set_aside(run, caplog, name, is_staged, kind):
     """Under the name of a file of the model, of one that goes along, or of one that is new."""
     fill(run)
     (run / ".staged" / "card").write_text("new")
-    replace.publish(run, run / ASIDE, leave_out=["card"])
+    replace.publish(run, run / ASIDE, maker="a test", leave_out=["card"])
     path = run / name
     path.unlink(missing_ok=True)
     if kind == "file":
@@ -472,7 +472,7 @@ def test_what_nobody_published_is_set_aside(run, caplog, name, is_staged, kind):
     (staged / "sole").write_text("new")
     if is_staged:
         (staged / name).write_text("new")
-    replace.publish(run, run / ASIDE, leave_out=["card"])
+    replace.publish(run, run / ASIDE, maker="a test", leave_out=["card"])
     verify(run)
     if name == "extra" and not is_staged:
         assert os.path.lexists(path) and not (run / ASIDE).exists()
@@ -541,7 +541,7 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_kept(run, name):
     (run / name / "thesis.txt").write_text("years")
     replace.finish_publishing(run, run / ASIDE)
     fill(run)
-    replace.publish(run, run / ASIDE)
+    replace.publish(run, run / ASIDE, maker="a test")
     verify(run)
     assert (run / ASIDE / name / "thesis.txt").read_text() == "years"
     assert not (run / name).exists()

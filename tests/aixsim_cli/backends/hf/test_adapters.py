@@ -182,6 +182,14 @@ def test_an_adapter_swapped_in_brings_its_ranges(base, adapters, tmp_path):
 
 def test_an_adapter_on_a_digital_base_is_told(adapters, caplog):
     PeftModel.from_pretrained(make_model("llama"), adapters[0])
+    assert "was trained on optical, and the model is on digital hardware" in caplog.text
+    caplog.clear()
+    # of an earlier version
+    path = adapters[0] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors["aixsim.transform"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    PeftModel.from_pretrained(make_model("llama"), adapters[0])
     assert "this model has none" in caplog.text
 
 

@@ -23,7 +23,7 @@ def settings(tmp_path):
     def make(*flags):
         words = ["--model_name_or_path", "m", "--train_file", "t.txt", "--do_train"]
         arguments = parse_arguments([*words, "--output_dir", str(tmp_path / "o"), *map(str, flags)])
-        return identity.settings_of(arguments, steps=4, block_size=8, blocks=9)
+        return identity.settings_of(arguments, steps=4, block_size=8, blocks=9, held_out=None)
 
     return make
 

@@ -1,0 +1,145 @@
+"""Rules for the ranges, side by side: each cell is a text, a length, a rate, a flavor and a seed.
+
+    compare_ranges.py OUT --text wikitext=train.txt,heldout.txt --rule field=smooth-0.9.yaml …
+
+Every rule is trained in every cell, and digitally, from the same seed on the same data; then its
+held-out loss is measured on the hardware that it was trained on. A row of OUT/rows.jsonl is one
+run: what is there is not run again, so a comparison that was stopped goes on. Ends in a table: the
+mean over seeds of what a rule loses to digital, held out and in each quarter of the training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Annotated
+
+import typer
+
+DIGITAL = "digital"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a cell, and the rule that it is trained with."""
+
+    text: str
+    seq_len: int
+    rate: float
+    flavor: str
+    seed: int
+    rule: str
+
+    @property
+    def cell(self) -> tuple[str, int, float, str]:
+        return self.text, self.seq_len, self.rate, self.flavor
+
+    @property
+    def name(self) -> str:
+        return f"{self.text}-{self.seq_len}-{self.rate:g}-{self.flavor}-{self.seed}-{self.rule}"
+
+
+def main(
+    out: Path,
+    text: Annotated[list[str], typer.Option(help="NAME=TRAIN.txt,HELDOUT.txt")],
+    rule: Annotated[list[str], typer.Option(help="NAME=TRANSFORM.yaml")],
+    seq_len: Annotated[list[int], typer.Option()] = [256],  # noqa: B006
+    rate: Annotated[list[float], typer.Option()] = [3e-3],  # noqa: B006
+    flavor: Annotated[list[str], typer.Option()] = ["debug"],  # noqa: B006
+    seed: Annotated[list[int], typer.Option()] = [1, 2, 3],  # noqa: B006
+    steps: int = 400,
+    tokens_per_step: int = 2048,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
+) -> None:
+    texts = {name: paths.split(",") for name, _, paths in (t.partition("=") for t in text)}
+    rules = {name: path for name, _, path in (r.partition("=") for r in rule)}
+    out.mkdir(parents=True, exist_ok=True)
+    rows = out / "rows.jsonl"
+    done = {run for run, _ in _read(rows)}
+    cells = product(texts, seq_len, rate, flavor)
+    # the seeds last: each row of the table is full before the next one begins
+    wanted = [Run(*cell, one, name) for cell in cells for one in seed for name in (DIGITAL, *rules)]
+
+    def train(run: Run) -> None:
+        found = _train(run, out / run.name, texts[run.text], rules.get(run.rule), steps,
+                       tokens_per_step)  # fmt: skip
+        with rows.open("a") as file:
+            file.write(json.dumps(asdict(run) | found) + "\n")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, [run for run in wanted if run not in done]))
+    for line in _table(dict(_read(rows)), rules):
+        print(line)
+
+
+def _train(
+    run: Run, folder: Path, texts: list[str], transform: str | None, steps: int, per_step: int
+) -> dict:
+    trained, held_out = texts
+    config = f"{folder}.yaml"
+    words = ["--transform-config", transform] if transform else []
+    _aixsim(
+        "generate-cfg", "--model-flavor", run.flavor, "--tokenizer-path", "builtin", "--dataset",
+        "local", "--dataset-path", trained, "--batch-size", per_step // run.seq_len, "--seq-len",
+        run.seq_len, "--steps", steps, "--learning-rate", run.rate, "--seed", run.seed,
+        "--mixed-precision-param", "float32", "--save-path", config, "--force", *words,
+    )  # fmt: skip
+    _aixsim("pretrain", "--config", config, "--job.dump_folder", folder, "--metrics.log_freq", 1)
+    evaluated = _aixsim(
+        "eval", "ppl", folder / "checkpoint" / f"step-{steps}", "--dataset", "local",
+        "--dataset-path", held_out, "--num-batches", 60, "--json",
+    )  # fmt: skip
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    quarter = steps // 4
+    losses = [mean(r["loss"] for r in log[i * quarter : (i + 1) * quarter]) for i in range(4)]
+    return {"nll": json.loads(evaluated)["nll"], "quarters": losses, "seconds": log[-1]["seconds"]}
+
+
+def _aixsim(*words: object) -> str:
+    command = [sys.executable, "-m", "aixsim_cli", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _read(rows: Path) -> Iterator[tuple[Run, dict]]:
+    for line in rows.read_text().splitlines() if rows.is_file() else ():
+        row = json.loads(line)
+        yield Run(**{name: row.pop(name) for name in Run.__dataclass_fields__}), row
+
+
+def _table(found: dict[Run, dict], rules: dict[str, str]) -> Iterator[str]:
+    yield "| text | length | rate | flavor | seeds | rule | held out | each | in each quarter |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for cell in sorted({run.cell for run in found}):
+        for rule in rules:
+            runs = [r for r in found if r.cell == cell and r.rule == rule]
+            pairs = [
+                (found[r], found[digital])
+                for r in runs
+                if (digital := Run(*cell, r.seed, DIGITAL)) in found
+            ]
+            if not pairs:
+                continue
+            gaps = [mine["nll"] / theirs["nll"] - 1 for mine, theirs in pairs]
+            quarters = [
+                mean(mine["quarters"][i] / theirs["quarters"][i] - 1 for mine, theirs in pairs)
+                for i in range(4)
+            ]
+            yield (
+                f"| {cell[0]} | {cell[1]} | {cell[2]:g} | {cell[3]} | {len(pairs)} | {rule} "
+                f"| {mean(gaps):+.2%} | {', '.join(f'{gap:+.2%}' for gap in gaps)} "
+                f"| {', '.join(f'{gap:+.2%}' for gap in quarters)} |"
+            )
+
+
+if __name__ == "__main__":
+    typer.run(main)
