@@ -47,7 +47,7 @@ class Run:
 
 def main(
     out: Path,
-    text: Annotated[list[str], typer.Option(help="NAME=TRAIN.txt,HELDOUT.txt")],
+    text: Annotated[list[str], typer.Option(help="NAME=TRAIN.txt,HELDOUT.txt or NAME=builtin")],
     rule: Annotated[list[str], typer.Option(help="NAME=TRANSFORM.yaml")],
     seq_len: Annotated[list[int], typer.Option()] = [256],  # noqa: B006
     rate: Annotated[list[float], typer.Option()] = [3e-3],  # noqa: B006
@@ -81,19 +81,24 @@ def main(
 def _train(
     run: Run, folder: Path, texts: list[str], transform: str | None, steps: int, per_step: int
 ) -> dict:
-    trained, held_out = texts
+    data = [
+        ["--dataset", "builtin"]
+        if path == "builtin"
+        else ["--dataset", "local", "--dataset-path", path]
+        for path in (texts[0], texts[-1])
+    ]
     config = f"{folder}.yaml"
     words = ["--transform-config", transform] if transform else []
     _aixsim(
-        "generate-cfg", "--model-flavor", run.flavor, "--tokenizer-path", "builtin", "--dataset",
-        "local", "--dataset-path", trained, "--batch-size", per_step // run.seq_len, "--seq-len",
-        run.seq_len, "--steps", steps, "--learning-rate", run.rate, "--seed", run.seed,
-        "--mixed-precision-param", "float32", "--save-path", config, "--force", *words,
+        "generate-cfg", "--model-flavor", run.flavor, "--tokenizer-path", "builtin", *data[0],
+        "--batch-size", per_step // run.seq_len, "--seq-len", run.seq_len, "--steps", steps,
+        "--learning-rate", run.rate, "--seed", run.seed, "--mixed-precision-param", "float32",
+        "--save-path", config, "--force", *words,
     )  # fmt: skip
     _aixsim("pretrain", "--config", config, "--job.dump_folder", folder, "--metrics.log_freq", 1)
     evaluated = _aixsim(
-        "eval", "ppl", folder / "checkpoint" / f"step-{steps}", "--dataset", "local",
-        "--dataset-path", held_out, "--num-batches", 60, "--json",
+        "eval", "ppl", folder / "checkpoint" / f"step-{steps}", *data[1], "--num-batches", 60,
+        "--json",
     )  # fmt: skip
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     quarter = steps // 4

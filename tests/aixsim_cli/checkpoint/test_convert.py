@@ -115,11 +115,11 @@ def test_the_way_back_keeps_hardware_ranges_and_length(checkpoint, tmp_path):
     tokens.save_pretrained(tmp_path / "hf")
     convert.hf_to_titan("aixsim", "debug", str(tmp_path / "hf"), tmp_path / "back", force=False)
     back = read_checkpoint(tmp_path / "back")
-    assert back.config is not None and back.config.transform == transform
+    assert back.config is not None and back.config.transform == config.mapping
     assert back.config.training.seq_len == model.config.max_position_embeddings
     to_hf(tmp_path / "back", tmp_path / "again", tokenizer=None)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert again.config.quantization_config.transform == transform
+    assert again.config.quantization_config.transform == config.mapping
     assert again.config.max_position_embeddings == model.config.max_position_embeddings
     before, after = ranges_of(model), ranges_of(again)
     assert before.keys() == after.keys() and len(before) > 10

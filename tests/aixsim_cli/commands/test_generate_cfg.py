@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from aixsim_cli.backends.titan.schema import load_config
 from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.transforms.config import load_transform_file
 
 REPOSITORY = Path(__file__).parents[3]
 PUBLISHED = sorted((REPOSITORY / "configs" / "pretrain").glob("*.yaml"))
@@ -48,8 +48,7 @@ def test_every_option_arrives(aixsim, tmp_path):
     assert (training.seq_len, training.steps, training.mixed_precision_param) == (96, 11, "float32")
     assert (config.optimizer.lr, config.debug.seed) == (2e-3, 7)
     assert config.checkpoint.keep_latest_k == 0
-    source = (REPOSITORY / "configs/transforms/optical.yaml").read_text()
-    assert config.transform == yaml.safe_load(source)
+    assert config.transform == load_transform_file("configs/transforms/optical.yaml")
     assert config.model.converters == ["aixsim"]
 
 

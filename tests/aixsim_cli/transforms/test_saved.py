@@ -1,0 +1,89 @@
+"""A transform that was saved means what it meant, whatever a default becomes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from aixsim_cli.backends.hf.apply import transform_hf_model
+from aixsim_cli.backends.hf.folder import load_model, write_model
+from aixsim_cli.backends.titan.converter import TransformConverter
+from aixsim_cli.transforms import config as module
+from aixsim_cli.transforms.config import load_transform_file, parse_transform
+from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.state import state_of
+
+BARE = {"transform": "optical", "layer_name_to_config": {"default": {"q_levels": 16}}}
+
+
+@pytest.fixture(autouse=True)
+def earlier(monkeypatch):
+    """As if an earlier version had had another default."""
+    monkeypatch.setattr(module, "defaults_before", lambda params: {"q_smooth_factor": 0.625})
+
+
+def smooth_of(transform):
+    (part,) = transform.transforms
+    return part.rules[0].params.q_smooth_factor
+
+
+def test_what_is_saved_names_every_parameter(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(yaml.safe_dump(BARE | {"attention": None}))
+    saved = load_transform_file(path)
+    params = saved["layer_name_to_config"]["default"]
+    assert params["q_levels"] == 16 and {"q_smooth_factor", "q_noise", "q_quantiles"} < set(params)
+    assert saved["attention"] is None
+    # as it comes back from a file
+    again = parse_transform(json.loads(json.dumps(saved)), source="s", saved=True)
+    assert again.mapping == saved
+    assert smooth_of(again) == smooth_of(parse_transform(BARE, source="s")) != 0.625
+
+
+def test_a_list_of_transforms_is_written_out_part_by_part():
+    parts = [{"transform": "bitflip", "fc": {"w_p_frac": 0.5}}, {"attention": {"q_levels": 4}}]
+    bitflip, optical = parse_transform({"transforms": parts}, source="s").mapping["transforms"]
+    assert bitflip["fc"]["x_p_exp"] is None and optical["attention"]["q_noise"] is True
+
+
+def test_a_bare_one_means_what_its_version_meant():
+    assert smooth_of(parse_transform(BARE, source="s", saved=True)) == 0.625
+    named = {"transform": "optical", "fc": {"q_smooth_factor": 0.1}}
+    assert smooth_of(parse_transform(named, source="s", saved=True)) == 0.1
+
+
+def test_pretraining_reads_it_so():
+    job = SimpleNamespace(transform=BARE, checkpoint=SimpleNamespace(initial_load_path=None))
+    assert smooth_of(TransformConverter(job, SimpleNamespace(tp_enabled=False)).config) == 0.625
+
+
+@pytest.mark.parametrize("form", ["aixsim", "strict", "plain"])
+def test_folders_are_read_so(tmp_path, form):
+    made = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=32,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(made)
+    transform_hf_model(model, parse_transform(BARE, source="s"))
+    write_model(model, tmp_path, form)
+    path = tmp_path / ("transform.yaml" if form == "plain" else "config.json")
+    text = path.read_text()
+    assert "q_smooth_factor" in text
+    data = yaml.safe_load(text) if form == "plain" else json.loads(text)
+    transform = data if form == "plain" else data["quantization_config"]["transform"]
+    del transform["layer_name_to_config"]["default"]["q_smooth_factor"]
+    path.write_text(yaml.safe_dump(data) if form == "plain" else json.dumps(data))
+    loaded, _ = load_model(str(tmp_path))
+    assert {m.smooth for m in state_of(loaded).modules.values()} == {0.625}
+
+
+def test_a_resume_compares_it_so():
+    named = parse_transform(
+        {"transform": "optical", "fc": {"q_smooth_factor": 0.625}}, source="s"
+    ).mapping
+    bare = {"transform": "optical", "fc": {}}
+    assert hardware_difference(bare, named, source="s") is None
+    other = parse_transform(bare, source="s").mapping
+    assert hardware_difference(bare, other, source="s") is not None
