@@ -15,7 +15,7 @@ mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modu
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -247,18 +247,36 @@ def parse_transform(data: Any, *, source: str, saved: bool = False) -> Transform
 def _written_out(transform: Transform, data: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with every parameter of its rules."""
     mapping = dict(data)
+    layers = dict(data.get("layer_name_to_config") or {})
     for rule in transform.rules:
-        params = None if rule.params is None else _plain(asdict(rule.params))
-        if rule.kind is None:
-            layers = mapping["layer_name_to_config"] | {rule.pattern: params}
-            mapping["layer_name_to_config"] = layers
-        else:
-            mapping[rule.pattern] = params
+        lines = layers if rule.kind is None else mapping
+        if rule.params is not None:
+            lines[rule.pattern] = _every_parameter(rule.params) or lines[rule.pattern]
+    if layers:
+        mapping["layer_name_to_config"] = layers
+    if transform.lora is not None:
+        mapping["lora"] = asdict(transform.lora)
     return mapping
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in params.items()}
+def _every_parameter(params: Any) -> dict[str, Any] | None:
+    """Parameters as a file has them; None where a file cannot hold them, of a stranger's types."""
+    found = {f.name: _plain(getattr(params, f.name)) for f in fields(params) if f.init}
+    try:
+        same = build_dataclass(type(params), found, where="") == params
+    except (ConfigError, TypeError):
+        return None
+    return found if same and _is_plain(found) else None
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return type(value) in (str, int, float, bool, type(None))
 
 
 def _transform(

@@ -1351,6 +1351,34 @@ def test_a_best_checkpoint_that_nobody_asks_for_may_be_damaged(train, best, tmp_
     verify(tmp_path)
 
 
+def test_a_best_checkpoint_that_is_lost_is_not_remembered(train, best, tmp_path, caplog):
+    chosen = (*best, *GREATEST, "--metric_for_best_model", "loss")
+    train(tmp_path, *chosen)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    last = ("--load_best_model_at_end", "false", *RESUME)
+    train(tmp_path, *chosen, *last, "--max_steps", 6)
+    assert "checkpoint-2: no such folder: the best checkpoint is lost" in caplog.text
+    train(tmp_path, *chosen, *RESUME, "--max_steps", 8)
+    counters = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert_same_model(tmp_path, Path(counters["best_model_checkpoint"]))
+
+
+def test_what_is_best_stays_so_while_nothing_is_chosen(train, best, tmp_path):
+    train(tmp_path, *best, *GREATEST)
+    last = ("--load_best_model_at_end", "false", *RESUME)
+    train(tmp_path, *best, *last, "--max_steps", 6)
+    train(tmp_path, *best, *GREATEST, *RESUME, "--max_steps", 8)
+    assert_same_model(tmp_path, tmp_path / "checkpoint-2")
+
+
+def test_a_finished_run_is_evaluated_on_another_text(train, best, tmp_path):
+    train(tmp_path, *best)
+    before = load_file(tmp_path / "model.safetensors")
+    train(tmp_path, *best, *RESUME, "--max_eval_samples", 3)
+    after = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_results_of_others_are_no_obstacle(train, copy):
     (copy / "mmlu_results.json").write_text('{"acc": 0.3}')
     train(copy, *RESUME, "--max_steps", 6)

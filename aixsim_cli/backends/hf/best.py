@@ -1,6 +1,7 @@
 """The best checkpoint of a run of HF's Trainer, and whose it is."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from aixsim_cli.backends.hf.resume import read_state
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
+
+logger = logging.getLogger("aixsim")
 
 
 class BestCallback(TrainerCallback):
@@ -28,7 +31,6 @@ class BestCallback(TrainerCallback):
         self.recorded = False
         self.folder: Path | None = None
         self._goes_on = False
-        self._by_the_same = True
         self._in_the_way: Path | None = None
         self._why = ""
 
@@ -40,7 +42,7 @@ class BestCallback(TrainerCallback):
             root: of the run.
             by_the_same: what was best is so by what this run chooses by.
         """
-        self._goes_on, self._by_the_same = True, by_the_same
+        self._goes_on = True
         state = read_state(checkpoint)
         if state.best_model_checkpoint is None:
             return
@@ -85,13 +87,16 @@ class BestCallback(TrainerCallback):
     def clear_the_way(self, checkpoints: Checkpoints) -> None:
         """Move what Trainer would take for the best one, by its name."""
         if self._in_the_way is not None:
-            why = f"{self._in_the_way}: not the best checkpoint of this run, whose name it has"
+            why = f"{self._in_the_way}: has the name of this run's best checkpoint ({self._why})"
             checkpoints.set_aside(self._in_the_way, why)
+        if self.recorded and self.folder is None and ranks.is_main():
+            logger.warning("%s: the best checkpoint is lost; later ones compete anew", self._why)
 
     def put_into(self, state: TrainerState) -> None:
         """Put it in the place of what Trainer took over."""
         state.best_model_checkpoint = str(self.folder) if self.folder else None
-        if not self._by_the_same:
+        if self.folder is None:
+            # nothing would be better than what is not there
             state.best_metric = state.best_global_step = None
 
     def on_train_begin(

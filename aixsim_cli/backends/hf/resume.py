@@ -297,7 +297,7 @@ def check_end(output: Path, *, is_best: bool) -> None:
 
     Args:
         output: holds the model.
-        is_best: `--load_best_model_at_end`.
+        is_best: `--load_best_model_at_end`, and there is a best checkpoint.
 
     Raises:
         UserError: it is the other. One of an earlier version does not tell.

@@ -101,7 +101,7 @@ def save_finished(
             publish(
                 folder,
                 checkpoints_in(folder).aside,
-                maker=MAKERS[trainer.args.load_best_model_at_end],
+                maker=MAKERS[_is_best(trainer)],
                 leave_out=_NOT_OF_THE_MODEL,
             )
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -111,6 +111,12 @@ def save_finished(
     if main and arguments.training.push_to_hub:
         push(trainer, folder)
     return folder
+
+
+def _is_best(trainer: SimulationTrainer) -> bool:
+    # where nothing was ever best, Trainer leaves the last
+    is_there = trainer.state.best_model_checkpoint is not None
+    return trainer.args.load_best_model_at_end and is_there
 
 
 def _complete(

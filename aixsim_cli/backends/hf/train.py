@@ -139,11 +139,20 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
     now, step = trainer.settings, resume.read_state(checkpoint).global_step
     last = now["max_steps"]
     resume.check_steps(checkpoint, step, last)
-    changed = identity.changes(identity.read_settings(checkpoint), now)
+    saved = identity.read_settings(checkpoint)
+    if now[identity.BEST_BY] is None:
+        # nothing is chosen now: what was best stays so
+        now[identity.BEST_BY] = saved.get(identity.BEST_BY)
+    changed = identity.changes(saved, now)
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
     trainer.find_best(checkpoint, by_the_same=identity.BEST_BY not in changed)
     if step == last:
-        takes_best = arguments.training.load_best_model_at_end
+        # a best one that is there already is not chosen anew
+        is_there = ranks.from_main(
+            Path(str(arguments.training.output_dir), "config.json").is_file()
+        )
+        is_chosen = is_there and saved.get(identity.BEST_BY) is not None
+        takes_best = arguments.training.load_best_model_at_end and not is_chosen
         identity.check_finished(
             checkpoint, step, changed, other_data=other_data, takes_best=takes_best
         )
@@ -166,7 +175,8 @@ def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) 
     is_finished = resume.holds_model_of(output, checkpoint, step)
     if is_finished:
         resume.check_form(output, arguments.simulation.form)
-        resume.check_end(output, is_best=arguments.training.load_best_model_at_end)
+        has_best = resume.read_state(checkpoint).best_model_checkpoint is not None
+        resume.check_end(output, is_best=arguments.training.load_best_model_at_end and has_best)
         if arguments.training.push_to_hub and ranks.is_main():
             push(trainer, output)
     if is_finished and not arguments.training.do_eval:

@@ -1,6 +1,8 @@
 """A transform that was saved means what it meant, whatever a default becomes."""
 
+import enum
 import json
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from aixsim_cli.backends.titan.converter import TransformConverter
 from aixsim_cli.transforms import config as module
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.protocol import Paradigm
 from aixsim_cli.transforms.state import state_of
 
 BARE = {"transform": "optical", "layer_name_to_config": {"default": {"q_levels": 16}}}
@@ -40,6 +43,44 @@ def test_what_is_saved_names_every_parameter(tmp_path):
     again = parse_transform(json.loads(json.dumps(saved)), source="s", saved=True)
     assert again.mapping == saved
     assert smooth_of(again) == smooth_of(parse_transform(BARE, source="s")) != 0.625
+
+
+class Mode(enum.Enum):
+    A = "a"
+
+
+@dataclass(frozen=True)
+class Strange:
+    """What a stranger's parameters may be, and no file can hold."""
+
+    mode: Mode = Mode.A
+    clip: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Of which a part follows from the others."""
+
+    levels: int = 4
+    steps: int = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", self.levels - 1)
+
+
+@pytest.mark.parametrize(("params", "saved"), [(Strange, {}), (Derived, {"levels": 4})])
+def test_parameters_that_a_file_cannot_hold_are_left_as_written(monkeypatch, params, saved):
+    paradigm = type("Own", (Paradigm,), {"params": params, "modules": {}, "attention": None})
+    monkeypatch.setattr(module, "get_paradigm", lambda name: paradigm)
+    monkeypatch.setattr(module, "defaults_before", lambda params: {})
+    found = parse_transform({"transform": "own", "fc": {}}, source="s")
+    assert found.mapping == {"transform": "own", "fc": saved}
+    assert parse_transform(found.mapping, source="s", saved=True).transforms == found.transforms
+
+
+def test_low_rank_updates_are_written_out():
+    mapping = parse_transform(BARE | {"use_lora": True}, source="s").mapping
+    assert mapping["lora"] == {"r": 32, "alpha": 32}
 
 
 def test_a_list_of_transforms_is_written_out_part_by_part():
