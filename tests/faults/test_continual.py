@@ -1371,10 +1371,18 @@ def test_what_is_best_stays_so_while_nothing_is_chosen(train, best, tmp_path):
     assert_same_model(tmp_path, tmp_path / "checkpoint-2")
 
 
-def test_a_finished_run_is_evaluated_on_another_text(train, best, tmp_path):
-    train(tmp_path, *best)
+def test_a_finished_run_is_evaluated_on_another_text(train, best, tmp_path, monkeypatch):
+    train(tmp_path, *best, *GREATEST)
     before = load_file(tmp_path / "model.safetensors")
-    train(tmp_path, *best, *RESUME, "--max_eval_samples", 3)
+    loaded, load = [], SimulationTrainer._load_from_checkpoint
+    monkeypatch.setattr(
+        SimulationTrainer,
+        "_load_from_checkpoint",
+        lambda self, folder, *others: (loaded.append(folder), load(self, folder, *others)),
+    )
+    train(tmp_path, *best, *GREATEST, *RESUME, "--max_eval_samples", 3)
+    # the results are of the model that they lie beside
+    assert loaded == [str(tmp_path / "checkpoint-2")]
     after = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -145,13 +145,12 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
         now[identity.BEST_BY] = saved.get(identity.BEST_BY)
     changed = identity.changes(saved, now)
     other_data = identity.check_identity(checkpoint, changed, arguments, trainer.inputs)
-    trainer.find_best(checkpoint, by_the_same=identity.BEST_BY not in changed)
+    is_there = ranks.from_main(Path(str(arguments.training.output_dir), "config.json").is_file())
+    # a best one whose model is there already is not chosen anew
+    is_chosen = step == last and is_there and saved.get(identity.BEST_BY) is not None
+    by_the_same = is_chosen or identity.BEST_BY not in changed
+    trainer.best.find(checkpoint, trainer.checkpoints.root, by_the_same=by_the_same)
     if step == last:
-        # a best one that is there already is not chosen anew
-        is_there = ranks.from_main(
-            Path(str(arguments.training.output_dir), "config.json").is_file()
-        )
-        is_chosen = is_there and saved.get(identity.BEST_BY) is not None
         takes_best = arguments.training.load_best_model_at_end and not is_chosen
         identity.check_finished(
             checkpoint, step, changed, other_data=other_data, takes_best=takes_best
@@ -171,11 +170,11 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
 def _finish(trainer: SimulationTrainer, arguments: Arguments, checkpoint: Path) -> Result:
     """Nothing is left to train: a finished folder stays as it is, another one gets its model."""
     output = Path(str(arguments.training.output_dir))
-    step = resume.read_state(checkpoint).global_step
-    is_finished = resume.holds_model_of(output, checkpoint, step)
+    state = resume.read_state(checkpoint)
+    is_finished = resume.holds_model_of(output, checkpoint, state.global_step)
     if is_finished:
         resume.check_form(output, arguments.simulation.form)
-        has_best = resume.read_state(checkpoint).best_model_checkpoint is not None
+        has_best = state.best_model_checkpoint is not None
         resume.check_end(output, is_best=arguments.training.load_best_model_at_end and has_best)
         if arguments.training.push_to_hub and ranks.is_main():
             push(trainer, output)

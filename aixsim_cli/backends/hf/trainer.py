@@ -126,15 +126,6 @@ class SimulationTrainer(Trainer):
             checkpoint = self.best.whole()
         self._load_from_checkpoint(str(checkpoint))
 
-    def find_best(self, checkpoint: Path, *, by_the_same: bool) -> None:
-        """Find the best checkpoint so far of a run that goes on: in its folder, or where it was.
-
-        Args:
-            checkpoint: to go on from.
-            by_the_same: what was best is so by what this run chooses by.
-        """
-        self.best.find(checkpoint, self.checkpoints.root, by_the_same=by_the_same)
-
     def check_best(self) -> None:
         """See that the weights a run may end with are there; Trainer would pass over them.
 
