@@ -13,6 +13,7 @@ from aixsim_kernels import optical_attention, optical_linear
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
+from aixsim_cli.transforms.ranges import SmoothFactor, attack_release, smooth_factor
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
 
 _PAPER = "arXiv 2302.10360"
@@ -41,12 +42,7 @@ class OpticalParams:
         unit="probability",
         source="NewComputeBench",
     )
-    q_smooth_factor: float = param(
-        0.9,
-        "weight of the old range when it is updated, 0 to 1",
-        unit="per step",
-        source="NewComputeBench",
-    )
+    q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009 (a field)
     q_init_seed: int = param(0, "seed of the detector noise", source="NewComputeBench")
     q_bypass: bool = param(False, "true = leave the module digital", source="NewComputeBench")
     q_noise: bool = param(True, "false = noiseless detectors", source="aixsim")
@@ -61,8 +57,7 @@ class OpticalParams:
             raise ValueError(f"q_levels: got {self.q_levels}; expected 2 to 65536")
         if self.q_lut_min is not None and not 0 <= self.q_lut_min < 1:
             raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
-        if not 0 <= self.q_smooth_factor <= 1:
-            raise ValueError(f"q_smooth_factor: got {self.q_smooth_factor}; expected 0 to 1")
+        attack_release(self.q_smooth_factor)
         if self.q_quantiles is not None:
             low, high = self.q_quantiles
             if not 0 <= low < high <= 1:
@@ -83,8 +78,9 @@ class OpticalLinear(SimulatedModule, nn.Linear):
         module = cls.adopt(linear)
         module.params = params
         module.init_state(
-            n_ranges=3,
+            quantises=("x", "w", "y"),
             smooth=params.q_smooth_factor,
+            kind=site.hf_name.rpartition(".")[2],
             stream=noise_stream(params.q_init_seed, site.hf_name),
             device=linear.weight.device,
         )
@@ -92,7 +88,7 @@ class OpticalLinear(SimulatedModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Optical `input @ weight.T + bias`: (..., K) -> (..., N), in the input's dtype."""
-        output, observed = optical_linear(
+        output, observed, clipped = optical_linear(
             input,
             self.weight,
             self.bias,
@@ -104,7 +100,7 @@ class OpticalLinear(SimulatedModule, nn.Linear):
             noise=self.params.q_noise,
             quantiles=self.params.q_quantiles,
         )
-        self.record(observed)
+        self.record(observed, clipped)
         return output
 
     def extra_repr(self) -> str:
@@ -124,8 +120,9 @@ class OpticalAttention(SimulatedModule):
         super().__init__()
         self.params = params
         self.init_state(
-            n_ranges=5,
+            quantises=("q", "k", "score", "v", "y"),
             smooth=params.q_smooth_factor,
+            kind="attention",
             stream=noise_stream(params.q_init_seed, f"{site.hf_name}.attention"),
             device=torch.device("cpu"),
         )
@@ -156,7 +153,7 @@ class OpticalAttention(SimulatedModule):
         Returns:
             (B, H, Lq, D), in q's dtype.
         """
-        output, observed, kept_mass = optical_attention(
+        output, observed, clipped, kept_mass = optical_attention(
             q,
             k,
             v,
@@ -172,7 +169,7 @@ class OpticalAttention(SimulatedModule):
             attention_range=self.params.attention_range,
             quantiles=self.params.q_quantiles,
         )
-        self.record(observed)
+        self.record(observed, clipped)
         if self.training:
             with torch.no_grad():
                 self.kept_mass.copy_(kept_mass)
@@ -184,7 +181,7 @@ class OpticalAttention(SimulatedModule):
 
     def metrics(self) -> dict[str, Tensor]:
         """What the training log shows of this module."""
-        return {"attention_kept_mass": self.kept_mass}
+        return {**super().metrics(), "attention_kept_mass": self.kept_mass}
 
     def extra_repr(self) -> str:
         return f"{_describe(self.params)}, attention_range={self.params.attention_range}"

@@ -7,9 +7,10 @@ state dict, and a rebound buffer would be saved stale.
 """
 
 import hashlib
+import logging
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -19,8 +20,15 @@ from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
 from aixsim_cli.transforms.protocol import Lora
+from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, attack_release
 from aixsim_cli.transforms.watch import StepWatch
 
+logger = logging.getLogger("aixsim")
+
+# begins the names of metrics that tell which share of a tensor is clipped
+CLIPPED = "clipped_"
+# share of a weight's elements that a sound training never clips
+MOST_OF_A_WEIGHT = 0.05
 # threads may call one model
 _counting = threading.Lock()
 
@@ -43,11 +51,14 @@ class SimulatedModule(nn.Module):
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
         observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
+        clipped: float32 (n,), shares that lay beyond the ranges, of the last training call. Not
+            saved.
         noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
     ranges: Tensor
     observed: Tensor
+    clipped: Tensor
     noise_stream: Tensor
     # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
     stores_transposed: bool = False
@@ -62,22 +73,35 @@ class SimulatedModule(nn.Module):
         return module
 
     def init_state(
-        self, *, stream: int, device: torch.device, n_ranges: int = 0, smooth: float = 0.0
+        self,
+        *,
+        stream: int,
+        device: torch.device,
+        quantises: Sequence[str] = (),
+        smooth: SmoothFactor = DEFAULT,
+        kind: str = "",
     ) -> None:
         """Create the buffers.
 
         Args:
             stream: `noise_stream` of this module.
             device: where the module's parameters are; may be meta.
-            n_ranges: how many tensors the module quantises with a running range.
-            smooth: weight of the old range in an update, in [0, 1].
+            quantises: what the module quantises with a running range, by the names that the log
+                gives it ("x", "w", "y").
+            smooth: weight of the old range in an update.
+            kind: what the log calls modules like this one; "" = their share that is clipped is not
+                logged.
         """
         self.smooth = smooth
         self.stream = stream
+        self.kind = kind
+        self.quantises = tuple(quantises)
+        n_ranges = len(self.quantises)
         self.register_buffer(
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
         )
         self.register_buffer("observed", empty_ranges(n_ranges, device=device), persistent=False)
+        self.register_buffer("clipped", torch.zeros(n_ranges, device=device), persistent=False)
         self.register_buffer(
             "noise_stream",
             torch.full((), stream, dtype=torch.int64, device=device),
@@ -105,18 +129,33 @@ class SimulatedModule(nn.Module):
     def reset_record(self) -> None:
         """Forget what was observed; the ranges stay."""
         self.observed.copy_(empty_ranges(len(self.observed), device=self.observed.device))
+        self.clipped.zero_()
         self.noise_stream.fill_(self.stream)
 
-    def record(self, observed: Tensor) -> None:
-        """Merge a call's extremes (n, 2) into the step's; in evaluation nothing is recorded."""
+    def record(self, observed: Tensor, clipped: Tensor | None = None) -> None:
+        """Note what a call saw; in evaluation nothing is recorded.
+
+        Args:
+            observed: float32 (n, 2), its extremes, merged into the step's.
+            clipped: float32 (n,), the shares that lay beyond the ranges.
+        """
         if self.training:
             with torch.no_grad():
                 self.observed.copy_(merge_observed(self.observed, observed))
+                if clipped is not None:
+                    self.clipped.copy_(clipped)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the training log shows of this module: name -> float32 0-d."""
+        if not self.kind:
+            return {}
+        shares = zip(self.quantises, self.clipped.unbind(), strict=True)
+        return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
         # bfloat16 cannot hold 256 levels of an arbitrary range: `.to(bfloat16)` leaves these alone
-        for name in ("ranges", "observed"):
+        for name in ("ranges", "observed", "clipped"):
             buffer = self._buffers[name]
             if buffer is not None and buffer.dtype != torch.float32:
                 self._buffers[name] = buffer.float()
@@ -140,8 +179,9 @@ class TransformState:
         self.rank = 0
         self.call = 0
         self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
-        # weights of the old ranges (n, 1)
+        # weights of the old ranges (n, 2), of ends that grow and that shrink
         self._smooth: Tensor | None = None
+        self._told_of_clipping = False
         self.calls = Calls()
         for module in modules.values():
             module.calls = self.calls
@@ -176,8 +216,7 @@ class TransformState:
     def end_step(self) -> None:
         """Move all ranges towards what all ranks observed in this step, by one all-reduce.
 
-        `r <- smooth * r + (1 - smooth) * r_batch` (design of the Optical Transformer's
-        simulation); a tensor that was not observed keeps its range.
+        By the rule of `ranges.py`; a tensor that was not observed keeps its range.
         """
         self.watch.moved()
         modules = [m for m in self.modules.values() if len(m.ranges)]
@@ -191,21 +230,54 @@ class TransformState:
         sizes = [len(m.ranges) for m in modules]
         if self._smooth is None or self._smooth.device != observed.device:
             # once: a copy from the host is a wait for the device
-            smooth = [[m.smooth] for m in modules for _ in range(len(m.ranges))]
+            smooth = [attack_release(m.smooth) for m in modules for _ in range(len(m.ranges))]
             self._smooth = torch.tensor(smooth, device=observed.device)
         ranges = torch.cat([m.ranges for m in modules])
-        updated = update_ranges(ranges, observed, self._smooth)
+        updated = update_ranges(ranges, observed, *self._smooth.split(1, 1))
         _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
         empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
         _copy_all([m.observed for m in modules], empty)
 
-    def metrics(self) -> dict[str, Tensor]:
-        """Scalars worth logging, averaged over the modules that report them."""
+    def metrics(self) -> dict[str, float]:
+        """Scalars worth logging, averaged over the modules that report them.
+
+        Warns, once, where a good part of a weight is clipped.
+        """
         reported: dict[str, list[Tensor]] = {}
         for module in self.modules.values():
-            for name, value in getattr(module, "metrics", dict)().items():
+            for name, value in module.metrics().items():
                 reported.setdefault(name, []).append(value)
-        return {name: torch.stack(values).mean() for name, values in reported.items()}
+        if not reported:
+            return {}
+        self._tell_of_clipping()
+        # all at once: each look at a value is a wait for the device
+        means = torch.stack([torch.stack(values).mean() for values in reported.values()])
+        return dict(zip(reported, means.tolist(), strict=True))
+
+    def _tell_of_clipping(self) -> None:
+        if self._told_of_clipping:
+            return
+        weights = {
+            name: module.clipped[module.quantises.index("w")]
+            for name, module in self.modules.items()
+            if "w" in module.quantises
+        }
+        if not weights:
+            return
+        shares = dict(zip(weights, torch.stack(list(weights.values())).tolist(), strict=True))
+        worst = max(shares, key=shares.__getitem__)
+        if shares[worst] > MOST_OF_A_WEIGHT:
+            self._told_of_clipping = True
+            logger.warning(
+                "%s: %.1f %% of its weight lie beyond the range and are clipped; %d of %d layers "
+                "clip more than %.0f %%. Expected less: a smaller learning rate, or a "
+                "q_smooth_factor by which ranges grow faster ([0.0, 0.9])",
+                worst,
+                100 * shares[worst],
+                sum(share > MOST_OF_A_WEIGHT for share in shares.values()),
+                len(shares),
+                100 * MOST_OF_A_WEIGHT,
+            )
 
 
 def state_of(model: nn.Module) -> TransformState | None:

@@ -54,7 +54,7 @@ def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256):
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = torch.randn(columns, dtype=dtype)
     how = (empty_ranges(3), KEY, 7, levels, 0.02, True, out_dtype)
-    y, _, used, codes, inside = linear.forward(x, weight, bias, *how)
+    y, _, _, used, codes, inside = linear.forward(x, weight, bias, *how)
     linear.backward(y, codes, inside, weight, used, levels, 0.02, dtype)
 
 
@@ -63,7 +63,7 @@ def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
     how = Settings(7, levels, 0.02, True, head_dim**-0.5, mask is None, rowmax)
-    out, _, _, used, rows, smooth = attention.forward(
+    out, *_, used, rows, smooth = attention.forward(
         q, k, v, mask, empty_ranges(5), KEY, how, out_dtype
     )
     wants_mask = mask is not None and mask.dtype != torch.bool

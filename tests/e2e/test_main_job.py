@@ -57,7 +57,18 @@ def test_transform_is_reported_once_and_its_metric_logged(run):
     kind, folder, _, done = run
     said = done.stderr.count("modules match default")
     assert said == (1 if kind == "optical" else 0)
-    assert ("attention_kept_mass" in records(folder / "run")[0]) == (kind == "optical")
+    logged = records(folder / "run")
+    assert ("attention_kept_mass" in logged[0]) == (kind == "optical")
+    clipped = {key: [r[key] for r in logged] for key in logged[0] if key.startswith("clipped_")}
+    linears = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    expected = {f"clipped_{t}/{name}" for name in linears for t in "xwy"}
+    expected |= {f"clipped_{t}/attention" for t in ("q", "k", "score", "v", "y")}
+    assert set(clipped) == (expected if kind == "optical" else set())
+    # the first step sets the ranges; then something grows beyond them, but never much
+    assert all(shares[0] == 0 for shares in clipped.values())
+    assert all(0 <= share < 0.05 for key in clipped for share in clipped[key] if key[8] in "xw")
+    assert max(map(max, clipped.values()), default=1) > 0
+    assert "are clipped" not in done.stderr
 
 
 def test_checkpoints_are_full_and_know_their_config(run):

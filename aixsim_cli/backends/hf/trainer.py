@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from aixsim_cli.backends.hf.best import BestCallback, check_best
+from aixsim_cli.backends.hf.console import shorten_records
 from aixsim_cli.backends.hf.folder import load_model
 from aixsim_cli.backends.hf.identity import read_settings, write_settings
 from aixsim_cli.backends.hf.resume import checkpoints_in, read_state, readable
@@ -102,6 +103,7 @@ class SimulationTrainer(Trainer):
         # in this order: what is saved at a signal is looked at too
         self.add_callback(self.stop)
         self.add_callback(self.finite)
+        shorten_records(self)
 
     def planned_steps(self) -> int:
         """Steps of the whole training, from its start."""
@@ -309,7 +311,7 @@ class SimulationTrainer(Trainer):
     def log(self, logs: dict[str, Any], *arguments: Any, **keywords: Any) -> None:
         """A training record also shows what the simulated modules report."""
         if self.transform is not None and "loss" in logs:
-            logs |= {name: value.item() for name, value in self.transform.metrics().items()}
+            logs |= self.transform.metrics()
         super().log(logs, *arguments, **keywords)
 
 

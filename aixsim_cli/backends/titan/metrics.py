@@ -171,7 +171,7 @@ class RunMetrics(MetricsProcessor):
         state = getattr((self.model_parts or [None])[0], "transform_state", None)
         if state is None:
             return {}
-        return {name: value.item() for name, value in state.metrics().items()}
+        return state.metrics()
 
     def _data_ranks(self) -> int:
         dims = self.parallel_dims

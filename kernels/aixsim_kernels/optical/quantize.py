@@ -56,19 +56,24 @@ def calibrate(ranges: Tensor, observed: Tensor) -> Tensor:
     return torch.where(is_empty(ranges).unsqueeze(-1), observed, ranges)
 
 
-def update_ranges(ranges: Tensor, observed: Tensor, smooth: float | Tensor) -> Tensor:
-    """Exponential average of the ranges, `smooth * ranges + (1 - smooth) * observed`.
+def update_ranges(
+    ranges: Tensor, observed: Tensor, attack: float | Tensor, release: float | Tensor
+) -> Tensor:
+    """Each end of the ranges becomes `w * end + (1 - w) * observed end`.
 
     Args:
         ranges: float32 (n, 2), the running ranges.
         observed: float32 (n, 2), what the last step saw.
-        smooth: share of the old range in the new one, in [0, 1]; a number or a tensor (n, 1).
+        attack: w of an end that was exceeded, in [0, 1]; a number or a tensor (n, 1).
+        release: w of one that was not.
 
     Returns:
         float32 (n, 2). A range never set takes the observed one, an empty observation changes
         nothing.
     """
-    smoothed = smooth * ranges + (1 - smooth) * observed
+    grows = torch.stack([observed[..., 0] < ranges[..., 0], observed[..., 1] > ranges[..., 1]], -1)
+    out, into = (weight * ranges + (1 - weight) * observed for weight in (attack, release))
+    smoothed = torch.where(grows, out, into)
     kept = torch.where(is_empty(observed).unsqueeze(-1), ranges, smoothed)
     return torch.where(is_empty(ranges).unsqueeze(-1), observed, kept)
 
@@ -91,6 +96,39 @@ def observe(x: Tensor, quantiles: Sequence[float] | None = None) -> Tensor:
     if quantiles is None:
         return only_finite(torch.stack(torch.aminmax(x)).float())
     return quantile_range(x.flatten()[spread(x.numel(), x.device)], quantiles)
+
+
+def clipped_share(x: Tensor, bounds: Tensor, extremes: Tensor | None = None) -> Tensor:
+    """Share of a batch that a modulator or detector clips.
+
+    Args:
+        x: any shape and floating type.
+        bounds: float32 (2,), lo and hi.
+        extremes: float32 (2,), those of `x` where they are known: most batches need no look.
+
+    Returns:
+        float32 0-d, with NaN among them; 0 where there are no elements, or no range.
+    """
+    values = x.reshape(-1)
+    if not len(values) or is_held(extremes, bounds):
+        return bounds.new_zeros(())
+    parts = _parts(_holds_all(values, bounds), len(values))
+    clipped = [(1 - inside(values[part], bounds)).sum() for part in parts]
+    share = sum(clipped, bounds.new_zeros(())) / len(values)
+    return share.masked_fill_(is_empty(bounds), 0)
+
+
+def clipped_rows(x: Tensor, bounds: Tensor) -> Tensor:
+    """1 for rows of which an element is not `inside`: (..., n) -> float32 (...)."""
+    return (1 - inside(x, bounds).amin(-1)).masked_fill_(is_empty(bounds), 0)
+
+
+def is_held(extremes: Tensor | None, bounds: Tensor) -> bool:
+    """Whether a range is known to hold all of a batch: on a GPU asking would be a wait for it."""
+    if extremes is None or bounds.device.type != "cpu":
+        return False
+    (lowest, highest), (lo, hi) = extremes.tolist(), bounds.tolist()
+    return lo <= lowest <= highest <= hi
 
 
 def spread(n: int, device: torch.device) -> Tensor:

@@ -98,6 +98,10 @@ def test_what_is_said_and_saved(whole):
     records = [r for r in history(output) if "loss" in r]
     assert len(records) == 4 and records[-1]["loss"] < records[0]["loss"]
     assert all(0 < r["attention_kept_mass"] <= 1 for r in records)
+    assert all(0 <= r["clipped_x/q_proj"] < 0.2 for r in records)
+    assert all(r["clipped_score/attention"] <= 1 for r in records)
+    # a number for every kind of layer is for files and plots
+    assert "attention_kept_mass" in done.stdout and "clipped_" not in done.stdout + done.stderr
 
 
 def test_the_model_card_names_hardware_command_and_results(whole):
@@ -143,7 +147,7 @@ def test_resuming_takes_the_same_hardware(
     for name, text in {
         "other.yaml": optical.replace("q_levels: 256", "q_levels: 16"),
         "lora.yaml": optical + "lora: {r: 4, alpha: 8}\n",
-        "same.yaml": "use_regex: true\nlayer_name_to_config: {default: {q_smooth_factor: 0.9}}\n",
+        "same.yaml": "use_regex: true\nlayer_name_to_config: {default: {q_lut_min: 0.020040}}\n",
     }.items():
         (tmp_path / name).write_text(text)
     output, save = tmp_path / "o", ("--save_strategy", "steps", "--save_steps", 1)

@@ -148,4 +148,4 @@ def test_missing_file():
 
 
 def test_defaults_are_the_fields():
-    assert OpticalParams() == OpticalParams(256, 0.020040, None, 0.9, 0, False)
+    assert OpticalParams() == OpticalParams(256, 0.020040, None, (0.0, 0.9), 0, False)

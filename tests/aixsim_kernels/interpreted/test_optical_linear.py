@@ -29,11 +29,14 @@ def compare(
     how = (KEY, STREAM, levels, lut_min, noise)
     found = run(kernel.forward, x, weight, bias, ranges, *how, out_dtype)
     expected = reference.forward(x, weight, bias, ranges, *how, None, out_dtype)
-    y, observed, used, code, inside = expected
-    assert torch.equal(found[3], code) and torch.equal(found[4], inside)
+    y, observed, clipped, used, code, inside = expected
+    assert torch.equal(found[4], code) and torch.equal(found[5], inside)
+    assert torch.allclose(found[2][:2], clipped[:2], rtol=1e-6, atol=0)
+    # a last bit decides whether a sum lies beyond the end of a range, which may be its own
+    assert (found[2][2] - clipped[2]).abs() <= (0.01 if levels > 256 else 2.1 / y.numel())
     assert torch.equal(found[1][:2], observed[:2])
     scale = observed[2].abs().max().clamp(max=1e6)
-    for mine, theirs in ((found[1], observed), (found[2], used)):
+    for mine, theirs in ((found[1], observed), (found[3], used)):
         assert torch.allclose(mine, theirs, rtol=0, atol=float(scale) * 1e-5)
     step = (used[2, 1] - used[2, 0]) / (levels - 1)
     return (found[0] - y).abs() / step
@@ -74,7 +77,7 @@ def test_non_contiguous_operands(run):
 
 def test_no_bias_no_rows(run):
     x, weight, _ = operands(0, 8, 5, torch.float32)
-    y, observed, _, code, inside = run(
+    y, observed, _, _, code, inside = run(
         kernel.forward,
         x,
         weight,
@@ -120,7 +123,7 @@ def test_a_range_without_width(run):
 def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
     how = (KEY, STREAM, 256, 0.02, True)
-    _, _, used, code, inside = reference.forward(x, weight, bias, SET, *how, None, torch.float32)
+    *_, used, code, inside = reference.forward(x, weight, bias, SET, *how, None, torch.float32)
     grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (code, inside, weight, used, 256, 0.02, dtype)
     for mine, theirs in zip(

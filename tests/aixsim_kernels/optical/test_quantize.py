@@ -27,27 +27,33 @@ def test_merge_observed():
     assert merge_observed(a, b).tolist() == [[-3, 2], [0, 1], EMPTY]
 
 
-@pytest.mark.parametrize("smooth", [0.75, torch.tensor([[0.75], [0.75], [0.75], [0.0]])])
-def test_update_ranges(smooth):
+@pytest.mark.parametrize("attack", [0.75, torch.tensor([[0.75], [0.75], [0.75], [0.0]])])
+@pytest.mark.parametrize("release", [0.5, torch.tensor([[0.5], [0.5], [0.25], [1.0]])])
+def test_update_ranges(attack, release):
     ranges = torch.tensor([[-4.0, 8.0], EMPTY, [-1.0, 1.0], EMPTY])
     observed = torch.tensor([[-8.0, 4.0], [-2.0, 3.0], EMPTY, EMPTY])
-    updated = update_ranges(ranges, observed, smooth)
-    assert updated.tolist() == [[-5, 7], [-2, 3], [-1, 1], EMPTY]
+    updated = update_ranges(ranges, observed, attack, release)
+    assert updated.tolist() == [[-5, 6], [-2, 3], [-1, 1], EMPTY]
+    # the other ends
+    assert update_ranges(-ranges.flip(1), -observed.flip(1), attack, release).tolist() == [
+        [-6, 5], [-3, 2], [-1, 1], EMPTY
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 def test_update_ranges_at_the_ends_of_smooth(smooth):
     ranges, observed = torch.tensor([[-4.0, 8.0], EMPTY]), torch.tensor([[-8.0, 4.0], [-2.0, 3.0]])
     expected = [[-4, 8], [-2, 3]] if smooth else [[-8, 4], [-2, 3]]
-    assert update_ranges(ranges, observed, smooth).tolist() == expected
+    assert update_ranges(ranges, observed, smooth, smooth).tolist() == expected
 
 
-def test_ranges_follow_activations_up_and_down():
+@pytest.mark.parametrize("attack", [0.0, 0.9])
+def test_ranges_follow_activations_up_and_down(attack):
     ranges = empty_ranges(1)
     for scale in (1.0, 10.0, 0.1):
         x = scale * torch.linspace(-1, 2, 50)
         for _ in range(80):
-            ranges = update_ranges(ranges, quantize.observe(x).unsqueeze(0), 0.9)
+            ranges = update_ranges(ranges, quantize.observe(x).unsqueeze(0), attack, 0.9)
         torch.testing.assert_close(
             ranges, scale * torch.tensor([[-1.0, 2.0]]), rtol=1e-2, atol=5e-3
         )

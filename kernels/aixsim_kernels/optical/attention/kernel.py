@@ -29,7 +29,14 @@ from aixsim_kernels.optical.attention.triton_backward import (
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_quantize import extremes, operand, operand_type, settle
+from aixsim_kernels.optical.triton_quantize import (
+    extremes,
+    new_found,
+    new_partial,
+    operand,
+    operand_type,
+    settle,
+)
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2
@@ -44,7 +51,7 @@ def forward(
     key: Tensor,
     settings: Settings,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.forward`, with ranges by the extremes.
 
     Returns:
@@ -52,9 +59,10 @@ def forward(
         probabilities, before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    observed, used = torch.empty_like(ranges), torch.empty_like(ranges)
+    found = new_found(ranges)
+    used = found.used
     for index, t in ((0, q), (1, k), (3, v)):
-        settle(extremes(t), ranges, observed, used, index)
+        settle(extremes(t, ranges, index), ranges, found, index)
     kind = operand_type(out_dtype, settings.levels)
     q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
 
@@ -72,17 +80,15 @@ def forward(
     ]
     for index, tile, kernel, first, last in passes:
         programs = _programs(q, tile.m)
-        partial = ranges.new_empty(max(programs, 1), 2)
-        if not programs:
-            partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
+        partial = new_partial(programs, q.device)
         common = _arguments(q, k, v, mask, settings, tile)
         for second in (False, True):
             if programs:
                 kernel[(programs,)](*first, partial, *last, SECOND=second, **common)
             if not second:
-                settle(partial, ranges, observed, used, index)
+                settle(partial, ranges, found, index)
     mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
-    return out, observed, mass, used, rows, smooth
+    return out, found.observed, found.clipped, mass, used, rows, smooth
 
 
 def backward(

@@ -27,7 +27,7 @@ def optical_attention(
     is_causal: bool,
     attention_range: Literal["unit", "rowmax"],
     quantiles: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`softmax(scale * q k^T + mask) v`, both matmuls on the optical hardware (arXiv 2302.10360).
 
     The detector reads the unscaled q k^T; softmax is digital float32; the probabilities are
@@ -60,6 +60,9 @@ def optical_attention(
         observed: float32 (5, 2), this batch's ranges before any clamp, rounding or noise, the
             scores' over what the masks let through; empty where an end is not finite. Not
             differentiable.
+        clipped: float32 (5,), shares of the elements of query, key and value that lie beyond the
+            range that was used, with NaN; of the queries one of whose scores does, of those that
+            attend to something; of the queries one of whose outputs does. Not differentiable.
         kept_mass: float32 0-d, sum of the quantised probabilities of a row, averaged over the rows
             that attend to something; 1 without quantisation. Not differentiable.
 
@@ -72,7 +75,7 @@ def optical_attention(
         raise ValueError(f"{q.shape[1]} query heads: no multiple of {k.shape[1]} key-value heads")
     device = q.device.type
     autocast = torch.is_autocast_enabled(device)
-    out, observed, kept_mass, *_ = _forward(
+    out, observed, clipped, kept_mass, *_ = _forward(
         q,
         k,
         v,
@@ -89,7 +92,7 @@ def optical_attention(
         quantiles,
         torch.get_autocast_dtype(device) if autocast else q.dtype,
     )
-    return out, observed, kept_mass
+    return out, observed, clipped, kept_mass
 
 
 @torch.library.custom_op("aixsim::optical_attention", mutates_args=())
@@ -109,7 +112,7 @@ def _forward(
     rowmax: bool,
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
     # autocast would run the matmuls inside in 16 bits; triton launches on the current device
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
@@ -131,6 +134,7 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
     return (
         out,
         torch.empty_like(ranges),
+        ranges.new_empty(len(ranges)),
         q.new_empty((), dtype=torch.float32),
         torch.empty_like(ranges),
         rows if on_triton else rows.new_empty(0),
@@ -182,8 +186,8 @@ def _(grad, q, k, v, mask, *rest):
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, mask, _, key, *settings, _, _ = inputs
-    _, observed, kept_mass, used, rows, smooth = output
-    ctx.mark_non_differentiable(observed, kept_mass, used, rows, smooth)
+    _, observed, clipped, kept_mass, used, rows, smooth = output
+    ctx.mark_non_differentiable(observed, clipped, kept_mass, used, rows, smooth)
     # no zeros of the size of the codes for outputs that have no gradient
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, mask, used, key, rows, smooth)

@@ -14,10 +14,13 @@ from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.attention.scores import Block, Scores
 from aixsim_kernels.optical.quantize import (
     calibrate,
+    clipped_rows,
+    clipped_share,
     detect_,
     empty_ranges,
     grid,
     is_empty,
+    is_held,
     mask_clipped_,
     merge_observed,
     modulate,
@@ -51,15 +54,18 @@ def forward(
     settings: Settings,
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward pass; arguments as in `optical_attention`.
 
     Returns:
-        out (B, H, M, Dv) in `out_dtype`; observed ranges, float32 (5, 2); kept mass, float32 0-d;
-        used ranges, float32 (5, 2).
+        out (B, H, M, Dv) in `out_dtype`; observed ranges, float32 (5, 2); clipped shares, float32
+        (5,); kept mass, float32 0-d; used ranges, float32 (5, 2).
     """
     seen_q, seen_k, seen_v = seen = [observe(t, quantiles) for t in (q, k, v)]
     used = [calibrate(r, s) for r, s in zip(ranges[[0, 1, 3]], seen, strict=True)]
+    # quantiles do not tell whether all is held
+    known_extremes = seen if quantiles is None else [None] * 3
+    clipped = [clipped_share(*of) for of in zip((q, k, v), used, known_extremes, strict=True)]
     scores, v_hat = _operands(q, k, v, mask, used, settings)
     # a range never set needs the scores twice: once for their range, once to detect them in it
     known = None if quantiles is None and not is_empty(ranges[2]) else scores.range(quantiles)
@@ -70,11 +76,13 @@ def forward(
     seen_score = empty_ranges(1, q.device)[0]
     acc = v_hat.new_zeros(*scores.shape[:4], v.shape[-1])
     factor = v_hat.new_zeros(*scores.shape[:4], 1)
-    kept = v_hat.new_zeros(2)
+    kept, clipped_score = v_hat.new_zeros(2), v_hat.new_zeros(())
     for block in scores.blocks():
         raw = scores.accumulate(block)
+        extremes = scores.observe(block, raw)
         if known is None:
-            seen_score = merge_observed(seen_score, scores.observe(block, raw))
+            seen_score = merge_observed(seen_score, extremes)
+        clipped_score += scores.count_clipped(block, raw, score_range, extremes)
         weights, total = scores.exponentials(block, raw, score_grid, keys)
         modulated, peak = _modulate(weights, total, settings)
         product = modulated.flatten(2, 3) @ v_hat[block.batch, block.heads, : block.keys]
@@ -83,14 +91,19 @@ def forward(
         kept += torch.stack([(modulated.sum(-1, keepdim=True) * peak).sum(), (total > 0).sum()])
     seen_out = observe(acc, quantiles)
     out_range = calibrate(ranges[4], seen_out)
+    clipped_out = acc.new_zeros(())
+    if acc.numel() and not is_held(seen_out if quantiles is None else None, out_range):
+        clipped_out = clipped_rows(acc, out_range).mean()
     out_keys = _noise_keys(scores, key, settings, _OUTPUT_OP)
     detect_(acc, grid(out_range, settings.levels), out_keys)
     out = acc.mul_(factor).flatten(1, 2)
+    attending = kept[1].clamp(min=1)
     observed = [seen_q, seen_k, only_finite(seen_score) if known is None else known]
     return (
         out.to(out_dtype),
         torch.stack([*observed, seen_v, seen_out]),
-        kept[0] / kept[1].clamp(min=1),
+        torch.stack([*clipped[:2], clipped_score / attending, clipped[2], clipped_out]),
+        kept[0] / attending,
         torch.stack([*used[:2], score_range, used[2], out_range]),
     )
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from aixsim_kernels.optical.quantize import (
     Grid,
     block_size,
+    clipped_rows,
     detect_,
     empty_ranges,
+    is_held,
     merge_observed,
     only_finite,
     quantile_range,
@@ -133,6 +135,23 @@ class Scores:
         low = rest.masked_fill(blocked, float("inf")).amin()
         high = rest.masked_fill(blocked, -float("inf")).amax()
         return merge_observed(seen, torch.stack([low, high]))
+
+    def count_clipped(self, block: Block, acc: Tensor, bounds: Tensor, seen: Tensor) -> Tensor:
+        """How many queries of a block have a score that a range clips: float32 0-d.
+
+        Args:
+            block: which part of the scores.
+            acc: float32 (b, g, R, m, keys), from `accumulate`.
+            bounds: float32 (2,).
+            seen: float32 (2,), from `observe`.
+        """
+        if is_held(seen, bounds):
+            return bounds.new_zeros(())
+        blocked = self.blocked(block)
+        if blocked is not None:
+            rest = torch.where(blocked, bounds[0], acc[..., block.free :])
+            acc = torch.cat([acc[..., : block.free], rest], -1)
+        return clipped_rows(acc, bounds).sum()
 
     def range(self, quantiles: Sequence[float] | None) -> Tensor:
         """Range of the raw accumulator over all that the mask lets through: float32 (2,)."""

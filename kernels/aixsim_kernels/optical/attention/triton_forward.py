@@ -17,11 +17,12 @@ from aixsim_kernels.optical.attention.triton_scores import (
     visible,
 )
 from aixsim_kernels.optical.triton_quantize import (
+    are_clipped,
     nearest,
     readout,
     row_extremes,
     steps,
-    store_extremes,
+    store_partial,
 )
 
 
@@ -102,7 +103,8 @@ def row_pass(
     tl.store(peak_ptr + head * M + rows, tl.where(peak == float("-inf"), 0.0, peak), mask=mask)
     tl.store(total_ptr + head * M + rows, total, mask=mask)
     if not SECOND:
-        store_extremes(partial_ptr, low, high)
+        clipped = are_clipped(low, high, ranges_ptr, 2)
+        store_partial(partial_ptr, low, high, clipped, (total > 0).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["seed", "output_seed"])
@@ -188,7 +190,8 @@ def value_pass(
     mask = (rows[:, None] < M) & (values[None, :] < DV)
     if not SECOND:
         low, high = row_extremes(acc, mask)
-        store_extremes(partial_ptr, low, high)
+        clipped = are_clipped(low, high, ranges_ptr, 4)
+        store_partial(partial_ptr, low, high, clipped, (rows < M).to(tl.float32))
     factor = share if ROWMAX else (share > 0).to(tl.float32)
     keys = row_keys(head * M + rows, tl.load(key_ptr), output_seed)
     out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]

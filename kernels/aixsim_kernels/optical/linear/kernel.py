@@ -28,10 +28,13 @@ from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.reference import code_dtype
 from aixsim_kernels.optical.triton_quantize import (
     FLAT,
+    clips,
     extremes,
     finish_grad,
     grid,
     inside,
+    new_found,
+    new_partial,
     operand,
     operand_type,
     position,
@@ -39,7 +42,7 @@ from aixsim_kernels.optical.triton_quantize import (
     row_extremes,
     settle,
     steps,
-    store_extremes,
+    store_partial,
 )
 
 
@@ -54,22 +57,21 @@ def forward(
     lut_min: float,
     noise: bool,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.forward`, with ranges by the extremes."""
     (rows, depth), columns = x.shape, weight.shape[0]
     x, weight = x.contiguous(), weight.contiguous()
-    observed, used = torch.empty_like(ranges), torch.empty_like(ranges)
-    settle(extremes(x), ranges, observed, used, 0)
-    settle(extremes(weight), ranges, observed, used, 1)
+    found = new_found(ranges)
+    for index, t in enumerate((x, weight)):
+        settle(extremes(t, ranges, index), ranges, found, index)
+    used = found.used
     x_code, x_inside, x_sum = _code(x, used, levels)
     kind = operand_type(out_dtype, levels)
     w_operand, w_sum = operand(weight, used, 1, levels, lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
-    partial = x.new_empty(max(programs, 1), 2, dtype=torch.float32)  # pyright: ignore[reportArgumentType]
-    if not programs:
-        partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
+    partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
     seed = seed_word(stream, 0)
     operands = (x_code, w_operand, x_sum, w_sum, bias, y, partial, ranges, used, key, seed)
     for second in (False, True):
@@ -87,8 +89,8 @@ def forward(
                 **_parameters(tile),
             )
         if not second:
-            settle(partial, ranges, observed, used, 2)
-    return y, observed, used, x_code, x_inside
+            settle(partial, ranges, found, 2)
+    return y, found.observed, found.clipped, used, x_code, x_inside
 
 
 def backward(
@@ -274,9 +276,12 @@ def _product(
     acc = x_step * w_step * acc + by_row[:, None] + (x_offset * w_step * w_sum)[None, :]
 
     if not SECOND:
-        low, high = row_extremes(acc, mask)
-        store_extremes(partial_ptr, low, high)
         lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
+        low, high = row_extremes(acc, mask)
+        least, most = clips(ranges_ptr, 2)
+        clipped = tl.where(mask & ~((acc >= least) & (acc <= most)), 1.0, 0.0)
+        count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
+        store_partial(partial_ptr, low, high, tl.sum(clipped, 1), count)
     else:
         lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
     step, per_level = steps(lo, hi, LEVELS)

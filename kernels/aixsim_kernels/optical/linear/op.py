@@ -20,7 +20,7 @@ def optical_linear(
     lut_min: float,
     noise: bool,
     quantiles: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`x @ weight.T + bias` on the optical matmul (arXiv 2302.10360).
 
     Both operands are quantised, products accumulate in float32, the detector adds noise and
@@ -47,8 +47,10 @@ def optical_linear(
         y: (..., N) in the type of x, or in autocast's where autocast is on.
         observed: float32 (3, 2), this batch's ranges before any clamp, rounding or noise, the
             output's before the bias; empty where an end is not finite. Not differentiable.
+        clipped: float32 (3,), shares of the inputs, weights and outputs that lie beyond the range
+            that was used, with NaN. Not differentiable.
     """
-    y, observed, *_ = _forward(
+    y, observed, clipped, *_ = _forward(
         x.reshape(-1, x.shape[-1]),
         weight,
         bias,
@@ -61,7 +63,7 @@ def optical_linear(
         quantiles,
         _result_dtype(x),
     )
-    return y.view(*x.shape[:-1], weight.shape[0]), observed
+    return y.view(*x.shape[:-1], weight.shape[0]), observed, clipped
 
 
 def _result_dtype(x: Tensor) -> torch.dtype:
@@ -82,7 +84,7 @@ def _forward(
     noise: bool,
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # autocast would run the matmul inside in 16 bits
     with torch.autocast(x.device.type, enabled=False):
         return reference.forward(
@@ -110,6 +112,7 @@ def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, o
     return (
         x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype),
         torch.empty_like(ranges),
+        ranges.new_empty(len(ranges)),
         torch.empty_like(ranges),
         x.new_empty(x.shape, dtype=reference.code_dtype(levels)),
         x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
@@ -150,8 +153,8 @@ def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
 
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, bias, _, _, _, levels, lut_min, *_ = inputs
-    _, observed, used, x_code, x_inside = output
-    ctx.mark_non_differentiable(observed, used, x_code, x_inside)
+    _, observed, clipped, used, x_code, x_inside = output
+    ctx.mark_non_differentiable(observed, clipped, used, x_code, x_inside)
     # no zeros of the size of the codes for outputs that have no gradient
     ctx.set_materialize_grads(False)
     # the weight itself, not its codes: it lives on anyway, and coding it again is cheap

@@ -9,6 +9,7 @@ from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.quantize import (
     block_size,
     calibrate,
+    clipped_share,
     decode,
     detect_,
     grid,
@@ -37,12 +38,13 @@ def forward(
     noise: bool,
     quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward pass; arguments as in `optical_linear`, with x (M, K).
 
     Returns:
-        y (M, N) in `out_dtype`; observed and used ranges, float32 (3, 2); codes of x (M, K), uint8
-        or int32; where x was not clipped, one bit an element, uint8 (ceil(M * K / 8),).
+        y (M, N) in `out_dtype`; observed ranges, float32 (3, 2); clipped shares, float32 (3,); used
+        ranges, float32 (3, 2); codes of x (M, K), uint8 or int32; where x was not clipped, one bit
+        an element, uint8 (ceil(M * K / 8),).
     """
     seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
     x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
@@ -54,6 +56,13 @@ def forward(
         torch.mm(modulate(x[rows], x_grid, codes=x_code[rows]), w_hat.T, out=acc[rows])
     seen_y = observe(acc, quantiles)
     y_bounds = calibrate(ranges[2], seen_y)
+    observed, used = [seen_x, seen_w, seen_y], [x_bounds, w_bounds, y_bounds]
+    # before the detector, which works in place; quantiles do not tell whether all is held
+    extremes = observed if quantiles is None else [None] * 3
+    clipped = [
+        clipped_share(t, bounds, seen)
+        for t, bounds, seen in zip((x, weight, acc), used, extremes, strict=True)
+    ]
     keys = None
     if noise:
         index = torch.arange(len(acc), device=acc.device)
@@ -61,9 +70,14 @@ def forward(
     y = detect_(acc, grid(y_bounds, levels), keys)
     if bias is not None:
         y.add_(bias)
-    observed = torch.stack([seen_x, seen_w, seen_y])
-    used = torch.stack([x_bounds, w_bounds, y_bounds])
-    return y.to(out_dtype), observed, used, x_code, pack_inside(x, x_bounds)
+    return (
+        y.to(out_dtype),
+        torch.stack(observed),
+        torch.stack(clipped),
+        torch.stack(used),
+        x_code,
+        pack_inside(x, x_bounds),
+    )
 
 
 def backward(

@@ -27,7 +27,16 @@ def tensors(b=2, h=4, g=2, m=13, n=13, d=8, dv=8, dtype=torch.float32, seed=0):
 def run(q, k, v, mask=None, ranges=RANGES, key=KEY, **settings):
     defaults = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
     defaults |= {"scale": 0.35, "is_causal": True, "attention_range": "rowmax"}
-    return optical_attention(q, k, v, mask, ranges, key, **{**defaults, **settings})
+    out, observed, _, kept = optical_attention(
+        q, k, v, mask, ranges, key, **{**defaults, **settings}
+    )
+    return out, observed, kept
+
+
+def clipped(q, k, v, mask=None, ranges=RANGES, **settings):
+    how = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
+    how |= {"scale": 0.35, "is_causal": True, "attention_range": "rowmax"} | settings
+    return optical_attention(q, k, v, mask, ranges, KEY, **how)[2].tolist()
 
 
 def padding_mask(n):
@@ -113,6 +122,40 @@ def test_is_the_definition(oracle, case, attention_range):
     torch.testing.assert_close(observed[[2, 4]].double(), torch.tensor(seen), rtol=1e-4, atol=5e-3)
     for row, t in ((0, q), (1, k), (3, v)):
         assert observed[row].tolist() == [t.min().item(), t.max().item()]
+
+
+@pytest.mark.parametrize("quantiles", [None, (0.1, 0.9)])
+@pytest.mark.parametrize("scale", [0.2, 0.6, 4.0])
+@pytest.mark.parametrize("case", CASES)
+def test_clipped_are_the_shares_beyond_the_ranges(oracle, case, scale, quantiles):
+    mask, is_causal = CASES[case]
+    q, k, v = tensors()
+    ranges = RANGES * scale
+    found = clipped(q, k, v, mask, ranges, is_causal=is_causal, quantiles=quantiles)
+
+    def beyond(t, row):
+        return (t.double() < ranges[row, 0]) | (t.double() > ranges[row, 1])
+
+    for row, t in ((0, q), (1, k), (3, v)):
+        assert found[row] == pytest.approx(beyond(t, row).double().mean().item())
+    r = ranges.double().numpy()
+    q_hat = torch.from_numpy(oracle.modulate(q.double().numpy(), *r[0], 256))
+    k_hat = torch.from_numpy(oracle.modulate(k.double().numpy(), *r[1], 256, 0.02004))
+    raw = q_hat @ k_hat.repeat_interleave(2, 1).mT
+    _, through = explicit_mask(mask, *raw.shape[2:], is_causal)
+    through = through.expand(raw.shape)
+    rows = (beyond(raw, 2) & through).any(-1)[through.any(-1)]
+    assert found[2] == pytest.approx(rows.double().mean().item(), abs=1.01 / len(rows))
+    # what the detector of the outputs reads, before it does
+    how = {"is_causal": is_causal, "noise": False, "levels": 256}
+    wide = torch.cat([ranges[:4], torch.tensor([[-64.0, 64.0]])])
+    exact = run(q, k, v, mask, wide, **{**how, "attention_range": "unit"})[0]
+    probabilities = clipped(q, k, v, mask, ranges, **how, attention_range="unit")[4]
+    clear = 0.5 * 128 / 255
+    lowest, highest = ranges[4].tolist()
+    surely = ((exact < lowest - clear) | (exact > highest + clear)).any(-1).double().mean()
+    maybe = ((exact < lowest + clear) | (exact > highest - clear)).any(-1).double().mean()
+    assert surely <= probabilities <= maybe
 
 
 @given(

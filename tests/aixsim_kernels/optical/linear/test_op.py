@@ -23,7 +23,13 @@ def tensors(m, k, n, dtype=torch.float32, seed=0, bias=True):
 
 def run(x, w, b=None, ranges=RANGES, key=KEY, **settings):
     defaults = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
-    return optical_linear(x, w, b, ranges, key, **{**defaults, **settings})
+    y, observed, _ = optical_linear(x, w, b, ranges, key, **{**defaults, **settings})
+    return y, observed
+
+
+def clipped(x, w, ranges=RANGES, **settings):
+    how = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True} | settings
+    return optical_linear(x, w, None, ranges, KEY, **how)[2].tolist()
 
 
 def exact_positions(oracle, x, w, ranges, levels, lut_min, noise):
@@ -68,7 +74,7 @@ def test_codes_are_the_definitions(oracle, m, k, n, noise):
 def test_any_shape_range_level_and_type(oracle, m, k, n, levels, lut_min, dtype, bounds):
     x, w, _ = tensors(m, k, n, dtype)
     ranges = torch.tensor([[lo, lo + width] for lo, width in bounds])
-    y, observed = optical_linear(
+    y, observed, _ = optical_linear(
         x, w, None, ranges, KEY, stream=3, levels=levels, lut_min=lut_min, noise=True
     )
     assert y.dtype == dtype
@@ -241,6 +247,43 @@ def test_gradients_against_finite_differences():
         torch.testing.assert_close((grad * direction).sum(), slope, rtol=1e-3, atol=1e-3)
 
 
+def share_beyond(t, bounds):
+    t = t.double()
+    return 1 - ((t >= bounds[0]) & (t <= bounds[1])).double().mean().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("m,k,n", [(1, 1, 1), (33, 65, 17), (600, 90, 40)])
+def test_clipped_are_the_shares_beyond_the_ranges(oracle, m, k, n, scale, dtype):
+    x, w, _ = tensors(m, k, n, dtype, bias=False)
+    ranges = RANGES * scale
+    found = clipped(x, w, ranges)
+    assert found[:2] == pytest.approx([share_beyond(x, ranges[0]), share_beyond(w, ranges[1])])
+    r = ranges.double().numpy()
+    shown_w = oracle.modulate(w.double().numpy(), *r[1], 256, 0.02004)
+    acc = torch.from_numpy(oracle.modulate(x.double().numpy(), *r[0], 256) @ shown_w.T)
+    assert found[2] == pytest.approx(share_beyond(acc, ranges[2].double()), abs=1.01 / acc.numel())
+
+
+def test_clipped_where_ranges_are_unset_flat_or_quantiles():
+    x, w, _ = tensors(40, 30, 20)
+    assert clipped(x, w, empty_ranges(3)) == [0, 0, 0]
+    x[0, 0] = math.nan
+    assert clipped(x, w, empty_ranges(3)) == [0, 0, 0]
+    # hides nothing: the others are still looked at
+    assert clipped(x, w)[0] == pytest.approx(share_beyond(x, RANGES[0]))
+    x[0, 0] = math.inf
+    assert clipped(x, w)[0] == pytest.approx(share_beyond(x, RANGES[0]))
+    x, w, _ = tensors(40, 30, 20)
+    found = clipped(x, w, empty_ranges(3), quantiles=(0.1, 0.8))
+    assert found == pytest.approx([0.3] * 3, abs=0.01)
+    flat = torch.zeros(3, 2)
+    assert clipped(torch.zeros_like(x), w, flat)[::2] == [0, 0]
+    assert clipped(x, w, flat)[0] == 1
+    assert clipped(x[:0], w) == [0, pytest.approx(share_beyond(w, RANGES[1])), 0]
+
+
 def test_gradient_types_follow_the_tensors():
     x, w, b = tensors(4, 5, 6)
     x, w, b = (
@@ -318,7 +361,7 @@ def test_opcheck(dtype, bias, levels):
     x.requires_grad_(), w.requires_grad_()
     args = (x, w, b, RANGES, KEY, 3, levels, 0.02, True, None, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
-    _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
+    _, _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
     args = (
         torch.randn(7, 5),
         codes,

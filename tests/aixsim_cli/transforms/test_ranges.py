@@ -1,0 +1,97 @@
+"""The rule that ranges follow, and what is told of what they clip."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from aixsim_cli.transforms.apply import apply_transform
+from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.ranges import attack_release
+
+SITES = [Site("0", "layers.0.up", "linear"), Site("2", "layers.1.up", "linear")]
+
+
+def applied(**params):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    config = parse_transform({"layer_name_to_config": {"default": params}}, source="t.yaml")
+    state, _ = apply_transform(net, config, SITES)
+    return net, state
+
+
+def step(net, state, low, high):
+    net(torch.linspace(low, high, 16).repeat(4, 1))
+    state.end_step()
+    return net[0].ranges[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("params", "ends"),
+    [
+        ({}, [-3, 1.9]),
+        ({"q_smooth_factor": 0.9}, [-1.2, 1.9]),
+        ({"q_smooth_factor": 0.0}, [-3, 1]),
+        ({"q_smooth_factor": [0.5, 1.0]}, [-2, 2]),
+    ],
+)
+def test_an_end_that_is_exceeded_attacks_and_one_that_is_not_releases(params, ends):
+    net, state = applied(**params)
+    assert step(net, state, -1, 2) == [-1, 2]
+    assert step(net, state, -3, 1) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize("smooth", [-0.1, 1.5, (0.0, 2.0)])
+def test_a_weight_is_a_share(smooth):
+    with pytest.raises(ValueError, match=r"q_smooth_factor: got .*expected 0 to 1, or two such"):
+        attack_release(smooth)
+
+
+def test_what_was_saved_without_a_value_meant_one_weight():
+    saved = parse_transform({"fc": {}}, source="s", saved=True)
+    assert saved.transforms[0].rules[0].params.q_smooth_factor == 0.9
+
+
+def test_shares_that_are_clipped_by_kind_of_layer():
+    net, state = applied()
+    x = torch.randn(40, 16)
+    net(x)
+    assert set(state.metrics()) == {"clipped_x/up", "clipped_w/up", "clipped_y/up"}
+    assert set(state.metrics().values()) == {0.0}, "a range that was never set clips nothing"
+    state.end_step()
+    net(3 * x)
+    first, second = (m.clipped for m in state.modules.values())
+    lo, hi = net[0].ranges[0]
+    assert first[0] == pytest.approx(((3 * x < lo) | (3 * x > hi)).float().mean().item())
+    assert first[0] > 0.1 and first[2] > 0.1 and first[1] == second[1] == 0
+    assert state.metrics()["clipped_y/up"] == pytest.approx((first[2] + second[2]).item() / 2)
+    net.eval()
+    net(x)
+    assert first[0] > 0.1, "an evaluation is no part of the training"
+    state.reset()
+    assert set(state.metrics().values()) == {0.0}
+
+
+def test_a_clipped_weight_is_told_once(caplog):
+    net, state = applied(q_smooth_factor=1.0)
+    x = torch.randn(40, 16)
+    net(x)
+    state.end_step()
+    with torch.no_grad():
+        net[2].weight.mul_(1.02)
+    net(x)
+    with caplog.at_level(logging.WARNING, "aixsim"):
+        state.metrics()
+        assert not caplog.messages, "a few elements are no news"
+        with torch.no_grad():
+            net[2].weight.mul_(2)
+        net(x)
+        share = net[2].clipped[1].item()
+        assert share > 0.1
+        state.metrics()
+        state.metrics()
+    (told,) = caplog.messages
+    assert told.startswith(f"2: {100 * share:.1f} % of its weight lie beyond the range")
+    assert "1 of 2 layers" in told and "q_smooth_factor" in told
