@@ -5,14 +5,15 @@
 Every rule is trained in every cell, and digitally, from the same seed on the same data; then its
 held-out loss is measured on the hardware that it was trained on. A row of OUT/rows.jsonl is one
 run: what is there is not run again, so a comparison that was stopped goes on. Ends in a table: the
-mean over seeds of what a rule loses to digital, held out and in each quarter of the training.
+mean over seeds of what a rule loses to digital, held out, held out with ranges set anew from 8
+batches of the training text, and in each quarter of the training.
 """
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -33,16 +34,18 @@ class Run:
     seq_len: int
     rate: float
     flavor: str
+    ranks: int
+    accumulate: int
     seed: int
     rule: str
 
     @property
-    def cell(self) -> tuple[str, int, float, str]:
-        return self.text, self.seq_len, self.rate, self.flavor
+    def cell(self) -> tuple[str, int, float, str, int, int]:
+        return self.text, self.seq_len, self.rate, self.flavor, self.ranks, self.accumulate
 
     @property
     def name(self) -> str:
-        return f"{self.text}-{self.seq_len}-{self.rate:g}-{self.flavor}-{self.seed}-{self.rule}"
+        return "-".join(map(str, (*self.cell, self.seed, self.rule)))
 
 
 def main(
@@ -52,6 +55,8 @@ def main(
     seq_len: Annotated[list[int], typer.Option()] = [256],  # noqa: B006
     rate: Annotated[list[float], typer.Option()] = [3e-3],  # noqa: B006
     flavor: Annotated[list[str], typer.Option()] = ["debug"],  # noqa: B006
+    ranks: Annotated[int, typer.Option(help="Processes that share a step.")] = 1,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.")] = 1,
     seed: Annotated[list[int], typer.Option()] = [1, 2, 3],  # noqa: B006
     steps: int = 400,
     tokens_per_step: int = 2048,
@@ -62,7 +67,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "rows.jsonl"
     done = {run for run, _ in _read(rows)}
-    cells = product(texts, seq_len, rate, flavor)
+    cells = product(texts, seq_len, rate, flavor, [ranks], [accumulate])
     # the seeds last: each row of the table is full before the next one begins
     wanted = [Run(*cell, one, name) for cell in cells for one in seed for name in (DIGITAL, *rules)]
 
@@ -89,25 +94,34 @@ def _train(
     ]
     config = f"{folder}.yaml"
     words = ["--transform-config", transform] if transform else []
+    sequences = per_step // run.seq_len
     _aixsim(
         "generate-cfg", "--model-flavor", run.flavor, "--tokenizer-path", "builtin", *data[0],
-        "--batch-size", per_step // run.seq_len, "--seq-len", run.seq_len, "--steps", steps,
+        "--batch-size", sequences, "--seq-len", run.seq_len, "--steps", steps,
         "--learning-rate", run.rate, "--seed", run.seed, "--mixed-precision-param", "float32",
         "--save-path", config, "--force", *words,
     )  # fmt: skip
-    _aixsim("pretrain", "--config", config, "--job.dump_folder", folder, "--metrics.log_freq", 1)
-    evaluated = _aixsim(
-        "eval", "ppl", folder / "checkpoint" / f"step-{steps}", *data[1], "--num-batches", 60,
-        "--json",
+    _aixsim(
+        "pretrain", "--config", config, "--job.dump_folder", folder, "--metrics.log_freq", 1,
+        "--training.local_batch_size", sequences // run.ranks // run.accumulate,
+        "--training.global_batch_size", sequences, ranks=run.ranks,
     )  # fmt: skip
+    evaluate = ("eval", "ppl", folder / "checkpoint" / f"step-{steps}", *data[1], "--json")
+    evaluate += ("--num-batches", 60)
+    found = {"nll": json.loads(_aixsim(*evaluate))["nll"]}
+    if transform:
+        words = ["--calibration-path", texts[0]] if texts[0] != "builtin" else []
+        found["anew"] = json.loads(_aixsim(*evaluate, "--recalibrate", *words))["nll"]
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     quarter = steps // 4
     losses = [mean(r["loss"] for r in log[i * quarter : (i + 1) * quarter]) for i in range(4)]
-    return {"nll": json.loads(evaluated)["nll"], "quarters": losses, "seconds": log[-1]["seconds"]}
+    return found | {"quarters": losses, "seconds": log[-1]["seconds"]}
 
 
-def _aixsim(*words: object) -> str:
-    command = [sys.executable, "-m", "aixsim_cli", *map(str, words)]
+def _aixsim(*words: object, ranks: int = 1) -> str:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "aixsim_cli"]
+    command += map(str, words)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -121,9 +135,16 @@ def _read(rows: Path) -> Iterator[tuple[Run, dict]]:
         yield Run(**{name: row.pop(name) for name in Run.__dataclass_fields__}), row
 
 
+def _percent(gaps: Iterable[float]) -> str:
+    return ", ".join(f"{gap:+.2%}" for gap in gaps)
+
+
 def _table(found: dict[Run, dict], rules: dict[str, str]) -> Iterator[str]:
-    yield "| text | length | rate | flavor | seeds | rule | held out | each | in each quarter |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| text | length | rate | flavor | ranks | micro-batches | rule | held out | each seed "
+        "| ranges set anew | in each quarter |"
+    )
+    yield "|" + "---|" * 11
     for cell in sorted({run.cell for run in found}):
         for rule in rules:
             runs = [r for r in found if r.cell == cell and r.rule == rule]
@@ -135,15 +156,14 @@ def _table(found: dict[Run, dict], rules: dict[str, str]) -> Iterator[str]:
             if not pairs:
                 continue
             gaps = [mine["nll"] / theirs["nll"] - 1 for mine, theirs in pairs]
+            anew = [mine["anew"] / theirs["nll"] - 1 for mine, theirs in pairs]
             quarters = [
                 mean(mine["quarters"][i] / theirs["quarters"][i] - 1 for mine, theirs in pairs)
                 for i in range(4)
             ]
-            yield (
-                f"| {cell[0]} | {cell[1]} | {cell[2]:g} | {cell[3]} | {len(pairs)} | {rule} "
-                f"| {mean(gaps):+.2%} | {', '.join(f'{gap:+.2%}' for gap in gaps)} "
-                f"| {', '.join(f'{gap:+.2%}' for gap in quarters)} |"
-            )
+            columns = [*map(str, cell), rule, _percent([mean(gaps)]), _percent(gaps)]
+            columns += [_percent([mean(anew)]), _percent(quarters)]
+            yield f"| {' | '.join(columns)} |"
 
 
 if __name__ == "__main__":

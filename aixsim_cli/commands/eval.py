@@ -35,6 +35,9 @@ CalibrationPath = Annotated[
     str | None,
     typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
 ]
+Recalibrate = Annotated[
+    bool, typer.Option("--recalibrate", help="Set all ranges so, also those that training set.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -51,6 +54,7 @@ def ppl(
     no_transform: NoTransform = False,
     calibration_batches: CalibrationBatches = 8,
     calibration_path: CalibrationPath = None,
+    recalibrate: Recalibrate = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,7 +68,7 @@ def ppl(
     record = measure(
         source,
         Text(dataset, dataset_path, batch_size, num_batches, seq_len),
-        Calibration(calibration_batches, calibration_path),
+        Calibration(calibration_batches, calibration_path, recalibrate),
         transform_config=transform_config,
         no_transform=no_transform,
         dtype=dtype,
@@ -99,6 +103,7 @@ def compare(
     ] = False,
     calibration_batches: CalibrationBatches = 8,
     calibration_path: CalibrationPath = None,
+    recalibrate: Recalibrate = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the perplexities: file.png.")] = None,
@@ -130,7 +135,7 @@ def compare(
                 measure(
                     source,
                     text,
-                    Calibration(calibration_batches, calibration_path),
+                    Calibration(calibration_batches, calibration_path, recalibrate),
                     transform_config=path,
                     no_transform=digital,
                     dtype=dtype,

@@ -60,10 +60,18 @@ class Calibration:
     Args:
         num_batches: of text, of the size that is scored.
         path: its files; None = the training part of the dataset that is scored.
+        anew: set those too that training set.
     """
 
     num_batches: int
     path: str | None
+    anew: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why a model is calibrated."""
+        asked = "its ranges are set anew"
+        return asked if self.anew else "the model was not trained with this transform"
 
     def text(self, scored: Text) -> Text:
         """The text to calibrate on.
@@ -75,14 +83,14 @@ class Calibration:
             scored = replace(scored, dataset="local", path=self.path)
         elif scored.dataset == "local":
             raise UserError(
-                "--calibration-path: missing; the model was not trained with this transform, and "
-                "its ranges must be set on text other than what is scored"
+                f"--calibration-path: missing; {self.reason}, and ranges must be set on text other "
+                "than what is scored"
             )
         return replace(scored, num_batches=self.num_batches, part="train")
 
 
 def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> bool:
-    """Calibrate a model that was not trained with its transform, and say so.
+    """Calibrate a model that was not trained with its transform, or is to be, and say so.
 
     Args:
         model: digital or simulated.
@@ -90,17 +98,23 @@ def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> 
         calibration: how.
 
     Returns:
-        Whether it was necessary.
+        Whether it was done.
 
     Raises:
         UserError: there is no text to calibrate on.
     """
+    if calibration.anew:
+        if model.state is None:
+            logger.warning("--recalibrate: the model is digital, and has no ranges to set")
+        else:
+            model.state.reset()
     if not needs_calibration(model):
         return False
     text, batches = calibration.text(scored), calibration.num_batches
     calibrate(model, text.windows(model), batch_size=text.batch_size, num_batches=batches)
     logger.warning(
-        "the model was not trained with this transform: ranges set on %d batches of %s",
+        "%s: ranges set on %d batches of %s",
+        calibration.reason,
         batches,
         text.path or f"{text.dataset}'s training part",
     )

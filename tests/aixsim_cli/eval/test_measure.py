@@ -109,6 +109,28 @@ def test_a_trained_model_is_not_calibrated(trained):
     assert not measure(trained, TEXT, Calibration(3, None))["calibrated"]
 
 
+def test_recalibrating_forgets_the_ranges_of_the_training(clean, trained, coarse, caplog):
+    as_trained = measure(trained, TEXT, Calibration(3, None))
+    record = measure(trained, TEXT, Calibration(3, None, anew=True))
+    assert record["calibrated"]
+    assert "its ranges are set anew: ranges set on 3 batches" in caplog.text
+    # the same weights, in ranges of the same batches
+    expected = measure(clean, TEXT, Calibration(3, None), transform_config=coarse)
+    assert record["nll"] == expected["nll"] != as_trained["nll"]
+    caplog.clear()
+    assert not measure(clean, TEXT, Calibration(3, None, anew=True))["calibrated"]
+    assert "--recalibrate: the model is digital" in caplog.text
+    run = CliRunner()
+    words = ["--num-batches", "2", "--batch-size", "2", "--recalibrate", "--json"]
+    done = run.invoke(app, ["eval", "ppl", trained, "--calibration-batches", "3", *words])
+    assert json.loads(done.stdout)["nll"] == record["nll"]
+    done = run.invoke(app, ["eval", "compare", trained, "--calibration-batches", "3", *words])
+    assert json.loads(done.stdout)[0]["nll"] == record["nll"]
+    local = ["--dataset", "local", "--dataset-path", __file__]
+    done = run.invoke(app, ["eval", "ppl", trained, *local, "--recalibrate"])
+    assert "its ranges are set anew, and ranges must be set on text other" in str(done.exception)
+
+
 def test_calibration_covers_its_batches_and_changes_nothing_else(clean, coarse):
     model = load_model(clean, transform_config=coarse)
     weights = {k: v.clone() for k, v in model.module.named_parameters()}
