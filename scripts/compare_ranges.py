@@ -45,7 +45,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return "-".join(map(str, (*self.cell, self.seed, self.rule)))
+        return "-".join(map(str, (*self.cell, self.seed, self.rule))).replace("/", "-")
 
 
 def main(
@@ -54,7 +54,8 @@ def main(
     rule: Annotated[list[str], typer.Option(help="NAME=TRANSFORM.yaml")],
     seq_len: Annotated[list[int], typer.Option()] = [256],  # noqa: B006
     rate: Annotated[list[float], typer.Option()] = [3e-3],  # noqa: B006
-    flavor: Annotated[list[str], typer.Option()] = ["debug"],  # noqa: B006
+    flavor: Annotated[list[str], typer.Option(help="FLAVOR, or ARCH/FLAVOR")] = ["debug"],  # noqa: B006
+    tokenizer: Annotated[str, typer.Option(help="Of all runs of OUT.")] = "builtin",
     ranks: Annotated[int, typer.Option(help="Processes that share a step.")] = 1,
     accumulate: Annotated[int, typer.Option(help="Micro-batches of a step.")] = 1,
     seed: Annotated[list[int], typer.Option()] = [1, 2, 3],  # noqa: B006
@@ -63,6 +64,11 @@ def main(
     jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each.")] = 2,
 ) -> None:
     texts = {name: paths.split(",") for name, _, paths in (t.partition("=") for t in text)}
+    for name, paths in texts.items():
+        if (len(paths) == 2) == ("builtin" in paths):
+            raise typer.BadParameter(f"--text {name}: expected TRAIN,HELDOUT or builtin")
+    if any(tokens_per_step % (length * ranks * accumulate) for length in seq_len):
+        raise typer.BadParameter("--tokens-per-step: expected sequences for every micro-batch")
     rules = {name: path for name, _, path in (r.partition("=") for r in rule)}
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "rows.jsonl"
@@ -72,8 +78,8 @@ def main(
     wanted = [Run(*cell, one, name) for cell in cells for one in seed for name in (DIGITAL, *rules)]
 
     def train(run: Run) -> None:
-        found = _train(run, out / run.name, texts[run.text], rules.get(run.rule), steps,
-                       tokens_per_step)  # fmt: skip
+        found = _train(run, out / run.name, texts[run.text], rules.get(run.rule), tokenizer,
+                       steps, tokens_per_step)  # fmt: skip
         with rows.open("a") as file:
             file.write(json.dumps(asdict(run) | found) + "\n")
 
@@ -84,7 +90,13 @@ def main(
 
 
 def _train(
-    run: Run, folder: Path, texts: list[str], transform: str | None, steps: int, per_step: int
+    run: Run,
+    folder: Path,
+    texts: list[str],
+    transform: str | None,
+    tokenizer: str,
+    steps: int,
+    per_step: int,
 ) -> dict:
     data = [
         ["--dataset", "builtin"]
@@ -95,8 +107,10 @@ def _train(
     config = f"{folder}.yaml"
     words = ["--transform-config", transform] if transform else []
     sequences = per_step // run.seq_len
+    arch, _, flavor = run.flavor.rpartition("/")
     _aixsim(
-        "generate-cfg", "--model-flavor", run.flavor, "--tokenizer-path", "builtin", *data[0],
+        "generate-cfg", "--model-arch", arch or "aixsim", "--model-flavor", flavor,
+        "--tokenizer-path", tokenizer, *data[0],
         "--batch-size", sequences, "--seq-len", run.seq_len, "--steps", steps,
         "--learning-rate", run.rate, "--seed", run.seed, "--mixed-precision-param", "float32",
         "--save-path", config, "--force", *words,

@@ -135,7 +135,7 @@ def compare(
                 measure(
                     source,
                     text,
-                    Calibration(calibration_batches, calibration_path, recalibrate),
+                    Calibration(calibration_batches, calibration_path, recalibrate and not digital),
                     transform_config=path,
                     no_transform=digital,
                     dtype=dtype,

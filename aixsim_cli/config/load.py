@@ -193,8 +193,8 @@ def _adapter(hint: Any) -> TypeAdapter:
 def _leaf(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     # pydantic takes true for 1; YAML has types of its own
     is_number = _names(hint) & {"int", "float"} and "bool" not in _names(hint)
-    is_list = isinstance(value, list | tuple) and "bool" not in _names_within(hint)
-    if (is_number and isinstance(value, bool)) or (is_list and True in map(_is_bool, value)):
+    of_numbers = isinstance(value, list | tuple) and _names_within(hint) <= _NUMBERS
+    if (is_number and _is_bool(value)) or (of_numbers and any(map(_is_bool, value))):
         problems.append(f"{where}: got {_yaml(value)}; expected {_describe(hint)}")
         return None
     if "bool" in _names(hint) and isinstance(value, str | int | float) and type(value) is not bool:
@@ -232,15 +232,16 @@ def _names(hint: Any) -> set[str]:
 def _names_within(hint: Any) -> set[str]:
     """The types that a value, or a part of it, may have."""
     arguments = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return {type(argument).__name__ for argument in arguments}
-    return set().union(*map(_names_within, arguments)) or {getattr(hint, "__name__", "")}
+    if not arguments or typing.get_origin(hint) is typing.Literal:
+        return {getattr(hint, "__name__", "")}
+    return set().union(*map(_names_within, arguments))
 
 
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+_NUMBERS = {"int", "float", "NoneType"}
 _WORDS = {int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
@@ -260,4 +261,4 @@ def _describe(hint: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return shown(value) if isinstance(value, list) else dump_yaml(value).split("\n")[0]
+    return shown(value) if isinstance(value, list | tuple) else dump_yaml(value).split("\n")[0]

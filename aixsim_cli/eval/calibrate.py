@@ -12,6 +12,11 @@ from aixsim_cli.eval.perplexity import batches
 from aixsim_cli.transforms.state import SimulatedModule
 
 
+def has_ranges(model: LanguageModel) -> bool:
+    """Whether a simulated module has running ranges."""
+    return any(len(module.ranges) for module in _modules(model))
+
+
 def needs_calibration(model: LanguageModel) -> bool:
     """Whether a simulated module has a range that was never set."""
     return any(not module.ranges.isfinite().all() for module in _modules(model))

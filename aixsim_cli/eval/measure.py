@@ -10,7 +10,7 @@ from torch import Tensor
 from aixsim_cli.data.loader import heldout_windows
 from aixsim_cli.data.sources import open_source
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.calibrate import calibrate, needs_calibration
+from aixsim_cli.eval.calibrate import calibrate, has_ranges, needs_calibration
 from aixsim_cli.eval.load import LanguageModel, load_model
 from aixsim_cli.eval.perplexity import perplexity
 
@@ -103,14 +103,15 @@ def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> 
     Raises:
         UserError: there is no text to calibrate on.
     """
-    if calibration.anew:
-        if model.state is None:
-            logger.warning("--recalibrate: the model is digital, and has no ranges to set")
-        else:
-            model.state.reset()
-    if not needs_calibration(model):
+    anew = calibration.anew and has_ranges(model)
+    if calibration.anew and not anew:
+        kind = model.transform or "digital"
+        logger.warning("--recalibrate: the model is %s, and has no ranges to set", kind)
+    if not anew and not needs_calibration(model):
         return False
     text, batches = calibration.text(scored), calibration.num_batches
+    if anew and model.state is not None:
+        model.state.reset()
     calibrate(model, text.windows(model), batch_size=text.batch_size, num_batches=batches)
     logger.warning(
         "%s: ranges set on %d batches of %s",
@@ -136,7 +137,7 @@ def measure(
     Args:
         source: torchtitan checkpoint, Hugging Face folder or hub name.
         text: to score.
-        calibration: used only where a range was never set.
+        calibration: used where a range was never set, or where it asks for all.
         transform_config: a transform file to use instead of the source's own.
         no_transform: leave the model digital.
         dtype: of weights and activations.

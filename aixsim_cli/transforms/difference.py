@@ -46,11 +46,15 @@ def _name_beside(config: TransformConfig | None, other: TransformConfig | None) 
     return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
 
 
+def _word(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
 def _settings(config: TransformConfig) -> dict[str, str]:
     settings = {}
     for transform in config.transforms:
         settings["lora"] = str(transform.lora and asdict(transform.lora))
         for rule in transform.rules:
             values = {"": None} if rule.params is None else asdict(rule.params)
-            settings |= {f"{rule.pattern}: {key}": str(value) for key, value in values.items()}
+            settings |= {f"{rule.pattern}: {key}": _word(value) for key, value in values.items()}
     return settings

@@ -13,7 +13,7 @@ from aixsim_kernels import optical_attention, optical_linear
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
-from aixsim_cli.transforms.ranges import SmoothFactor, attack_release, smooth_factor
+from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
 
 _PAPER = "arXiv 2302.10360"
@@ -42,7 +42,7 @@ class OpticalParams:
         unit="probability",
         source="NewComputeBench",
     )
-    q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009 (a field)
+    q_smooth_factor: SmoothFactor = smooth_factor(before=0.9)  # noqa: RUF009 (a field)
     q_init_seed: int = param(0, "seed of the detector noise", source="NewComputeBench")
     q_bypass: bool = param(False, "true = leave the module digital", source="NewComputeBench")
     q_noise: bool = param(True, "false = noiseless detectors", source="aixsim")
@@ -57,7 +57,8 @@ class OpticalParams:
             raise ValueError(f"q_levels: got {self.q_levels}; expected 2 to 65536")
         if self.q_lut_min is not None and not 0 <= self.q_lut_min < 1:
             raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
-        attack_release(self.q_smooth_factor)
+        # frozen: only as it is made
+        object.__setattr__(self, "q_smooth_factor", checked(self.q_smooth_factor))
         if self.q_quantiles is not None:
             low, high = self.q_quantiles
             if not 0 <= low < high <= 1:
@@ -102,6 +103,10 @@ class OpticalLinear(SimulatedModule, nn.Linear):
         )
         self.record(observed, clipped)
         return output
+
+    def clipped_weight(self) -> Tensor | None:
+        """Nothing where quantiles ask for it."""
+        return super().clipped_weight() if self.params.q_quantiles is None else None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {_describe(self.params)}"

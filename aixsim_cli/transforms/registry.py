@@ -77,7 +77,8 @@ def describe_params(params: type) -> list[dict[str, Any]]:
         {
             "parameter": field.name,
             "type": _type_name(hints[field.name]),
-            "default": field.default,
+            # as a file has it
+            "default": list(field.default) if isinstance(field.default, tuple) else field.default,
             **{key: field.metadata.get(key, "") for key in ("unit", "meaning", "source")},
         }
         for field in fields(params)

@@ -152,6 +152,10 @@ class SimulatedModule(nn.Module):
         shares = zip(self.quantises, self.clipped.unbind(), strict=True)
         return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
 
+    def clipped_weight(self) -> Tensor | None:
+        """Which share of the weight lay beyond its range: float32 0-d; None = it has none."""
+        return self.clipped[self.quantises.index("w")] if "w" in self.quantises else None
+
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
         # bfloat16 cannot hold 256 levels of an arbitrary range: `.to(bfloat16)` leaves these alone
@@ -255,29 +259,28 @@ class TransformState:
         return dict(zip(reported, means.tolist(), strict=True))
 
     def _tell_of_clipping(self) -> None:
-        if self._told_of_clipping:
+        if self._told_of_clipping or (dist.is_initialized() and dist.get_rank() > 0):
             return
-        weights = {
-            name: module.clipped[module.quantises.index("w")]
-            for name, module in self.modules.items()
-            if "w" in module.quantises
-        }
-        if not weights:
+        found = {name: module.clipped_weight() for name, module in self.modules.items()}
+        known = {name: share for name, share in found.items() if share is not None}
+        if not known:
             return
-        shares = dict(zip(weights, torch.stack(list(weights.values())).tolist(), strict=True))
+        shares = dict(zip(known, torch.stack(list(known.values())).tolist(), strict=True))
         worst = max(shares, key=shares.__getitem__)
-        if shares[worst] > MOST_OF_A_WEIGHT:
-            self._told_of_clipping = True
-            logger.warning(
-                "%s: %.1f %% of its weight lie beyond the range and are clipped; %d of %d layers "
-                "clip more than %.0f %%. Expected less: a smaller learning rate, or a "
-                "q_smooth_factor by which ranges grow faster ([0.0, 0.9])",
-                worst,
-                100 * shares[worst],
-                sum(share > MOST_OF_A_WEIGHT for share in shares.values()),
-                len(shares),
-                100 * MOST_OF_A_WEIGHT,
-            )
+        if shares[worst] <= MOST_OF_A_WEIGHT:
+            return
+        self._told_of_clipping = True
+        grows_slowly = attack_release(self.modules[worst].smooth)[0] > 0
+        logger.warning(
+            "%s: %.1f %% of its weight lies beyond the range and is clipped; %d of %d layers clip "
+            "more than %.0f %%; expected %sa smaller learning rate",
+            worst,
+            100 * shares[worst],
+            sum(share > MOST_OF_A_WEIGHT for share in shares.values()),
+            len(shares),
+            100 * MOST_OF_A_WEIGHT,
+            "ranges that grow at once (q_smooth_factor: [0.0, 0.9]), or " if grows_slowly else "",
+        )
 
 
 def state_of(model: nn.Module) -> TransformState | None:

@@ -252,7 +252,8 @@ def _settle_kernel(
     hi = tl.where(is_finite, hi, float("-inf"))
     tl.store(observed_ptr + 2 * index, lo)
     tl.store(observed_ptr + 2 * index + 1, hi)
-    share = tl.sum(beyond, 0) / tl.maximum(tl.sum(count, 0), 1.0)
+    # rows of NaN are clipped, but attend to nothing
+    share = tl.minimum(tl.sum(beyond, 0) / tl.maximum(tl.sum(count, 0), 1.0), 1.0)
     tl.store(clipped_ptr + index, share)
     set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)
     unset = set_lo > set_hi

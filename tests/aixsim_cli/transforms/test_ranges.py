@@ -1,6 +1,7 @@
 """The rule that ranges follow, and what is told of what they clip."""
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import nn
 
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.config import parse_transform
-from aixsim_cli.transforms.protocol import Site
-from aixsim_cli.transforms.ranges import attack_release
+from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.optical import OpticalParams
+from aixsim_cli.transforms.protocol import Site, defaults_before
+from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, checked, smooth_factor
+from aixsim_cli.transforms.registry import describe_params
 
 SITES = [Site("0", "layers.0.up", "linear"), Site("2", "layers.1.up", "linear")]
 
@@ -46,12 +50,41 @@ def test_an_end_that_is_exceeded_attacks_and_one_that_is_not_releases(params, en
 @pytest.mark.parametrize("smooth", [-0.1, 1.5, (0.0, 2.0)])
 def test_a_weight_is_a_share(smooth):
     with pytest.raises(ValueError, match=r"q_smooth_factor: got .*expected 0 to 1, or two such"):
-        attack_release(smooth)
+        checked(smooth)
 
 
-def test_what_was_saved_without_a_value_meant_one_weight():
-    saved = parse_transform({"fc": {}}, source="s", saved=True)
-    assert saved.transforms[0].rules[0].params.q_smooth_factor == 0.9
+def factor(saved=True, **params):
+    (transform,) = parse_transform({"fc": params}, source="s", saved=saved).transforms
+    return transform.rules[0].params.q_smooth_factor
+
+
+def test_what_was_saved_keeps_its_meaning():
+    assert factor() == 0.9 and factor(saved=False) == (0.0, 0.9)
+    assert factor(q_smooth_factor=0.9) == factor(q_smooth_factor=0.9, saved=False) == 0.9
+    # one rule in two words is one rule
+    assert factor(q_smooth_factor=[0.9, 0.9]) == 0.9
+    one, other = ({"fc": {"q_smooth_factor": word}} for word in (0.9, [0.9, 0.9]))
+    assert hardware_difference(one, other, source="s") is None
+    assert hardware_difference({"fc": {}}, one, source="s") is None
+    new = parse_transform({"fc": {}}, source="s").mapping
+    assert hardware_difference(one, new, source="s") == (
+        "optical (fc: q_smooth_factor 0.9)",
+        "optical (fc: q_smooth_factor [0.0, 0.9])",
+    )
+
+
+def test_another_paradigm_has_no_past():
+    @dataclass(frozen=True)
+    class Params:
+        q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009
+
+    assert defaults_before(Params) == {} and Params().q_smooth_factor == DEFAULT
+
+
+def test_the_default_is_shown_as_a_file_has_it():
+    rows = {row["parameter"]: row for row in describe_params(OpticalParams)}
+    assert rows["q_smooth_factor"]["default"] == [0.0, 0.9]
+    assert rows["q_smooth_factor"]["type"] == "float or [float, float]"
 
 
 def test_shares_that_are_clipped_by_kind_of_layer():
@@ -93,5 +126,44 @@ def test_a_clipped_weight_is_told_once(caplog):
         state.metrics()
         state.metrics()
     (told,) = caplog.messages
-    assert told.startswith(f"2: {100 * share:.1f} % of its weight lie beyond the range")
-    assert "1 of 2 layers" in told and "q_smooth_factor" in told
+    assert told.startswith(f"2: {100 * share:.1f} % of its weight lies beyond the range")
+    assert "1 of 2 layers" in told and "q_smooth_factor: [0.0, 0.9]" in told
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        # what would be no remedy is not offered
+        ({}, "expected a smaller learning rate"),
+        # it is asked for
+        ({"q_quantiles": [0.1, 0.9]}, None),
+    ],
+)
+def test_a_clipped_weight_by_the_rule(caplog, params, said):
+    net, state = applied(**params)
+    x = torch.randn(40, 16)
+    net(x)
+    state.end_step()
+    with torch.no_grad():
+        net[2].weight.mul_(2)
+    net(x)
+    assert net[2].clipped[1] > 0.1
+    with caplog.at_level(logging.WARNING, "aixsim"):
+        state.metrics()
+    assert len(caplog.messages) == (said is not None)
+    assert said is None or caplog.messages[0].endswith(said)
+
+
+def test_the_first_rank_alone_warns(caplog, monkeypatch):
+    net, state = applied(q_smooth_factor=1.0)
+    net(torch.randn(40, 16))
+    state.end_step()
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    net(torch.randn(40, 16))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    for rank, count in ((1, 0), (0, 1)):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        with caplog.at_level(logging.WARNING, "aixsim"):
+            state.metrics()
+        assert len(caplog.messages) == count

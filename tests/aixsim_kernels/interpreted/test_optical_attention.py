@@ -186,6 +186,21 @@ def test_nothing_at_all(run, which):
     assert all(not g.any() for g in grads)
 
 
+@pytest.mark.parametrize("unset", [[], [2, 4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, unset):
+    inputs = operands(1, 2, 1, 8, 8, 16, 16)
+    inputs[which][0, 0, 0, 5] = bad
+    ranges = SET.clone()
+    ranges[unset] = empty_ranges(1)
+    found = run(kernel.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[2]
+    how = (None, ranges, KEY, settings(16), None, torch.float32)
+    expected = reference.forward(*inputs, *how)[2]
+    assert torch.allclose(found, expected, rtol=1e-6, atol=0)
+    assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite(run, bad):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)

@@ -96,6 +96,23 @@ def test_no_bias_no_rows(run):
     assert torch.equal(observed[2], empty_ranges(1)[0])
 
 
+@pytest.mark.parametrize("unset", [[], [2], [0, 1, 2]])
+@pytest.mark.parametrize("where", ["input", "weight"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, where, unset):
+    x, weight, _ = operands(6, 10, 4, torch.float32)
+    (x if where == "input" else weight)[2, 3] = bad
+    ranges = SET.clone()
+    ranges[unset] = empty_ranges(1)
+    how = (KEY, STREAM, 256, 0.02, True)
+    found = run(kernel.forward, x, weight, None, ranges, *how, torch.float32)[2]
+    expected = reference.forward(x, weight, None, ranges, *how, None, torch.float32)[2]
+    assert torch.allclose(found, expected, rtol=1e-6, atol=0)
+    assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
+    # what is not finite is clipped by a range that was set
+    assert (expected[0 if where == "input" else 1] > 0) == (len(unset) < 3)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite(run, bad):
     x, weight, _ = operands(6, 10, 4, torch.float32)

@@ -98,11 +98,13 @@ def forward(
     detect_(acc, grid(out_range, settings.levels), out_keys)
     out = acc.mul_(factor).flatten(1, 2)
     attending = kept[1].clamp(min=1)
+    # rows of NaN are clipped, but attend to nothing
+    clipped_score = (clipped_score / attending).clamp(max=1)
     observed = [seen_q, seen_k, only_finite(seen_score) if known is None else known]
     return (
         out.to(out_dtype),
         torch.stack([*observed, seen_v, seen_out]),
-        torch.stack([*clipped[:2], clipped_score / attending, clipped[2], clipped_out]),
+        torch.stack([*clipped[:2], clipped_score, clipped[2], clipped_out]),
         kept[0] / attending,
         torch.stack([*used[:2], score_range, used[2], out_range]),
     )

@@ -28,7 +28,6 @@ from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.reference import code_dtype
 from aixsim_kernels.optical.triton_quantize import (
     FLAT,
-    clips,
     extremes,
     finish_grad,
     grid,
@@ -278,8 +277,8 @@ def _product(
     if not SECOND:
         lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
         low, high = row_extremes(acc, mask)
-        least, most = clips(ranges_ptr, 2)
-        clipped = tl.where(mask & ~((acc >= least) & (acc <= most)), 1.0, 0.0)
+        # none where the range was never set, not even NaN
+        clipped = tl.where(mask & (lo <= hi) & ~((acc >= lo) & (acc <= hi)), 1.0, 0.0)
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
         store_partial(partial_ptr, low, high, tl.sum(clipped, 1), count)
     else:

@@ -18,6 +18,7 @@ from aixsim_kernels.optical.quantize import (
     modulate,
     observe,
     pack_inside,
+    packed_share,
 )
 
 
@@ -57,11 +58,13 @@ def forward(
     seen_y = observe(acc, quantiles)
     y_bounds = calibrate(ranges[2], seen_y)
     observed, used = [seen_x, seen_w, seen_y], [x_bounds, w_bounds, y_bounds]
+    x_inside = pack_inside(x, x_bounds)
     # before the detector, which works in place; quantiles do not tell whether all is held
-    extremes = observed if quantiles is None else [None] * 3
+    extremes = (seen_w, seen_y) if quantiles is None else (None, None)
     clipped = [
-        clipped_share(t, bounds, seen)
-        for t, bounds, seen in zip((x, weight, acc), used, extremes, strict=True)
+        packed_share(x_inside, x.numel(), x_bounds),
+        clipped_share(weight, w_bounds, extremes[0]),
+        clipped_share(acc, y_bounds, extremes[1]),
     ]
     keys = None
     if noise:
@@ -76,7 +79,7 @@ def forward(
         torch.stack(clipped),
         torch.stack(used),
         x_code,
-        pack_inside(x, x_bounds),
+        x_inside,
     )
 
 
