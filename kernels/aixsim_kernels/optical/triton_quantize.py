@@ -214,8 +214,7 @@ def _extremes_kernel(x_ptr, partial_ptr, ranges_ptr, index, n, BLOCK: tl.constex
         mask = offsets < n
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # (BLOCK,)
         # a NaN is no extreme, but must not be forgotten
-        least = tl.where(mask, tl.where(x == x, x, float("-inf")), float("inf"))
-        most = tl.where(mask, tl.where(x == x, x, float("inf")), float("-inf"))
+        least, most = candidates(x, mask)
         low, high = tl.minimum(low, least), tl.maximum(high, most)
         beyond += tl.where((least < lo) | (most > hi), 1.0, 0.0)
         count += mask.to(tl.float32)
@@ -324,11 +323,18 @@ def readout(acc, lo, step, per_level, keys, first, LEVELS: tl.constexpr, NOISE: 
 
 
 @triton.jit
-def row_extremes(acc, mask):
-    """Extremes of each row where the mask lets through; (-inf, inf) where there is a NaN."""
+def candidates(acc, mask):
+    """What each element says the extremes are: itself; NaN -inf and inf; (inf, -inf) if masked."""
     good = acc == acc
     low = tl.where(mask, tl.where(good, acc, float("-inf")), float("inf"))
     high = tl.where(mask, tl.where(good, acc, float("inf")), float("-inf"))
+    return low, high
+
+
+@triton.jit
+def row_extremes(acc, mask):
+    """Extremes of each row where the mask lets through; (-inf, inf) where there is a NaN."""
+    low, high = candidates(acc, mask)
     return tl.min(low, 1), tl.max(high, 1)
 
 

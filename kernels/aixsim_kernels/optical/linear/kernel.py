@@ -28,6 +28,8 @@ from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.reference import code_dtype
 from aixsim_kernels.optical.triton_quantize import (
     FLAT,
+    are_clipped,
+    candidates,
     extremes,
     finish_grad,
     grid,
@@ -38,7 +40,6 @@ from aixsim_kernels.optical.triton_quantize import (
     operand_type,
     position,
     readout,
-    row_extremes,
     settle,
     steps,
     store_partial,
@@ -276,11 +277,10 @@ def _product(
 
     if not SECOND:
         lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
-        low, high = row_extremes(acc, mask)
-        # none where the range was never set, not even NaN
-        clipped = tl.where(mask & (lo <= hi) & ~((acc >= lo) & (acc <= hi)), 1.0, 0.0)
+        low, high = candidates(acc, mask)
+        clipped = tl.sum(are_clipped(low, high, ranges_ptr, 2), 1)
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
-        store_partial(partial_ptr, low, high, tl.sum(clipped, 1), count)
+        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), clipped, count)
     else:
         lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
     step, per_level = steps(lo, hi, LEVELS)

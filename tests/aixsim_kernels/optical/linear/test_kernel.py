@@ -38,7 +38,7 @@ def test_compiled_for_sm_90(product, tile, instruction):
         return
     last = max(i for i, line in enumerate(instructions) if line.startswith("HGMMA"))
     an_element = (len(instructions) - last) / (tile.m * tile.n / (tile.warps * 32))
-    # noise, read-out, extremes and store; measured 34
+    # noise, read-out, extremes, what is clipped, and store; measured 43
     assert an_element < 45
 
 
