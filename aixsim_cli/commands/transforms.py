@@ -132,8 +132,10 @@ def _row(place: Any) -> dict[str, Any]:
 
 
 def _words(row: dict[str, Any]) -> list[str]:
+    from aixsim_cli.transforms.protocol import as_in_file
+
     shown = row | {
-        key: ", ".join(f"{k}={v}" for k, v in (row[key] or {}).items() if v is not None)
+        key: ", ".join(f"{k}={as_in_file(v)}" for k, v in (row[key] or {}).items() if v is not None)
         for key in ("parameters", "lora")
     }
     return [str(value) for value in shown.values()]

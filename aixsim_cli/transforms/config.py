@@ -25,7 +25,7 @@ from aixsim_cli.config.load import TRANSFORM, build_dataclass, check_purpose, lo
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.files import read_text
 from aixsim_cli.transforms.patterns import Matcher, problems_of, quoted
-from aixsim_cli.transforms.protocol import Lora, Paradigm, Site, defaults_before
+from aixsim_cli.transforms.protocol import Lora, Paradigm, Site, as_in_file, defaults_before
 from aixsim_cli.transforms.registry import get_paradigm, paradigm_names, paradigms_with
 
 KEYS = ("transform", "use_regex", "layer_name_to_config", "attention", "fc", "lora", "use_lora")
@@ -261,16 +261,12 @@ def _written_out(transform: Transform, data: Mapping[str, Any]) -> dict[str, Any
 
 def _every_parameter(params: Any) -> dict[str, Any] | None:
     """Parameters as a file has them; None where a file cannot hold them, of a stranger's types."""
-    found = {f.name: _plain(getattr(params, f.name)) for f in fields(params) if f.init}
+    found = {f.name: as_in_file(getattr(params, f.name)) for f in fields(params) if f.init}
     try:
         same = build_dataclass(type(params), found, where="") == params
     except (ConfigError, TypeError):
         return None
     return found if same and _is_plain(found) else None
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from aixsim_cli.transforms.config import TransformConfig, paradigms_of, parse_transform
+from aixsim_cli.transforms.protocol import as_in_file
 from aixsim_cli.transforms.registry import paradigm_names
 
 
@@ -46,15 +47,13 @@ def _name_beside(config: TransformConfig | None, other: TransformConfig | None) 
     return f"{config.name} ({', '.join(differing[:3]) or 'its patterns otherwise'})"
 
 
-def _word(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
-
-
 def _settings(config: TransformConfig) -> dict[str, str]:
     settings = {}
     for transform in config.transforms:
         settings["lora"] = str(transform.lora and asdict(transform.lora))
         for rule in transform.rules:
             values = {"": None} if rule.params is None else asdict(rule.params)
-            settings |= {f"{rule.pattern}: {key}": _word(value) for key, value in values.items()}
+            settings |= {
+                f"{rule.pattern}: {key}": str(as_in_file(value)) for key, value in values.items()
+            }
     return settings

@@ -68,6 +68,11 @@ def defaults_before(params: type) -> dict[str, Any]:
     return {f.name: f.metadata["before"] for f in fields(params) if "before" in f.metadata}
 
 
+def as_in_file(value: Any) -> Any:
+    """A parameter's value as a transform file has it."""
+    return list(map(as_in_file, value)) if isinstance(value, tuple) else value
+
+
 @dataclass(frozen=True)
 class Lora:
     """The low-rank update of a frozen weight, W + (alpha / r) B A (LoRA, arXiv 2106.09685).

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aixsim_cli.errors import UserError, nearest
-from aixsim_cli.transforms.protocol import Paradigm
+from aixsim_cli.transforms.protocol import Paradigm, as_in_file
 
 PARADIGMS = {
     "bitflip": "aixsim_cli.transforms.bitflip:Bitflip",
@@ -77,8 +77,7 @@ def describe_params(params: type) -> list[dict[str, Any]]:
         {
             "parameter": field.name,
             "type": _type_name(hints[field.name]),
-            # as a file has it
-            "default": list(field.default) if isinstance(field.default, tuple) else field.default,
+            "default": as_in_file(field.default),
             **{key: field.metadata.get(key, "") for key in ("unit", "meaning", "source")},
         }
         for field in fields(params)

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
-from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
 from aixsim_kernels.optical.quantize import (
+    are_clipped,
     calibrate,
-    clipped_rows,
     clipped_share,
     detect_,
     empty_ranges,
     grid,
     is_empty,
-    is_held,
     mask_clipped_,
     merge_observed,
     modulate,
@@ -79,10 +78,10 @@ def forward(
     kept, clipped_score = v_hat.new_zeros(2), v_hat.new_zeros(())
     for block in scores.blocks():
         raw = scores.accumulate(block)
-        extremes = scores.observe(block, raw)
+        extremes = scores.row_extremes(block, raw)
         if known is None:
-            seen_score = merge_observed(seen_score, extremes)
-        clipped_score += scores.count_clipped(block, raw, score_range, extremes)
+            seen_score = merge_observed(seen_score, range_of(*extremes))
+        clipped_score += are_clipped(*extremes, score_range).sum()
         weights, total = scores.exponentials(block, raw, score_grid, keys)
         modulated, peak = _modulate(weights, total, settings)
         product = modulated.flatten(2, 3) @ v_hat[block.batch, block.heads, : block.keys]
@@ -92,8 +91,8 @@ def forward(
     seen_out = observe(acc, quantiles)
     out_range = calibrate(ranges[4], seen_out)
     clipped_out = acc.new_zeros(())
-    if acc.numel() and not is_held(seen_out if quantiles is None else None, out_range):
-        clipped_out = clipped_rows(acc, out_range).mean()
+    if acc.numel():
+        clipped_out = are_clipped(acc.amin(-1), acc.amax(-1), out_range).mean()
     out_keys = _noise_keys(scores, key, settings, _OUTPUT_OP)
     detect_(acc, grid(out_range, settings.levels), out_keys)
     out = acc.mul_(factor).flatten(1, 2)

@@ -16,10 +16,8 @@ from torch import Tensor
 from aixsim_kernels.optical.quantize import (
     Grid,
     block_size,
-    clipped_rows,
     detect_,
     empty_ranges,
-    is_held,
     merge_observed,
     only_finite,
     quantile_range,
@@ -120,38 +118,21 @@ class Scores:
             return None
         return self.mask[block.batch, block.heads, :, block.queries, : block.keys]
 
-    def observe(self, block: Block, acc: Tensor) -> Tensor:
-        """Extremes of a block's accumulator where the mask lets through: float32 (2,).
+    def row_extremes(self, block: Block, acc: Tensor) -> tuple[Tensor, Tensor]:
+        """Extremes of each query of a block where the mask lets through: float32 (b, g, R, m).
 
-        NaN if one of these is NaN, the empty range if there are none.
+        NaN if one of these is NaN, (+inf, -inf) if there are none.
         """
-        seen = empty_ranges(1, acc.device)[0]
         free, rest = acc[..., : block.free], acc[..., block.free :]
-        if free.numel():
-            seen = torch.stack(torch.aminmax(free))
-        blocked = self.blocked(block)
-        if blocked is None:
-            return seen
-        low = rest.masked_fill(blocked, float("inf")).amin()
-        high = rest.masked_fill(blocked, -float("inf")).amax()
-        return merge_observed(seen, torch.stack([low, high]))
-
-    def count_clipped(self, block: Block, acc: Tensor, bounds: Tensor, seen: Tensor) -> Tensor:
-        """How many queries of a block have a score that a range clips: float32 0-d.
-
-        Args:
-            block: which part of the scores.
-            acc: float32 (b, g, R, m, keys), from `accumulate`.
-            bounds: float32 (2,).
-            seen: float32 (2,), from `observe`.
-        """
-        if is_held(seen, bounds):
-            return bounds.new_zeros(())
+        low = acc.new_full(acc.shape[:-1], float("inf"))
+        high = -low
+        if block.free:
+            low, high = free.amin(-1), free.amax(-1)
         blocked = self.blocked(block)
         if blocked is not None:
-            rest = torch.where(blocked, bounds[0], acc[..., block.free :])
-            acc = torch.cat([acc[..., : block.free], rest], -1)
-        return clipped_rows(acc, bounds).sum()
+            low = torch.minimum(low, rest.masked_fill(blocked, float("inf")).amin(-1))
+            high = torch.maximum(high, rest.masked_fill(blocked, -float("inf")).amax(-1))
+        return low, high
 
     def range(self, quantiles: Sequence[float] | None) -> Tensor:
         """Range of the raw accumulator over all that the mask lets through: float32 (2,)."""
@@ -159,7 +140,7 @@ class Scores:
         if quantiles is not None:
             return quantile_range(self._sample(), quantiles) if 0 not in self.shape else seen
         for block in self.blocks():
-            seen = merge_observed(seen, self.observe(block, self.accumulate(block)))
+            seen = merge_observed(seen, range_of(*self.row_extremes(block, self.accumulate(block))))
         return only_finite(seen)
 
     def _sample(self) -> Tensor:
@@ -202,6 +183,11 @@ class Scores:
         peak.masked_fill_(peak == -float("inf"), 0)
         scores.sub_(peak).exp_()
         return scores, scores.sum(-1, keepdim=True)
+
+
+def range_of(low: Tensor, high: Tensor) -> Tensor:
+    """Range of all rows from their extremes: float32 (...), twice -> float32 (2,)."""
+    return torch.stack([low.amin(), high.amax()])
 
 
 def lets_through(mask: Tensor) -> Tensor:
