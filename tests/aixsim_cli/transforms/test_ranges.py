@@ -7,21 +7,24 @@ import pytest
 import torch
 from torch import nn
 
+from aixsim_cli.transforms import config as config_module
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.difference import hardware_difference
 from aixsim_cli.transforms.optical import OpticalParams
-from aixsim_cli.transforms.protocol import Site, defaults_before
+from aixsim_cli.transforms.protocol import Paradigm, Site, defaults_before
 from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, checked, smooth_factor
 from aixsim_cli.transforms.registry import describe_params
+from aixsim_cli.transforms.state import SimulatedModule
 
 SITES = [Site("0", "layers.0.up", "linear"), Site("2", "layers.1.up", "linear")]
 
 
-def applied(**params):
+def applied(paradigm="optical", **params):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
-    config = parse_transform({"layer_name_to_config": {"default": params}}, source="t.yaml")
+    data = {"transform": paradigm, "layer_name_to_config": {"default": params}}
+    config = parse_transform(data, source="t.yaml")
     state, _ = apply_transform(net, config, SITES)
     return net, state
 
@@ -73,12 +76,54 @@ def test_what_was_saved_keeps_its_meaning():
     )
 
 
-def test_another_paradigm_has_no_past():
-    @dataclass(frozen=True)
-    class Params:
-        q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009
+@dataclass(frozen=True)
+class Params:
+    q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009
 
+
+class Crossbar(SimulatedModule, nn.Linear):
+    """What the guide tells a paradigm of one's own to do."""
+
+    @classmethod
+    def from_linear(cls, linear, params, site):
+        module = cls.adopt(linear)
+        module.init_state(
+            stream=1, device=linear.weight.device, quantises=("w",),
+            smooth=params.q_smooth_factor, kind=site.hf_name.rpartition(".")[2],
+        )  # fmt: skip
+        return module
+
+    def forward(self, x):
+        lo, hi = self.ranges[0]
+        clipped = ((self.weight < lo) | (self.weight > hi)).float().mean() * (lo <= hi)
+        self.record(torch.stack(torch.aminmax(self.weight)).view(1, 2), clipped.view(1))
+        return super().forward(x)
+
+
+class Own(Paradigm):
+    params = Params
+    modules = {nn.Linear: Crossbar.from_linear}  # noqa: RUF012
+
+
+def test_another_paradigm_takes_the_rule_and_has_no_past(monkeypatch, caplog):
     assert defaults_before(Params) == {} and Params().q_smooth_factor == DEFAULT
+    monkeypatch.setattr(config_module, "get_paradigm", lambda name: Own)
+    net, state = applied(paradigm="own")
+    assert factor() == DEFAULT
+    first = [end.item() for end in torch.aminmax(net[0].weight.detach())]
+    step(net, state, -1, 1)
+    with torch.no_grad():
+        net[0].weight.mul_(3)
+    step(net, state, -1, 1)
+    assert net[0].ranges[0].tolist() == pytest.approx([3 * end for end in first])
+    with caplog.at_level(logging.WARNING, "aixsim"):
+        assert state.metrics()["clipped_w/up"] == pytest.approx(net[0].clipped.item() / 2)
+    assert caplog.messages[0].startswith("0: ")
+    with torch.no_grad():
+        net[0].weight.div_(3)
+    step(net, state, -1, 1)
+    ends = [0.9 * 3 * end + 0.1 * end for end in first]
+    assert net[0].ranges[0].tolist() == pytest.approx(ends)
 
 
 def test_the_default_is_shown_as_a_file_has_it():
