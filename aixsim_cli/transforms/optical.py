@@ -78,6 +78,9 @@ class OpticalLinear(SimulatedModule, nn.Linear):
         """Take the place of `linear`, weight (N, K), with its very parameters."""
         module = cls.adopt(linear)
         module.params = params
+        if params.q_quantiles is not None:
+            low, high = params.q_quantiles
+            module.asks_to_clip = 1 - (high - low)
         module.init_state(
             quantises=("x", "w", "y"),
             smooth=params.q_smooth_factor,
@@ -103,10 +106,6 @@ class OpticalLinear(SimulatedModule, nn.Linear):
         )
         self.record(observed, clipped)
         return output
-
-    def clipped_weight(self) -> Tensor | None:
-        """Nothing where quantiles ask for it."""
-        return super().clipped_weight() if self.params.q_quantiles is None else None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {_describe(self.params)}"

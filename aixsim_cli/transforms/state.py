@@ -51,8 +51,8 @@ class SimulatedModule(nn.Module):
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
         observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
-        clipped: float32 (n,), shares that lay beyond the ranges, of the last training call. Not
-            saved.
+        clipped: float32 (n,), the largest shares of a training call that lay beyond the ranges,
+            since they were last logged. Not saved.
         noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
@@ -60,6 +60,8 @@ class SimulatedModule(nn.Module):
     observed: Tensor
     clipped: Tensor
     noise_stream: Tensor
+    # the share of a weight that its range is meant to clip
+    asks_to_clip: float = 0.0
     # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
     stores_transposed: bool = False
 
@@ -143,18 +145,20 @@ class SimulatedModule(nn.Module):
             with torch.no_grad():
                 self.observed.copy_(merge_observed(self.observed, observed))
                 if clipped is not None:
-                    self.clipped.copy_(clipped)
+                    self.clipped.copy_(torch.maximum(self.clipped, clipped))
 
     def metrics(self) -> dict[str, Tensor]:
-        """What the training log shows of this module: name -> float32 0-d."""
+        """What the training log shows of this module: name -> float32 0-d, a view."""
         if not self.kind:
             return {}
         shares = zip(self.quantises, self.clipped.unbind(), strict=True)
         return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
 
     def clipped_weight(self) -> Tensor | None:
-        """Which share of the weight lay beyond its range: float32 0-d; None = it has none."""
-        return self.clipped[self.quantises.index("w")] if "w" in self.quantises else None
+        """Which share of the weight was clipped unasked: float32 0-d; None = it has no range."""
+        if "w" not in self.quantises:
+            return None
+        return self.clipped[self.quantises.index("w")] - self.asks_to_clip
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
@@ -243,9 +247,10 @@ class TransformState:
         _copy_all([m.observed for m in modules], empty)
 
     def metrics(self) -> dict[str, float]:
-        """Scalars worth logging, averaged over the modules that report them.
+        """Scalars worth logging, averaged over the modules that report them, as of the last log.
 
-        Warns, once, where a good part of a weight is clipped.
+        Begins anew what is collected between logs. Warns, once, where a good part of a weight was
+        clipped.
         """
         reported: dict[str, list[Tensor]] = {}
         for module in self.modules.values():
@@ -256,7 +261,13 @@ class TransformState:
         self._tell_of_clipping()
         # all at once: each look at a value is a wait for the device
         means = torch.stack([torch.stack(values).mean() for values in reported.values()])
-        return dict(zip(reported, means.tolist(), strict=True))
+        for module in self.modules.values():
+            module.clipped.zero_()
+        # shares to a millionth: there are many of them in a record
+        return {
+            name: round(mean, 6) if name.startswith(CLIPPED) else mean
+            for name, mean in zip(reported, means.tolist(), strict=True)
+        }
 
     def _tell_of_clipping(self) -> None:
         if self._told_of_clipping or (dist.is_initialized() and dist.get_rank() > 0):

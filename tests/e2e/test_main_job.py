@@ -71,6 +71,16 @@ def test_transform_is_reported_once_and_its_metric_logged(run):
     assert "are clipped" not in done.stderr
 
 
+def test_clipped_weights_are_told_between_records_too(run, aixsim, tmp_path):
+    done = aixsim(
+        "pretrain", "--config", run[1] / "c.yaml", "--job.dump_folder", tmp_path,
+        "--optimizer.lr", "0.1", "--metrics.log_freq", 100,
+    )  # fmt: skip
+    assert [record["step"] for record in records(tmp_path)] == [1, STEPS]
+    told = done.stderr.count("of its weight lies beyond the range and is clipped")
+    assert told == (run[0] == "optical")
+
+
 def test_checkpoints_are_full_and_know_their_config(run):
     _, _, checkpoint, _ = run
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == [

@@ -35,7 +35,8 @@ def test_full_disk_stops_the_run(start, small_disk):
 def test_full_disk_and_the_run_goes_on(start, small_disk):
     said = start(small_disk, "--reliability.on_save_error", "continue").end(code=0)
     assert "No space left on device" in said and "the run goes on" in said
-    assert steps(small_disk)[-1] == STEPS
+    # records are lost, too
+    assert f"step {STEPS}/{STEPS}" in said
     assert whole_ones(small_disk)
 
 

@@ -312,6 +312,9 @@ class SimulationTrainer(Trainer):
         """A training record also shows what the simulated modules report."""
         if self.transform is not None and "loss" in logs:
             logs |= self.transform.metrics()
+        elif self.transform is not None and "train_loss" in logs:
+            # the end: there may have been no record before
+            self.transform.metrics()
         super().log(logs, *arguments, **keywords)
 
 

@@ -104,6 +104,16 @@ def test_what_is_said_and_saved(whole):
     assert "attention_kept_mass" in done.stdout and "clipped_" not in done.stdout + done.stderr
 
 
+def test_clipped_weights_are_told_though_nothing_is_logged(train, tmp_path):
+    done = train(
+        tmp_path / "o", "--transform_config", OPTICAL, "--learning_rate", "3e-1", "--save_strategy",
+        "no", "--logging_strategy", "no", steps=2,
+    )  # fmt: skip
+    assert done.stderr.count("of its weight lies beyond the range and is clipped") == 1
+    record = history(tmp_path / "o")[-1]
+    assert "train_loss" in record and not any(key.startswith("clipped_") for key in record)
+
+
 def test_the_model_card_names_hardware_command_and_results(whole):
     card = (whole[0] / "README.md").read_text()
     for expected in ("import aixsim_cli", "transform: optical", "--transform_config", "perplexity"):

@@ -10,6 +10,7 @@ from aixsim_cli.commands.transforms import app
 from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.transforms.bitflip import BitflipParams
 from aixsim_cli.transforms.optical import OpticalParams
+from aixsim_cli.transforms.protocol import as_in_file
 
 
 def run(*words):
@@ -35,7 +36,7 @@ def test_show_explains_every_parameter(name, params):
     shown = json.loads(run("show", name, "--json"))
     rows = {row["parameter"]: row for row in shown["parameters"]}
     for field in dataclasses.fields(params):
-        assert rows[field.name]["default"] == field.default
+        assert rows[field.name]["default"] == as_in_file(field.default)
         assert rows[field.name]["meaning"] and rows[field.name]["source"]
     assert {row["parameter"]: row["default"] for row in shown["lora"]} == {"r": 32, "alpha": 32}
 

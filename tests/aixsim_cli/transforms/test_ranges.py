@@ -117,7 +117,8 @@ def test_another_paradigm_takes_the_rule_and_has_no_past(monkeypatch, caplog):
     step(net, state, -1, 1)
     assert net[0].ranges[0].tolist() == pytest.approx([3 * end for end in first])
     with caplog.at_level(logging.WARNING, "aixsim"):
-        assert state.metrics()["clipped_w/up"] == pytest.approx(net[0].clipped.item() / 2)
+        share = net[0].clipped.item()
+        assert state.metrics()["clipped_w/up"] == pytest.approx(share / 2, abs=1e-6)
     assert caplog.messages[0].startswith("0: ")
     with torch.no_grad():
         net[0].weight.div_(3)
@@ -144,10 +145,15 @@ def test_shares_that_are_clipped_by_kind_of_layer():
     lo, hi = net[0].ranges[0]
     assert first[0] == pytest.approx(((3 * x < lo) | (3 * x > hi)).float().mean().item())
     assert first[0] > 0.1 and first[2] > 0.1 and first[1] == second[1] == 0
-    assert state.metrics()["clipped_y/up"] == pytest.approx((first[2] + second[2]).item() / 2)
-    net.eval()
+    mean_of_both = (first[2] + second[2]).item() / 2
     net(x)
-    assert first[0] > 0.1, "an evaluation is no part of the training"
+    assert state.metrics()["clipped_y/up"] == pytest.approx(mean_of_both, abs=1e-6), "the largest"
+    assert set(state.metrics().values()) == {0.0}, "since the record before"
+    net.eval()
+    net(9 * x)
+    assert set(state.metrics().values()) == {0.0}, "an evaluation is no part of the training"
+    net.train()
+    net(9 * x)
     state.reset()
     assert set(state.metrics().values()) == {0.0}
 
@@ -176,23 +182,29 @@ def test_a_clipped_weight_is_told_once(caplog):
 
 
 @pytest.mark.parametrize(
-    ("params", "said"),
+    ("params", "growth", "said"),
     [
         # what would be no remedy is not offered
-        ({}, "expected a smaller learning rate"),
-        # it is asked for
-        ({"q_quantiles": [0.1, 0.9]}, None),
+        ({}, 1.2, "expected a smaller learning rate"),
+        # so much is asked for, and so little is not much
+        ({"q_quantiles": [0.1, 0.9]}, 1.0, None),
+        ({"q_quantiles": [0.0005, 0.9995]}, 1.2, "expected a smaller learning rate"),
     ],
 )
-def test_a_clipped_weight_by_the_rule(caplog, params, said):
+def test_a_clipped_weight_by_the_rule(caplog, params, growth, said):
     net, state = applied(**params)
     x = torch.randn(40, 16)
     net(x)
     state.end_step()
     with torch.no_grad():
-        net[2].weight.mul_(2)
+        net[2].weight.mul_(growth)
     net(x)
     assert net[2].clipped[1] > 0.1
+    # a later call that clips less hides nothing
+    state.end_step()
+    with torch.no_grad():
+        net[2].weight.div_(growth)
+    net(x)
     with caplog.at_level(logging.WARNING, "aixsim"):
         state.metrics()
     assert len(caplog.messages) == (said is not None)
@@ -205,10 +217,10 @@ def test_the_first_rank_alone_warns(caplog, monkeypatch):
     state.end_step()
     with torch.no_grad():
         net[0].weight.mul_(2)
-    net(torch.randn(40, 16))
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     for rank, count in ((1, 0), (0, 1)):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        net(torch.randn(40, 16))
         with caplog.at_level(logging.WARNING, "aixsim"):
             state.metrics()
         assert len(caplog.messages) == count
