@@ -163,10 +163,31 @@ def spread(n: int, device: torch.device) -> Tensor:
 
 
 def quantile_range(sample: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """Pair of quantiles of a sample, NaN left out: float (n,) -> float32 (2,)."""
+    """Pair of quantiles of a sample, NaN left out: float (n,) -> float32 (2,).
+
+    Equal to `torch.nanquantile`, and many times faster where the quantiles are near the ends: only
+    what lies beyond them is put in order.
+    """
     sample = sample.float()
-    # both of one sort
-    return only_finite(torch.nanquantile(sample, sample.new_tensor(quantiles)))
+    low, high = quantiles
+    nan = sample.isnan()
+    last = (~nan).sum() - 1
+    # of fewer elements, where some are NaN, the quantiles lie no deeper
+    depth = 2 + int(max(low, 1 - high) * len(sample))
+    if 8 * depth > len(sample):
+        return only_finite(torch.nanquantile(sample, sample.new_tensor(quantiles)))
+    ends = []
+    for probability, largest in ((low, False), (high, True)):
+        filled = sample.masked_fill(nan, -float("inf") if largest else float("inf"))
+        ordered = filled.topk(depth, largest=largest).values
+        rank = sample.new_tensor(probability) * last
+        below = rank.floor()
+        positions = torch.stack([below, rank.ceil()]).long()
+        if largest:
+            positions = last - positions
+        at_below, at_above = ordered[positions.clamp(0, depth - 1)].unbind()
+        ends.append(at_below.lerp(at_above, rank - below))
+    return only_finite(torch.stack(ends))
 
 
 def only_finite(pair: Tensor) -> Tensor:

@@ -81,6 +81,27 @@ def test_observe_quantiles_exact_when_small():
     assert quantize.observe(x, (0.1, 0.9)).tolist() == [100, 900]
 
 
+@given(
+    n=st.integers(1, 300) | st.integers(300, 20_000),
+    low=st.floats(0, 0.2),
+    high=st.floats(0.8, 1),
+    not_numbers=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    infinite=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=150, deadline=None)
+def test_quantiles_are_those_of_torch(n, low, high, not_numbers, infinite, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, generator=generator)
+    if infinite:
+        x[0] = math.inf
+    x[torch.rand(n, generator=generator) < not_numbers] = math.nan
+    expected = torch.nanquantile(x, torch.tensor([low, high]))
+    if not expected.isfinite().all():
+        expected = torch.tensor(EMPTY)
+    assert torch.equal(quantize.quantile_range(x, (low, high)), expected)
+
+
 @pytest.mark.parametrize("p", [0.001, 0.01, 0.25])
 @pytest.mark.parametrize("columns", [1408, 2048])
 def test_observe_quantiles_of_a_large_tensor(p, columns):
