@@ -8,21 +8,21 @@ from wrapt import register_post_import_hook
 
 __version__ = "0.1.0"
 
+# torchtitan looks for its device while it is imported
+register_post_import_hook("aixsim_cli.run.device:prepare", "torchtitan.tools")
 # when transformers is imported, not before: `aixsim --help` must not wait for it
 register_post_import_hook(
-    "aixsim_cli.backends.hf.quantizer:register_quantizer", "transformers.quantizers.auto"
+    "aixsim_cli.models.hf.quantizer:register_quantizer", "transformers.quantizers.auto"
 )
 register_post_import_hook(
-    "aixsim_cli.backends.hf.quantizer:register_guard", "transformers.modeling_utils"
+    "aixsim_cli.models.hf.quantizer:register_guard", "transformers.modeling_utils"
 )
 register_post_import_hook(
-    "aixsim_cli.backends.hf.strict:register_model_type",
+    "aixsim_cli.models.hf.strict:register_model_type",
     "transformers.models.auto.configuration_auto",
 )
+register_post_import_hook("aixsim_cli.models.hf.callback:register_callback", "transformers.trainer")
 register_post_import_hook(
-    "aixsim_cli.backends.hf.callback:register_callback", "transformers.trainer"
+    "aixsim_cli.models.hf.adapters:register_adapters", "peft.utils.save_and_load"
 )
-register_post_import_hook(
-    "aixsim_cli.backends.hf.adapters:register_adapters", "peft.utils.save_and_load"
-)
-register_post_import_hook("aixsim_cli.backends.hf.adapters:register_hotswap", "peft.utils.hotswap")
+register_post_import_hook("aixsim_cli.models.hf.adapters:register_hotswap", "peft.utils.hotswap")

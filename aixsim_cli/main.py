@@ -52,7 +52,7 @@ def _print_version(value: bool) -> None:
     from importlib.metadata import version
 
     from aixsim_cli import __version__
-    from aixsim_cli.backends.titan.device import device_type
+    from aixsim_cli.run.device import device_type
 
     found = {name: version(name) for name in ("torch", "torchtitan", "transformers")}
     typer.echo(" ".join([f"aixsim {__version__}", *(f"{k} {v}" for k, v in found.items())]))

@@ -13,16 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from aixsim_cli.backends.titan import device
+from torch.distributed.checkpoint import FileSystemWriter
 
-device.prepare()
-
-from torch.distributed.checkpoint import FileSystemWriter  # noqa: E402
-
-from aixsim_cli.backends.titan import checkpointer, launch  # noqa: E402
-from aixsim_cli.backends.titan.schema import build_config  # noqa: E402
-from aixsim_cli.config.generate import Request, make_config, make_plan  # noqa: E402
-from aixsim_cli.config.load import Document  # noqa: E402
+from aixsim_cli.config.generate import Request, make_config, make_plan
+from aixsim_cli.config.pretrain import build_config
+from aixsim_cli.pretrain import checkpointer, launch
+from aixsim_cli.settings.load import Document
 
 
 def seconds_of_saves(flavor: str, saves: int, async_mode: str) -> list[float]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from aixsim_cli.backends.hf.folder import load_model
+from aixsim_cli.models.hf.saved import load_model
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 from aixsim_cli.transforms.state import state_of
 

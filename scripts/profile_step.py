@@ -21,7 +21,7 @@ from aixsim_kernels.optical.linear import reference as linear_reference
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from aixsim_cli.backends.titan import device as titan_device
+from aixsim_cli.run import device as titan_device
 
 # functions of the references -> part of the step
 PARTS = {
@@ -89,13 +89,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--transform", default="configs/transforms/optical.yaml")
     args = parser.parse_args()
-    device = titan_device.prepare()
+    device = titan_device.device_type()
     label_references()
 
     # torchtitan looks for its device when it is imported
-    from aixsim_cli.backends.titan.model import meta_model
-    from aixsim_cli.backends.titan.names import titan_sites
-    from aixsim_cli.backends.titan.spec import model_args
+    from aixsim_cli.models.titan.model import meta_model, model_args
+    from aixsim_cli.models.titan.sites import titan_sites
     from aixsim_cli.transforms.apply import apply_transform
     from aixsim_cli.transforms.config import load_transform_file, parse_transform
 

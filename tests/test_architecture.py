@@ -9,10 +9,21 @@ REPOSITORY = Path(__file__).parent.parent
 FILES = sorted(
     path for top in ("aixsim_cli", "kernels") for path in (REPOSITORY / top).rglob("*.py")
 )
-# each may import those to its right, and nothing to its left
-LAYERS = ["main", "commands", "eval", "checkpoint", "backends", "transforms"]
-SERVANTS = {"config", "models", "data", "errors", "run", "source", "files"}
-LIGHT = ("main.py", "options.py", "errors.py", "__init__.py", "__main__.py", "models/flavors.py")
+# who may import whom: a part imports itself, and the floors below its own
+FLOORS = [
+    {"__main__"},
+    {"main"},
+    {"commands"},
+    {"options", "pretrain", "continual", "eval"},
+    {"models"},
+    {"config"},
+    {"transforms"},
+    {"data"},
+    {"run", "settings"},
+    {"files"},
+    {"errors"},
+]
+LIGHT = ("main.py", "options.py", "errors.py", "__init__.py", "__main__.py", "config/flavors.py")
 HEAVY = {"torch", "torchtitan", "transformers", "datasets", "wandb", "triton", "accelerate"}
 
 
@@ -64,29 +75,62 @@ def test_kernels_know_no_models(path):
     assert not names & {"aixsim_cli", "torchtitan", "transformers", "datasets"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "aixsim_cli" in p.parts], ids=ids)
+def modules():
+    """Dotted name -> file, of the package."""
+    inside = [path for path in FILES if path.is_relative_to(REPOSITORY / "aixsim_cli")]
+    return {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in inside
+    }
+
+
+def imported_modules(path):
+    """Modules of the package that a file imports, anywhere in it."""
+    known = modules()
+    return {name for name in imports(parsed(path)) if name in known and known[name] != path} - {
+        "aixsim_cli"
+    }
+
+
+def test_every_part_has_its_floor():
+    parts = {part(path) for path in modules().values()} - {"__init__"}
+    assert parts == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", modules().values(), ids=ids)
 def test_imports_run_one_way(path):
     here = part(path)
-    used = {
-        name.split(".")[1]
-        for name in imports(parsed(path))
-        if name.startswith("aixsim_cli.") and len(name.split(".")) > 1
-    } - {"__version__", "__init__"}
-    if here in LAYERS:
-        left = set(LAYERS[: LAYERS.index(here)])
-        assert not used & left, f"imports to its left: {used & left}"
-        assert "options" not in used or here == "commands"
-    elif here in SERVANTS:
-        assert not used & set(LAYERS), f"a servant imports {used & set(LAYERS)}"
+    if here == "__init__":
+        return
+    floor = next(i for i, parts in enumerate(FLOORS) if here in parts)
+    allowed = {here}.union(*FLOORS[floor + 1 :])
+    used = {name.split(".")[1] for name in imported_modules(path)}
+    assert used <= allowed, f"imports {used - allowed}"
+    assert "options" not in used or here == "commands"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "backends" in p.parts], ids=ids)
-def test_backends_do_not_know_each_other(path):
-    names = list(imports(parsed(path)))
+def test_no_circle_of_imports():
+    # also of imports inside functions, which only hide one
+    below = {name: imported_modules(path) for name, path in modules().items()}
+    while leaves := [name for name, used in below.items() if not used & below.keys()]:
+        for name in leaves:
+            del below[name]
+    assert not below, f"a circle within: {sorted(below)}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "models" in p.parts], ids=ids)
+def test_libraries_of_models_do_not_meet(path):
+    names = {name.split(".")[0] for name in imports(parsed(path))}
     if "hf" in path.parts:
-        assert not [n for n in names if n.startswith(("aixsim_cli.backends.titan", "torchtitan"))]
+        assert "torchtitan" not in names
     if "titan" in path.parts:
-        assert not [n for n in names if n.startswith(("aixsim_cli.backends.hf", "transformers"))]
+        assert "transformers" not in names
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "data" in p.parts], ids=ids)
+def test_data_knows_no_trainer(path):
+    names = {name.split(".")[0] for name in imports(parsed(path))}
+    assert "torchtitan" not in names
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "transforms" in p.parts], ids=ids)
@@ -114,9 +158,9 @@ def test_nothing_unsafe(path):
 
 
 # the doors through which strangers' models and tokenizers come
-DOORS = {"aixsim_cli/data/tokenizer.py", "aixsim_cli/backends/hf/folder.py"}
+DOORS = {"aixsim_cli/data/tokenizer.py", "aixsim_cli/models/hf/saved.py"}
 # builds what a config says, of the installed code or of what came with it
-BUILDERS = {"aixsim_cli/backends/hf/train.py", "aixsim_cli/commands/transforms.py"}
+BUILDERS = {"aixsim_cli/continual/train.py", "aixsim_cli/commands/transforms.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)

@@ -17,12 +17,8 @@ from types import SimpleNamespace
 from aixsim_cli.errors import UserError
 
 _SERVER = multiprocessing.get_context("forkserver")
-# schema first: it prepares the device that torchtitan looks for while it is imported
 _SERVER.set_forkserver_preload(
-    [
-        f"aixsim_cli.{name}"
-        for name in ("backends.titan.schema", "backends.titan.train", "backends.hf.train", "main")
-    ]
+    [f"aixsim_cli.{name}" for name in ("pretrain.train", "continual.train", "main")]
 )
 LIMIT_SECONDS = 250
 
@@ -72,7 +68,7 @@ def run(
 def _main(words, out, err, hurt, environment, cwd, first):
     import torchtitan.train
 
-    from aixsim_cli.backends.titan import launch
+    from aixsim_cli.pretrain import launch
 
     os.environ.clear()
     os.environ.update(environment)

@@ -15,13 +15,13 @@ def continual_pretrain(context: typer.Context) -> None:
 
     Runs alone, under torchrun --no-python and under accelerate launch --no_python.
     """
-    from aixsim_cli.backends.hf import arguments
+    from aixsim_cli.continual import arguments
 
     if not context.args or "--help" in context.args or "-h" in context.args:
         arguments.print_help()
         raise typer.Exit
     parsed = arguments.parse_arguments(context.args)
-    from aixsim_cli.backends.hf.train import continual_pretrain as run
+    from aixsim_cli.continual.train import continual_pretrain as run
 
     result = run(parsed)
     if parsed.training.process_index != 0:

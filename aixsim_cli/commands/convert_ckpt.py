@@ -32,19 +32,17 @@ def convert_ckpt(
 
     The result is compared with the source, digitally and as simulated, before it gets its name.
     """
+    from aixsim_cli.config.flavors import find_flavor
     from aixsim_cli.errors import UserError
-    from aixsim_cli.models.flavors import find_flavor
-    from aixsim_cli.source import SourceKind, find_source
+    from aixsim_cli.models.kind import SourceKind, find_source
 
     find_flavor(model_arch, model_flavor)
     if strict and plain:
         raise UserError("--strict and --plain: expected at most one of them")
     form = "strict" if strict else "plain" if plain else "aixsim"
     kind = find_source(source)
-    from aixsim_cli.backends.titan import device
 
-    device.prepare()
-    from aixsim_cli.checkpoint import convert
+    from aixsim_cli.models import convert
 
     if kind is SourceKind.TITAN:
         difference = convert.titan_to_hf(

@@ -61,9 +61,9 @@ def generate_cfg(
     request = generate.Request(**options)
     plan = generate.make_plan(request)
     config = generate.make_config(request, plan)
-    from aixsim_cli.backends.titan.schema import build_config
-    from aixsim_cli.config.load import Document
+    from aixsim_cli.config.pretrain import build_config
     from aixsim_cli.data.local import find_files
+    from aixsim_cli.settings.load import Document
 
     # what pretrain would refuse is refused here, before there is a file
     checked = build_config(Document(config, "generate-cfg"))
@@ -73,7 +73,7 @@ def generate_cfg(
     if Path(tokenizer_path).is_dir():
         read += Path(tokenizer_path).iterdir()
     if dry_run:
-        from aixsim_cli.backends.titan.plan import describe
+        from aixsim_cli.pretrain.plan import describe
 
         typer.echo(describe(checked, plan.num_ranks))
     elif save_path is not None:

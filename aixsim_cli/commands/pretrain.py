@@ -39,14 +39,15 @@ def pretrain(
     options = [name for parameter in context.command.params for name in parameter.opts]
     if config is None:
         raise UserError(_without_config(context.args, options))
-    from aixsim_cli.backends.titan import launch, schema
+    from aixsim_cli.config import pretrain
     from aixsim_cli.config.budget import check_ranks
+    from aixsim_cli.pretrain import launch
 
     with launch.errors_of_rank_zero():
-        overrides = schema.parse_overrides(context.args, options)
-        loaded = schema.load_config(config, overrides, transform_config=transform_config)
+        overrides = pretrain.parse_overrides(context.args, options)
+        loaded = pretrain.load_config(config, overrides, transform_config=transform_config)
     if dry_run:
-        from aixsim_cli.backends.titan.plan import describe
+        from aixsim_cli.pretrain.plan import describe
         from aixsim_cli.run import launcher
 
         ranks = nproc_per_node or ("WORLD_SIZE" in os.environ and launcher.complete_environment())

@@ -80,15 +80,12 @@ def check(
 
 
 def _plan_titan(config: "TransformConfig", arch: str, flavor: str) -> "TransformReport":
-    from aixsim_cli.backends.titan import device
-    from aixsim_cli.models.flavors import find_flavor
+    from aixsim_cli.config.flavors import find_flavor
     from aixsim_cli.transforms.apply import plan_transform
 
     find_flavor(arch, flavor)
-    device.prepare()
-    from aixsim_cli.backends.titan.model import meta_model
-    from aixsim_cli.backends.titan.names import titan_sites
-    from aixsim_cli.backends.titan.spec import model_args
+    from aixsim_cli.models.titan.model import meta_model, model_args
+    from aixsim_cli.models.titan.sites import titan_sites
 
     # names do not depend on the vocabulary
     return plan_transform(config, titan_sites(meta_model(model_args(arch, flavor, 1))))
@@ -98,9 +95,9 @@ def _plan_hf(config: "TransformConfig", source: str, trust_remote_code: bool) ->
     import torch
     import transformers
 
-    from aixsim_cli.backends.hf.apply import plan
-    from aixsim_cli.backends.hf.folder import load_config
-    from aixsim_cli.source import check_hf_source
+    from aixsim_cli.models.hf.saved import load_config
+    from aixsim_cli.models.hf.simulate import plan
+    from aixsim_cli.models.kind import check_hf_source
 
     check_hf_source(source)
     settings = load_config(source, trust_remote_code=trust_remote_code)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.config import budget
-from aixsim_cli.config.formats import dump_yaml
+from aixsim_cli.config.flavors import count_parameters, find_flavor, model_vocab_size
 from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.errors import UserError
 from aixsim_cli.files import NOT_THERE, kind_of, write_whole
-from aixsim_cli.models.flavors import count_parameters, find_flavor, model_vocab_size
+from aixsim_cli.settings.formats import dump_yaml
 
 # blocks of this many parameters and more recompute every second block's activations
 _CHECKPOINT_FROM = 300_000_000

@@ -13,12 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from aixsim_cli.config.json_object import load_json_object
 from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.data.corpus import builtin_documents
 from aixsim_cli.errors import UserError, first_line, reason_of, shown
 from aixsim_cli.run.inputs import definition_digest
 from aixsim_cli.run.manifest import verify, write_manifest
+from aixsim_cli.settings.json_object import load_json_object
 
 BUILTIN = "builtin"
 END_OF_TEXT = "<|endoftext|>"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel
 from aixsim_cli.eval.perplexity import batches
+from aixsim_cli.models.load import LanguageModel
 from aixsim_cli.transforms.state import SimulatedModule
 
 

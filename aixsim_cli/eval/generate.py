@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel
+from aixsim_cli.models.load import LanguageModel
 
 logger = logging.getLogger("aixsim")
 

@@ -19,10 +19,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 from torch import Tensor
 
-from aixsim_cli.backends.titan.device import device_type
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel
 from aixsim_cli.eval.measure import load_for_generation
+from aixsim_cli.models.load import LanguageModel
+from aixsim_cli.run.device import device_type
 
 logger = logging.getLogger("aixsim")
 

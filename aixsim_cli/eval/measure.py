@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from aixsim_cli.data.loader import heldout_windows
 from aixsim_cli.data.sources import open_source
+from aixsim_cli.data.windows import heldout_windows
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.calibrate import calibrate, has_ranges, needs_calibration
-from aixsim_cli.eval.load import LanguageModel, load_model
 from aixsim_cli.eval.perplexity import perplexity
+from aixsim_cli.models.load import LanguageModel, load_model
 
 logger = logging.getLogger("aixsim")
 

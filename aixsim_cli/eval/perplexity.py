@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.eval.load import LanguageModel
+from aixsim_cli.models.load import LanguageModel
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Models of two libraries, with simulated hardware in them: loaded, saved, converted."""

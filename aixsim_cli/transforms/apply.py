@@ -1,4 +1,4 @@
-"""Put a transform into a model: the only walk over modules, shared by both backends."""
+"""Put a transform into a model: the only walk over modules, shared by both libraries of models."""
 
 import logging
 from collections import Counter

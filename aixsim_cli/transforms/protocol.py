@@ -1,4 +1,4 @@
-"""What a paradigm is, and what both backends rely on.
+"""What a paradigm is, and what both libraries of models rely on.
 
 A paradigm is one module: validated parameters, what replaces a module class, optionally how an
 attention's two matrix products are computed. Nothing here knows torchtitan or transformers.
@@ -22,7 +22,7 @@ class Site:
         name: dotted name of the module in this model; for kind "attention" the module that owns
             (or will own) the submodule `inner_attention`.
         hf_name: the same place under its Hugging Face name; equals `name` in transformers models.
-            Noise is keyed by it, so both backends draw the same noise.
+            Noise is keyed by it, so both libraries draw the same noise.
         kind: "linear" for an `nn.Linear`, "attention" for the two products of an attention.
         is_head: the model's output projection, which only an explicit pattern transforms.
         aliases: what else a pattern may call it; torchtitan's name in a Hugging Face Llama.

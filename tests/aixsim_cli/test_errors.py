@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from aixsim_cli import main
-from aixsim_cli.config.load import Document, build
 from aixsim_cli.errors import ConfigError, RunError, UserError, first_line, nearest
 from aixsim_cli.run.resume import listing
+from aixsim_cli.settings.load import Document, build
 
 
 @dataclass

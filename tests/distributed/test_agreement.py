@@ -11,14 +11,9 @@ import os
 import pytest
 import torch
 
-from aixsim_cli.backends.titan import device
 from aixsim_cli.data.tokenizer import DocumentEncoder, load_tokenizer, resolve_tokenizer
-
-device.prepare()
-
-from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
-from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
-from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
+from aixsim_cli.models.titan.model import meta_model, model_args
+from aixsim_cli.models.titan.saved import read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.timeout(1200)
 SEQ_LEN = 32

@@ -165,16 +165,14 @@ def whole(config, tmp_path_factory):
 @pytest.fixture(scope="package")
 def models(tmp_path_factory):
     """Small whole models: `titan` (a step-N folder with its config), `digital` and `optical`."""
-    from aixsim_cli.backends.titan import device
 
-    device.prepare()
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from aixsim_cli.backends.hf.apply import transform_hf_model
-    from aixsim_cli.backends.hf.folder import write_model
-    from aixsim_cli.checkpoint.convert import hf_to_titan
     from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size
+    from aixsim_cli.models.convert import hf_to_titan
+    from aixsim_cli.models.hf.saved import write_model
+    from aixsim_cli.models.hf.transform import transform_hf_model
     from aixsim_cli.transforms.config import parse_transform
 
     root = tmp_path_factory.mktemp("models")

@@ -7,12 +7,8 @@ start, so that a run that was rolled back does not meet the same one again.
 import os
 import sys
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.titan.train import PretrainTrainer  # noqa: E402
-from aixsim_cli.main import main  # noqa: E402
+from aixsim_cli.main import main
+from aixsim_cli.pretrain.train import PretrainTrainer
 
 fault, steps = sys.argv[1], {int(step) for step in sys.argv[2].split(",")}
 del sys.argv[1:3]

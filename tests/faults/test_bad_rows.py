@@ -7,12 +7,8 @@ import os
 
 import pytest
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.data import loader  # noqa: E402
-from tests.faults.conftest import curve, long, steps  # noqa: E402
+from aixsim_cli.data import windows
+from tests.faults.conftest import curve, long, steps
 
 ROWS = [json.dumps({"text": f"row {n}, " + f"some words of it {n * n} " * 3}) for n in range(90)]
 BAD = 40  # of these lines, from 0
@@ -64,7 +60,7 @@ def test_at_the_first_step_it_is_a_mistake_like_any_other(train, tmp_path):
 
 
 def one_rank_cannot_read():
-    iterate = loader.TextDataset.__iter__
+    iterate = windows.TextDataset.__iter__
 
     def hurt(self):
         windows = iterate(self)
@@ -74,7 +70,7 @@ def one_rank_cannot_read():
             raise RuntimeError("worn out")
         yield from windows
 
-    loader.TextDataset.__iter__ = hurt
+    windows.TextDataset.__iter__ = hurt
 
 
 def test_one_rank_of_two(train, tmp_path):

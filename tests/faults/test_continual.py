@@ -29,14 +29,15 @@ from transformers import (
 )
 from transformers.trainer_utils import SchedulerType
 
-from aixsim_cli.backends.hf import data, identity
-from aixsim_cli.backends.hf.arguments import parse_arguments
-from aixsim_cli.backends.hf.data import load_blocks, tokens_digest
-from aixsim_cli.backends.hf.resume import check_files, clear_the_way, find_checkpoint
-from aixsim_cli.backends.hf.train import continual_pretrain
-from aixsim_cli.backends.hf.trainer import SimulationTrainer
+from aixsim_cli.continual import data, identity
+from aixsim_cli.continual.arguments import parse_arguments
+from aixsim_cli.continual.data import load_blocks, tokens_digest
+from aixsim_cli.continual.resume import check_files, clear_the_way, find_checkpoint
+from aixsim_cli.continual.train import continual_pretrain
+from aixsim_cli.continual.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import ConfigError, RunError, UserError
+from aixsim_cli.models.kind import find_source
 from aixsim_cli.run.folder import locked
 from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
@@ -46,7 +47,6 @@ from aixsim_cli.run.manifest import (
     verify,
     write_manifest,
 )
-from aixsim_cli.source import find_source
 from tests.faults.conftest import make_model
 
 SECRET = "hf_planted0planted0"
@@ -691,9 +691,9 @@ def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_
     def hurt():
         patch = pytest.MonkeyPatch()
         if moment == "last checkpoint":
-            killed_in(patch, "aixsim_cli.backends.hf.trainer.write_manifest")
+            killed_in(patch, "aixsim_cli.continual.trainer.write_manifest")
         elif moment == "model written":
-            killed_in(patch, "aixsim_cli.backends.hf.folder.finish_folder")
+            killed_in(patch, "aixsim_cli.models.hf.saved.finish_folder")
         else:
             place_files_until(patch, output, 3)
         train(output, "--save_steps", 4)
@@ -718,7 +718,7 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
         if files:
             place_files_until(patch, copy, files)
         else:
-            killed_in(patch, "aixsim_cli.backends.hf.folder.finish_folder")
+            killed_in(patch, "aixsim_cli.models.hf.saved.finish_folder")
         train(copy, *RESUME, "--max_steps", 5)
 
     in_a_child(hurt, expect=-signal.SIGKILL)
@@ -919,7 +919,7 @@ def test_the_best_checkpoint_is_verified_before_its_weights_are_taken(
         if folder.name == "checkpoint-4":
             flip(best / "model.safetensors") if damage == "a flipped byte" else shutil.rmtree(best)
 
-    monkeypatch.setattr("aixsim_cli.backends.hf.trainer.write_manifest", hurt)
+    monkeypatch.setattr("aixsim_cli.continual.trainer.write_manifest", hurt)
     said = "model.safetensors: damaged" if damage == "a flipped byte" else "no such folder"
     said = rf"the best checkpoint cannot be taken: {best}.*{said}.*--load_best_model_at_end false"
     with pytest.raises(RunError, match=said):
@@ -1501,7 +1501,7 @@ def test_the_model_alone_is_pushed_and_pushed_until_it_is(train, tmp_path, monke
         if len(pushed) == 1:
             raise OSError("no connection")
 
-    monkeypatch.setattr("aixsim_cli.backends.hf.save.upload_folder", upload)
+    monkeypatch.setattr("aixsim_cli.continual.save.upload_folder", upload)
     monkeypatch.setattr(SimulationTrainer, "init_hf_repo", lambda self, **how: None)
     monkeypatch.setattr(SimulationTrainer, "hub_model_id", "me/model", raising=False)
     (tmp_path / "run").mkdir()

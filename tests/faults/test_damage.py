@@ -13,24 +13,16 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.titan.checkpointer import checkpoints_in  # noqa: E402
-from aixsim_cli.backends.titan.model import meta_model  # noqa: E402
-from aixsim_cli.backends.titan.spec import model_args  # noqa: E402
-from aixsim_cli.backends.titan.storage import (  # noqa: E402
-    CheckpointPlanner,
-    CheckpointReader,
-    CheckpointWriter,
-)
-from aixsim_cli.checkpoint.dcp import read_checkpoint, write_checkpoint  # noqa: E402
-from aixsim_cli.data.resume import _PlainUnpickler  # noqa: E402
-from aixsim_cli.data.tokenizer import vocab_size  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.run.folder import locked  # noqa: E402
-from aixsim_cli.run.manifest import (  # noqa: E402
+from aixsim_cli.data.tokenizer import vocab_size
+from aixsim_cli.errors import UserError
+from aixsim_cli.models.kind import find_source
+from aixsim_cli.models.titan.model import meta_model, model_args
+from aixsim_cli.models.titan.saved import read_checkpoint, write_checkpoint
+from aixsim_cli.models.titan.storage import CheckpointPlanner, CheckpointReader, CheckpointWriter
+from aixsim_cli.pretrain.checkpointer import checkpoints_in
+from aixsim_cli.pretrain.dataloader import _PlainUnpickler
+from aixsim_cli.run.folder import locked
+from aixsim_cli.run.manifest import (
     MANIFEST_FILE,
     begin_saving,
     is_being_saved,
@@ -38,8 +30,7 @@ from aixsim_cli.run.manifest import (  # noqa: E402
     verify,
     write_manifest,
 )
-from aixsim_cli.source import find_source  # noqa: E402
-from tests.faults.conftest import steps  # noqa: E402
+from tests.faults.conftest import steps
 
 LISTS_NOTHING = '{"format": 1, "files": {}}'
 

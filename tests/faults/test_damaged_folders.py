@@ -12,15 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel
 from typer.testing import CliRunner
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.hf.folder import load_model, ranges_of, write_model  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.eval.load import load_model as load_for_eval  # noqa: E402
-from aixsim_cli.main import app  # noqa: E402
-from aixsim_cli.transforms.config import parse_transform  # noqa: E402
+from aixsim_cli.errors import UserError
+from aixsim_cli.main import app
+from aixsim_cli.models.hf.saved import load_model, ranges_of, write_model
+from aixsim_cli.models.load import load_model as load_for_eval
+from aixsim_cli.transforms.config import parse_transform
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UP = "model.layers.0.mlp.up_proj.weight"

@@ -9,16 +9,11 @@ import datasets
 import pytest
 from datasets import Dataset, load_dataset
 
-from aixsim_cli.backends.titan import device
-from aixsim_cli.data import loader
-from aixsim_cli.data.loader import TextDataset
 from aixsim_cli.data.sources import HubSource, articles
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
+from aixsim_cli.data.windows import TextDataset
 from aixsim_cli.errors import RunError
-
-device.prepare()
-
-from aixsim_cli.data.resume import divide_anew  # noqa: E402
+from aixsim_cli.pretrain.dataloader import divide_anew
 
 ROWS = [{"text": f" = document {n} = \n" + "words of it " * 20} for n in range(3000)]
 BODY = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -68,7 +63,7 @@ def quick(monkeypatch):
 def waits(monkeypatch):
     """The pauses that would have been made, in seconds."""
     made = []
-    monkeypatch.setattr(loader, "time", SimpleNamespace(sleep=made.append))
+    monkeypatch.setattr("aixsim_cli.data.windows.time", SimpleNamespace(sleep=made.append))
     return made
 
 

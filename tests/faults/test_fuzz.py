@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.titan.plan import describe_transform  # noqa: E402
-from aixsim_cli.backends.titan.schema import load_config  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.transforms.config import load_transform_file  # noqa: E402
+from aixsim_cli.config.pretrain import load_config
+from aixsim_cli.errors import UserError
+from aixsim_cli.pretrain.plan import describe_transform
+from aixsim_cli.transforms.config import load_transform_file
 
 ROOT = Path(__file__).parent.parent.parent / "configs"
 LONG = "AIXSIM_TEST_LONG" in os.environ

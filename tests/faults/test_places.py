@@ -10,16 +10,12 @@ import time
 
 import pytest
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.titan import train  # noqa: E402
-from aixsim_cli.backends.titan.schema import PretrainConfig  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.run import folder, launcher  # noqa: E402
-from aixsim_cli.run.manifest import verify  # noqa: E402
-from tests.faults.conftest import make_model, steps  # noqa: E402
+from aixsim_cli.config.pretrain import PretrainConfig
+from aixsim_cli.errors import UserError
+from aixsim_cli.pretrain import train
+from aixsim_cli.run import folder, launcher
+from aixsim_cli.run.manifest import verify
+from tests.faults.conftest import make_model, steps
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.checkpoint.dcp import read_checkpoint  # noqa: E402
-from tests.faults.conftest import STEPS, curve, long, steps  # noqa: E402
+from aixsim_cli.models.titan.saved import read_checkpoint
+from tests.faults.conftest import STEPS, curve, long, steps
 
 TWO = ("--nproc-per-node", 2, "--budget.num_ranks", 2)
 REPLICAS = (*TWO, "--parallelism.data_parallel_replicate_degree", 2)

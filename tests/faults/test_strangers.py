@@ -7,13 +7,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.hf.folder import load_config  # noqa: E402
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.main import app  # noqa: E402
+from aixsim_cli.errors import UserError
+from aixsim_cli.main import app
+from aixsim_cli.models.hf.saved import load_config
 
 CODE = """
 from pathlib import Path

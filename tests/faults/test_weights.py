@@ -8,14 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.titan import checkpointer, train  # noqa: E402
-from aixsim_cli.errors import RunError  # noqa: E402
-from aixsim_cli.run.finite import all_finite, first_nonfinite  # noqa: E402
-from tests.faults.conftest import long, steps  # noqa: E402
+from aixsim_cli.errors import RunError
+from aixsim_cli.pretrain import checkpointer, train
+from aixsim_cli.run.finite import all_finite, first_nonfinite
+from tests.faults.conftest import long, steps
 
 SAID = "weights, ranges or moments are not finite"
 
@@ -217,7 +213,7 @@ def test_moments():
 
 @pytest.mark.parametrize("part", ["weight", "moment", None])
 def test_of_the_other_trainer_too(tmp_path, part):
-    from aixsim_cli.backends.hf.trainer import SimulationTrainer
+    from aixsim_cli.continual.trainer import SimulationTrainer
 
     model = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
-from aixsim_cli.backends.hf.arguments import parse_arguments
-from aixsim_cli.backends.hf.folder import load_model
-from aixsim_cli.backends.hf.train import continual_pretrain
+from aixsim_cli.continual.arguments import parse_arguments
+from aixsim_cli.continual.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
+from aixsim_cli.models.hf.saved import load_model
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
 OPTICAL = "configs/transforms/optical.yaml"
@@ -270,7 +270,7 @@ def test_push_sends_the_finished_folder(train_in_process, dataset_folder, tmp_pa
     def create(trainer, *arguments):
         trainer.hub_model_id = "owner/model"
 
-    monkeypatch.setattr("aixsim_cli.backends.hf.save.upload_folder", upload)
+    monkeypatch.setattr("aixsim_cli.continual.save.upload_folder", upload)
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", create)
     train_in_process(
         tmp_path / "o", dataset_folder, "--push_to_hub", "--hub_token", "hf_secret", "--strict"

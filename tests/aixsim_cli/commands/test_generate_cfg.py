@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aixsim_cli.backends.titan.schema import load_config
+from aixsim_cli.config.pretrain import load_config
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.transforms.config import load_transform_file
 
@@ -99,7 +99,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(aixsim, tmp_path):
 
 
 def test_there_are_published_configs_for_every_flavor():
-    from aixsim_cli.models.flavors import FLAVORS
+    from aixsim_cli.config.flavors import FLAVORS
 
     expected = {f"{f}{kind}.yaml" for f in FLAVORS["aixsim"] for kind in ("", "-optical")}
     assert {path.name for path in PUBLISHED} == expected

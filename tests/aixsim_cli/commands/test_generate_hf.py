@@ -6,15 +6,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.eval import generate, measure  # noqa: E402
-from aixsim_cli.eval.generate import generate as generate_text  # noqa: E402
-from aixsim_cli.eval.load import LanguageModel  # noqa: E402
-from aixsim_cli.main import app  # noqa: E402
+from aixsim_cli.errors import UserError
+from aixsim_cli.eval import generate, measure
+from aixsim_cli.eval.generate import generate as generate_text
+from aixsim_cli.main import app
+from aixsim_cli.models.load import LanguageModel
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aixsim_cli.config.generate import Plan, Request, make_config, render, shell_words, write_new
-from aixsim_cli.config.load import load_yaml
 from aixsim_cli.errors import UserError
+from aixsim_cli.settings.load import load_yaml
 
 PLAN = Plan(1, 2, 3, 4, 5, 6, 7, 8)
 # whatever a name may hold, bytes that are no UTF-8 (as lone surrogates) too

@@ -14,20 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from typer.testing import CliRunner
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.backends.hf.apply import transform_hf_model  # noqa: E402
-from aixsim_cli.backends.hf.folder import ranges_of, write_model  # noqa: E402
-from aixsim_cli.data.tokenizer import resolve_tokenizer  # noqa: E402
-from aixsim_cli.errors import RunError, UserError  # noqa: E402
-from aixsim_cli.eval.calibrate import calibrate, needs_calibration  # noqa: E402
-from aixsim_cli.eval.load import load_model  # noqa: E402
-from aixsim_cli.eval.measure import Calibration, Text, measure  # noqa: E402
-from aixsim_cli.eval.perplexity import Perplexity  # noqa: E402
-from aixsim_cli.main import app  # noqa: E402
-from aixsim_cli.transforms.config import parse_transform  # noqa: E402
+from aixsim_cli.data.tokenizer import resolve_tokenizer
+from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.eval.calibrate import calibrate, needs_calibration
+from aixsim_cli.eval.measure import Calibration, Text, measure
+from aixsim_cli.eval.perplexity import Perplexity
+from aixsim_cli.main import app
+from aixsim_cli.models.hf.saved import ranges_of, write_model
+from aixsim_cli.models.hf.transform import transform_hf_model
+from aixsim_cli.models.load import load_model
+from aixsim_cli.transforms.config import parse_transform
 
 TEXT = Text("builtin", None, 2, 2, None)
 

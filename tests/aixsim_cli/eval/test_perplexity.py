@@ -7,13 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from aixsim_cli.backends.titan import device
-
-device.prepare()
-
-from aixsim_cli.errors import UserError  # noqa: E402
-from aixsim_cli.eval.load import LanguageModel  # noqa: E402
-from aixsim_cli.eval.perplexity import Perplexity, perplexity  # noqa: E402
+from aixsim_cli.errors import UserError
+from aixsim_cli.eval.perplexity import Perplexity, perplexity
+from aixsim_cli.models.load import LanguageModel
 
 VOCAB = 11
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.models.kind import find_source
 from aixsim_cli.run import replace
 from aixsim_cli.run.manifest import verify, write_manifest
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
-from aixsim_cli.source import find_source
 
 
 def make(target, text="new", **options):

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from aixsim_cli.backends.hf.apply import transform_hf_model
-from aixsim_cli.backends.hf.folder import load_model, write_model
-from aixsim_cli.backends.titan.converter import TransformConverter
+from aixsim_cli.models.hf.saved import load_model, write_model
+from aixsim_cli.models.hf.transform import transform_hf_model
+from aixsim_cli.pretrain.converter import TransformConverter
 from aixsim_cli.transforms import config as module
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 from aixsim_cli.transforms.difference import hardware_difference

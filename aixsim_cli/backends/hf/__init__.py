@@ -1,1 +1,0 @@
-"""Transforms in Hugging Face models."""

@@ -1,1 +1,0 @@
-"""Checkpoints on disk: what a path holds, reading, writing and converting."""

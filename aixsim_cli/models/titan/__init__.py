@@ -1,0 +1,1 @@
+"""Simulated hardware inside torchtitan's models."""

@@ -1,0 +1,1 @@
+"""Train from scratch, with torchtitan."""

@@ -1,0 +1,234 @@
+"""torchtitan's Trainer, with noise by step and a watch on NaN, on data and on signals."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import IGNORE_INDEX
+from torchtitan.train import Trainer
+
+from aixsim_cli.config.pretrain import PretrainConfig
+from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.pretrain import compat
+from aixsim_cli.pretrain.checkpointer import Checkpointer
+from aixsim_cli.pretrain.culprit import first_culprit
+from aixsim_cli.pretrain.dataloader import ResumableLoader
+from aixsim_cli.run import ranks
+from aixsim_cli.run.finite import first_nonfinite
+from aixsim_cli.run.signals import StopSignals
+
+logger = logging.getLogger("aixsim")
+_Batch = tuple[dict[str, Tensor], Tensor]
+_SPOILT = "weights, ranges or moments are not finite"
+
+
+class _StepGivenUp(Exception):
+    """Leaves torchtitan's step before the optimizer's."""
+
+
+class PretrainTrainer(Trainer):
+    """torchtitan's Trainer; advances the noise counters, and watches for what may go wrong.
+
+    Once a step, before the optimizer's, all ranks agree by one small all-reduce on whether a
+    signal asked to stop, whether one of them met data that it cannot read, and whether loss and
+    gradient are finite. Weights, ranges and moments are looked at before they are saved.
+    """
+
+    def __init__(self, job_config: PretrainConfig) -> None:
+        self._inputs: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self.signals = StopSignals()
+        self.stopped_by = 0
+        # of the data, on this rank; and what came of it, the same on all ranks
+        self._data_error: Exception | None = None
+        self.failure: UserError | RunError | None = None
+        self.config = job_config
+        compat.watch_gradient_norm(self._agree)
+        super().__init__(job_config)
+        self.checkpoints = cast(Checkpointer, self.checkpointer)
+        self.checkpoints.run_config = job_config
+        self.transform_state = getattr(self.model_parts[0], "transform_state", None)
+        dims = self.parallel_dims
+        self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
+        # on the host, whatever the device: a flag must not wait for the accelerator's queue
+        self._flags = None
+        if dist.get_world_size() > 1:
+            # the first step, where ranks may compile, is part of the start
+            comm = job_config.comm
+            longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
+            self._flags = dist.new_group(backend="gloo", timeout=timedelta(seconds=longest))
+        self._trained = 0  # steps of this process
+        self._given_up = 0  # steps, since the last checkpoint
+        self._counted_from: int | None = None
+
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes on the disk: weights and Adam's two moments."""
+        weights = (p for part in self.model_parts for p in part.parameters())
+        return 3 * sum(p.numel() * p.element_size() for p in weights)
+
+    def train_step(self, data_iterator: Iterator[_Batch]) -> None:
+        self._inputs, self._losses = [], []
+        if self.transform_state is not None:
+            self.transform_state.begin_step(self.step, self.data_rank)
+        loader, tokens = cast(ResumableLoader, self.dataloader), self.ntokens_seen
+        loader.mark()
+        try:
+            super().train_step(self._read(data_iterator))
+            self._trained += 1
+        except _StepGivenUp:
+            self._forget_records()
+            if self.failure is None:
+                self._recover(
+                    "loss or gradient is not finite", spoilt=not self.checkpoints.is_finite()
+                )
+            else:
+                self.step, self.ntokens_seen = self.step - 1, tokens
+                loader.return_to_mark()
+        self.checkpoints.save_now = bool(self.stopped_by or self.failure)
+        self._check_weights()
+
+    def should_continue_training(self) -> bool:
+        return not self.stopped_by and self.failure is None and super().should_continue_training()
+
+    def _read(self, data_iterator: Iterator[_Batch]) -> Iterator[_Batch]:
+        """A step's batches; where they cannot be read, empty ones up to where the ranks agree."""
+        while self._data_error is None:
+            try:
+                batch = next(data_iterator)
+            except Exception as error:  # whatever it is, the other ranks must not wait for this one
+                self._data_error = error
+            else:
+                yield batch
+        if self._flags is None:
+            self.failure = self._data_failure()
+            raise _StepGivenUp
+        training = self.config.training
+        tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.int64)
+        while True:
+            yield {"input": tokens}, torch.full_like(tokens, IGNORE_INDEX)
+
+    def forward_backward_step(
+        self, *, input_dict: dict[str, Tensor], labels: Tensor, global_valid_tokens: Tensor
+    ) -> Tensor:
+        self._inputs.append(input_dict["input"])
+        loss = super().forward_backward_step(
+            input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+        )
+        self._losses.append(loss.detach())
+        return loss
+
+    def _agree(self, grad_norm: Tensor) -> None:
+        """Called with the gradient norm: the weights are still those of the last good step."""
+        loss = torch.stack(self._losses).sum()
+        if isinstance(loss, DTensor):  # under tensor parallelism
+            loss = loss.full_tensor()
+        finite = torch.isfinite(torch.stack([loss, grad_norm.to(loss)])).tolist()
+        unread = self._data_error is not None
+        flags = torch.tensor([self.signals.received, unread, not finite[0], not finite[1]])
+        if self._flags is not None:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._flags)
+        self.stopped_by, unread, bad_loss, bad_gradient = flags.tolist()
+        if unread:
+            self.failure = self._data_failure()
+            raise _StepGivenUp
+        if not bad_loss and not bad_gradient:
+            return
+        if self.config.reliability.on_nonfinite == "stop":
+            raise RunError(self._describe(loss, grad_norm, bool(bad_gradient)))
+        raise _StepGivenUp
+
+    def _describe(self, loss: Tensor, grad_norm: Tensor, everywhere: bool) -> str:
+        what, value = ("gradient norm", grad_norm) if torch.isfinite(loss) else ("loss", loss)
+        # the norm is the same on all ranks; a loss alone may be one rank's, without a forward
+        where = (
+            first_culprit(self.model_parts[0], self._inputs)
+            if everywhere
+            else "on one of the ranks"
+        )
+        kept = (
+            f"The weights of step {self.step - 1} were not changed; checkpoints up to it are kept"
+            if self.checkpoints.is_finite()
+            else f"{_SPOILT} since an earlier step; {self._newest()}"
+        )
+        return f"step {self.step}: {what} is {float(value)}; {where}. {kept}"
+
+    def _newest(self) -> str:
+        with contextlib.suppress(RunError):  # one that is being saved may be the newest
+            self.checkpoints.wait()
+        enabled = self.config.checkpoint.enable
+        newest = self.checkpoints.folders.newest_complete() if enabled else None
+        return f"the newest checkpoint is {newest}" if newest else "there is no checkpoint"
+
+    def _data_failure(self) -> UserError | RunError:
+        """What ends the run, the same on all ranks: the message of the first that has one."""
+        mine = self._data_error and (_in_words(self._data_error), type(self._data_error))
+        said, kind = next(found for found in ranks.of_all(mine) if found)
+        # where nothing was trained, it is a mistake like any other that is met at the start
+        is_mistake = issubclass(kind, UserError) and not self._trained
+        return UserError(said) if is_mistake else RunError(f"step {self.step}: {said}")
+
+    def _check_weights(self) -> None:
+        """Before they are saved, and at the end: loss and gradient say nothing of the update."""
+        due = self.step == self.config.training.steps or self.checkpoints.is_due(self.step)
+        if self.failure is not None or not due or self.checkpoints.is_finite():
+            return
+        if self.config.reliability.on_nonfinite == "stop":
+            name = first_nonfinite(self.model_parts[0])
+            raise RunError(
+                f"step {self.step}: {_SPOILT} after the update{f', {name} first' if name else ''}; "
+                f"nothing was saved of it, {self._newest()}; expected a lower optimizer.lr"
+            )
+        self._recover(f"{_SPOILT} after the update", spoilt=True)
+
+    def _forget_records(self) -> None:
+        if self.transform_state is not None:
+            for module in self.transform_state.modules.values():
+                module.reset_record()
+
+    def _recover(self, what: str, *, spoilt: bool) -> None:
+        """Skip the step, or roll back; the same on all ranks.
+
+        Args:
+            what: is wrong.
+            spoilt: the weights themselves, so that leaving out an update does not help.
+        """
+        policy, limit = self.config.reliability.on_nonfinite, self.config.reliability.max_nonfinite
+        if self.checkpoints.last_saved != self._counted_from:
+            self._counted_from, self._given_up = self.checkpoints.last_saved, 0
+        failed, self._given_up = self.step, self._given_up + 1
+        if self._given_up > limit:
+            raise RunError(
+                f"step {failed}: {what}, for the {self._given_up}th time since the last "
+                f"checkpoint; reliability.max_nonfinite allows {limit}"
+            )
+        if policy == "skip" and not spoilt:
+            self.lr_schedulers.step()
+            went = "skipped"
+        elif self.checkpoints.roll_back():
+            went = f"rolled back to step {self.step}, on with the data that follow"
+        else:
+            raise RunError(f"step {failed}: {what}, and there is no checkpoint to roll back to")
+        if dist.get_rank() == 0:
+            logger.warning(
+                "step %d: %s; %s (%d of at most %d until the next checkpoint)",
+                failed,
+                what,
+                went,
+                self._given_up,
+                limit,
+            )
+
+
+def _in_words(error: Exception) -> str:
+    """One line; an error of a worker process has its traceback in its message."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    is_traceback = any("Original Traceback" in line for line in lines)
+    line = lines[-1].partition(": ")[2] if is_traceback else lines[0]
+    known = isinstance(error, UserError | RunError)
+    return line if known else f"the data cannot be read: {type(error).__name__}: {line}"

@@ -1,0 +1,1 @@
+"""YAML, JSON and overrides into checked dataclasses."""
