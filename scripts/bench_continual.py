@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from aixsim_cli.models.hf.saved import load_model
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
+from aixsim_cli.transforms.choice import DIGITAL
+from aixsim_cli.transforms.read import read_transform
 from aixsim_cli.transforms.state import state_of
 
 
@@ -27,15 +28,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=9)
     arguments = parser.parse_args()
-    transform = parse_transform(
-        load_transform_file(arguments.transform), source=arguments.transform
-    )
+    transform = read_transform(arguments.transform)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     steps = {
-        "digital": _stepper(load_model(arguments.model, digital=True)[0], arguments, device),
-        "simulated": _stepper(
-            load_model(arguments.model, transform=transform)[0], arguments, device
-        ),
+        "digital": _stepper(load_model(arguments.model, DIGITAL), arguments, device),
+        "simulated": _stepper(load_model(arguments.model, transform), arguments, device),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(arguments.steps + 2):

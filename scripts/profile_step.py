@@ -96,12 +96,12 @@ def main() -> None:
     from aixsim_cli.models.titan.model import meta_model, model_args
     from aixsim_cli.models.titan.sites import titan_sites
     from aixsim_cli.transforms.apply import apply_transform
-    from aixsim_cli.transforms.config import load_transform_file, parse_transform
+    from aixsim_cli.transforms.read import read_transform
 
     sizes = model_args("aixsim", args.flavor, 4096)
     sizes = replace(sizes, n_layers=args.layers or sizes.n_layers, max_seq_len=args.length)
     model = meta_model(sizes)
-    transform = parse_transform(load_transform_file(args.transform), source=args.transform)
+    transform = read_transform(args.transform)
     state = apply_transform(model, transform, titan_sites(model))[0]
     model.to_empty(device=device)
     torch.manual_seed(0)

@@ -64,13 +64,13 @@ def ppl(
     text set its ranges.
     """
     from aixsim_cli.eval.measure import Calibration, Text, measure
+    from aixsim_cli.transforms.choice import read_choice
 
     record = measure(
         source,
         Text(dataset, dataset_path, batch_size, num_batches, seq_len),
         Calibration(calibration_batches, calibration_path, recalibrate),
-        transform_config=transform_config,
-        no_transform=no_transform,
+        read_choice(transform_config, no_transform),
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
@@ -119,15 +119,16 @@ def compare(
 
         # now, not when everything has been evaluated
         check_plot(plot)
-    variants: list[tuple[str | None, bool]] = [(None, False)]
-    variants += [(None, True)] if no_transform else []
-    variants += [(path, False) for path in transform_config or ()]
     from aixsim_cli.eval.measure import Calibration, Text, measure
+    from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice, read_choice
 
+    choices: list[Choice] = [KEEP_OWN, *([DIGITAL] if no_transform else [])]
+    choices += [read_choice(path) for path in transform_config or ()]
     text = Text(dataset, dataset_path, batch_size, num_batches, seq_len)
     records: list[dict[str, Any]] = []
     for source in sources:
-        for path, digital in variants:
+        for choice in choices:
+            digital = choice is DIGITAL
             if digital and records and not records[-1]["transform"]:
                 # as it is, it is digital
                 continue
@@ -136,8 +137,7 @@ def compare(
                     source,
                     text,
                     Calibration(calibration_batches, calibration_path, recalibrate and not digital),
-                    transform_config=path,
-                    no_transform=digital,
+                    choice,
                     dtype=dtype,
                     trust_remote_code=trust_remote_code,
                 )
@@ -210,8 +210,10 @@ def lm_eval(
     if path is not None:
         check_new(path, "--output")
     from aixsim_cli.eval.measure import load_for_generation
+    from aixsim_cli.transforms.choice import read_choice
 
-    model = load_for_generation(source, transform_config, no_transform, dtype, trust_remote_code)
+    transform = read_choice(transform_config, no_transform)
+    model = load_for_generation(source, transform, dtype=dtype, trust_remote_code=trust_remote_code)
     found = harness.evaluate(
         model,
         names,
@@ -223,7 +225,7 @@ def lm_eval(
     )
     typer.echo(harness.table(found))
     if path is not None:
-        found |= {"source": source, "transform": model.transform}
+        found |= {"source": source, "transform": model.transform and model.transform.name}
         write_whole(path, to_json(found, indent=2, default=str) + "\n")
         typer.echo(f"wrote {path}")
 

@@ -52,12 +52,12 @@ def generate_cfg(
     if save_path is None and not dry_run:
         raise UserError("--save-path: missing; expected the file to write, or --dry-run")
     command = f"aixsim generate-cfg {generate.shell_words(_options(options))}"
-    from aixsim_cli.transforms.config import load_transform_file
+    from aixsim_cli.transforms.read import read_transform
 
     options["compile"] = compile == "true"
     options["transform"] = None
     if options.pop("transform_config") is not None:
-        options["transform"] = load_transform_file(transform_config or "")
+        options["transform"] = dict(read_transform(transform_config or "").mapping)
     request = generate.Request(**options)
     plan = generate.make_plan(request)
     config = generate.make_config(request, plan)

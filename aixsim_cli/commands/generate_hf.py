@@ -49,8 +49,10 @@ def generate_hf(
         typer.echo(f"aixsim: {names}: not used without --do-sample true", err=True)
     from aixsim_cli.eval.generate import generate
     from aixsim_cli.eval.measure import load_for_generation
+    from aixsim_cli.transforms.choice import read_choice
 
-    model = load_for_generation(source, transform_config, no_transform, dtype, trust_remote_code)
+    transform = read_choice(transform_config, no_transform)
+    model = load_for_generation(source, transform, dtype=dtype, trust_remote_code=trust_remote_code)
     sampling = _SAMPLING | given if sample else {}
     text = generate(
         model, prompt, max_new_tokens=max_new_tokens, do_sample=sample, seed=seed, **sampling

@@ -42,10 +42,11 @@ def pretrain(
     from aixsim_cli.config import pretrain
     from aixsim_cli.config.budget import check_ranks
     from aixsim_cli.pretrain import launch
+    from aixsim_cli.transforms.choice import read_choice
 
     with launch.errors_of_rank_zero():
         overrides = pretrain.parse_overrides(context.args, options)
-        loaded = pretrain.load_config(config, overrides, transform_config=transform_config)
+        loaded = pretrain.load_config(config, overrides, transform=read_choice(transform_config))
     if dry_run:
         from aixsim_cli.pretrain.plan import describe
         from aixsim_cli.run import launcher

@@ -63,9 +63,9 @@ def check(
     """What a transform file would do to a model; no weight is read, nothing is trained."""
     if (flavor is None) == (model is None):
         raise UserError("--flavor, --model: expected one of them")
-    from aixsim_cli.transforms.config import load_transform_file, parse_transform
+    from aixsim_cli.transforms.read import read_transform
 
-    config = parse_transform(load_transform_file(file), source=file)
+    config = read_transform(file)
     if model is not None:
         report = _plan_hf(config, model, trust_remote_code)
     else:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,9 @@ from aixsim_cli.run import device
 from aixsim_cli.settings import overrides
 from aixsim_cli.settings.formats import dump_yaml
 from aixsim_cli.settings.load import PRETRAIN, Document, build, check_purpose, load_yaml
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.read import parse_transform
 
 CONVERTER_NAME = "aixsim"
 # in every checkpoint, the config it was trained with
@@ -105,6 +108,17 @@ class PretrainConfig(JobConfig):
     reliability: Reliability = field(default_factory=Reliability)
     """What to do when something goes wrong."""
 
+    @cached_property
+    def transform_config(self) -> TransformConfig | None:
+        """The transform section, read; None = digital.
+
+        Raises:
+            ConfigError: everything that is wrong with it.
+        """
+        if self.transform is None:
+            return None
+        return parse_transform(self.transform, source="transform", saved=True)
+
 
 def parse_overrides(arguments: list[str], options: Collection[str] = ()) -> dict[str, Any]:
     """Dotted overrides of a pretraining config; see `config.overrides`."""
@@ -115,14 +129,14 @@ def load_config(
     path: str | Path,
     values: dict[str, Any] | None = None,
     *,
-    transform_config: str | Path | None = None,
+    transform: Choice = KEEP_OWN,
 ) -> PretrainConfig:
     """Read, override and check a pretraining config.
 
     Args:
         path: a YAML file from generate-cfg.
         values: dotted key -> value, from `parse_overrides`.
-        transform_config: a transform file that replaces the config's transform.
+        transform: to train with in place of the config's.
 
     Raises:
         ConfigError: everything that is wrong with it.
@@ -130,8 +144,10 @@ def load_config(
     document = load_yaml(path)
     check_purpose(document.data, str(path), PRETRAIN)
     document = overrides.apply_overrides(document, values or {})
-    if transform_config is not None:
-        document.data["transform"] = load_transform_file(transform_config)
+    if isinstance(transform, TransformConfig):
+        document.data["transform"] = dict(transform.mapping)
+    elif transform is DIGITAL:
+        document.data["transform"] = None
     return build_config(document)
 
 
@@ -230,13 +246,11 @@ def _check_data(config: PretrainConfig) -> list[tuple[str, str]]:
 
 
 def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
-    if config.transform is None:
-        return []
     try:
-        transform = parse_transform(config.transform, source="transform", saved=True)
+        transform = config.transform_config
     except ConfigError as error:
         return [("transform", problem.removeprefix("transform: ")) for problem in error.problems]
-    if transform.uses_lora:
+    if transform is not None and transform.uses_lora:
         reason = "low-rank updates of random weights would be trained; expected none from scratch"
         return [("transform", f"lora: {reason} (aixsim continual-pretrain takes it)")]
     return []

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from aixsim_cli import __version__
 from aixsim_cli.continual.arguments import Arguments, without_secrets
-from aixsim_cli.models.hf.saved import saved_transform
+from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.settings.formats import dump_yaml
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.config import TransformConfig
 
 _SHOWN = ("train_loss", "eval_loss", "perplexity", "train_runtime", "epoch")
 CARD_FILE = "README.md"
@@ -39,15 +39,14 @@ def write_card(
         arguments: of the run; tokens among them are left out.
         metrics: of training and evaluation.
     """
-    transform = saved_transform(model)
-    name = parse_transform(transform, source="transform", saved=True).name if transform else None
+    transform = transform_of(model)
     data = ModelCardData(
         library_name="transformers",
         base_model=arguments.model.model_name_or_path,
         datasets=arguments.data.dataset_name if _on_hub(arguments) else None,
-        tags=["aixsim", *(name.split("+") if name else [])],
+        tags=["aixsim", *(transform.name.split("+") if transform else [])],
     )
-    text = f"---\n{data.to_yaml()}\n---\n\n{_body(name, transform, arguments, metrics)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{_body(transform, arguments, metrics)}"
     ModelCard(text).save(folder / CARD_FILE)
 
 
@@ -56,8 +55,7 @@ def _on_hub(arguments: Arguments) -> bool:
 
 
 def _body(
-    hardware: str | None,
-    transform: dict[str, Any] | None,
+    transform: TransformConfig | None,
     arguments: Arguments,
     metrics: dict[str, Any],
 ) -> str:
@@ -65,9 +63,9 @@ def _body(
     parts = [f"# {folder}", f"Trained with aixsim {__version__}."]
     if transform is not None:
         loud = ": it does not load at all" if arguments.simulation.strict else ""
-        described = dump_yaml(transform).strip()
+        described = dump_yaml(dict(transform.mapping)).strip()
         parts += [
-            f"Its linear layers and attention run on simulated hardware: **{hardware}**.",
+            f"Its linear layers and attention run on simulated hardware: **{transform.name}**.",
             "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."
             if arguments.simulation.plain
             else _LOAD.format(name=folder, loud=loud),

@@ -21,11 +21,12 @@ from aixsim_cli.continual.data import data_digest, tokens_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.run import ranks
 from aixsim_cli.run.inputs import RANDOM, Inputs, definition_digest, read_inputs
 from aixsim_cli.run.manifest import digest_of
 from aixsim_cli.run.resume import listing
-from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.config import difference
 
 SETTINGS_FILE = "settings.json"
 BEST_BY = "best checkpoint by"
@@ -224,11 +225,10 @@ def _leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
-    saved, asked = hf_folder.transform_in(checkpoint), hf_folder.saved_transform(model)
-    difference = hardware_difference(saved, asked, source=str(checkpoint))
-    if difference is None:
+    differing = difference(hf_folder.transform_in(checkpoint), transform_of(model))
+    if differing is None:
         return
-    began, asks = difference
+    began, asks = differing
     raise UserError(
         f"--resume_from_checkpoint: {checkpoint} is of a run on {began}, and this run is on {asks};"
         " expected the hardware that the run began with (--transform_config), or a new --output_dir"

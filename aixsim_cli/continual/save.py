@@ -19,11 +19,11 @@ from aixsim_cli.continual.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import NOT_THERE, write_whole
 from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf.config import AixsimConfig
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_places
 from aixsim_cli.run.manifest import MANIFEST_FILE, read_beside, read_manifest
 from aixsim_cli.run.replace import WORKPLACES, open_to_all, publish, stage
-from aixsim_cli.transforms.config import without_lora
 from aixsim_cli.transforms.lora import merge_lora
 
 _ALL_RESULTS = "all_results.json"
@@ -156,8 +156,9 @@ def _merge(model: Any) -> None:
     """Put low-rank updates into the weights: what is saved is the hardware and its weights."""
     if not merge_lora(model):
         return
-    saved = model.config.quantization_config
-    saved.transform = without_lora(saved.transform)
+    section = model.config.quantization_config
+    merged = section.transform_config.without_lora()
+    model.config.quantization_config = AixsimConfig(merged, modules=section.modules)
 
 
 def push(trainer: SimulationTrainer, folder: Path) -> None:

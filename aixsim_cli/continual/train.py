@@ -33,11 +33,8 @@ from aixsim_cli.run.folder import check_free_space, locked
 from aixsim_cli.run.replace import finish_publishing
 from aixsim_cli.run.resume import describe
 from aixsim_cli.run.signals import EXIT_CODES
-from aixsim_cli.transforms.config import (
-    TransformConfig,
-    load_transform_file,
-    parse_transform,
-)
+from aixsim_cli.transforms.choice import Choice, read_choice
+from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.lora import add_lora
 from aixsim_cli.transforms.state import state_of
 
@@ -86,7 +83,7 @@ def _run(arguments: Arguments, output: Path) -> Result:
     training = arguments.training
     checkpoint = resume.find_checkpoint(arguments)
     set_seed(training.seed)
-    transform = _transform(arguments)
+    transform = read_choice(arguments.simulation.transform_config)
     # before the tokenizer, which would be looked for in the same place
     _check_source(arguments.model)
     tokenizer = _tokenizer(arguments)
@@ -229,13 +226,6 @@ def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, flo
     raise SystemExit(EXIT_CODES[stop.stopped_by])
 
 
-def _transform(arguments: Arguments) -> TransformConfig | None:
-    path = arguments.simulation.transform_config
-    if path is None:
-        return None
-    return parse_transform(load_transform_file(path), source=path)
-
-
 def _tokenizer(arguments: Arguments) -> Any:
     model = arguments.model
     name = model.tokenizer_name or model.model_name_or_path or model.config_name
@@ -251,20 +241,16 @@ def _tokenizer(arguments: Arguments) -> Any:
     )
 
 
-def _model(
-    arguments: ModelArguments, transform: TransformConfig | None, tokens: int
-) -> PreTrainedModel:
+def _model(arguments: ModelArguments, transform: Choice, tokens: int) -> PreTrainedModel:
     if arguments.model_name_or_path is None:
         model = _from_scratch(arguments, tokens)
-        if transform is not None:
+        if isinstance(transform, TransformConfig):
             transform_hf_model(model, transform)
     else:
         options: dict[str, Any] = _of_hub(arguments) | {"dtype": arguments.dtype or "float32"}
         if arguments.attn_implementation is not None:
             options["attn_implementation"] = arguments.attn_implementation
-        model, _ = hf_folder.load_model(
-            arguments.model_name_or_path, transform=transform, **options
-        )
+        model = hf_folder.load_model(arguments.model_name_or_path, transform, **options)
     embedding = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
     if tokens > embedding:
         raise UserError(

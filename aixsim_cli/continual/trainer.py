@@ -231,7 +231,7 @@ class SimulationTrainer(Trainer):
     def _load_converted(self, folder: str) -> None:
         model: Any = self.model
         # as wide as any of them: low-rank updates are float32 beside weights of 16 bits
-        loaded, _ = load_model(folder, dtype=torch.float32)
+        loaded = load_model(folder, dtype=torch.float32)
         model.load_state_dict(loaded.state_dict())
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

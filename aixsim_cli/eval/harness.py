@@ -23,6 +23,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.eval.measure import load_for_generation
 from aixsim_cli.models.load import LanguageModel
 from aixsim_cli.run.device import device_type
+from aixsim_cli.transforms.choice import read_choice
 
 logger = logging.getLogger("aixsim")
 
@@ -57,7 +58,7 @@ class SimulatedLM(_HFLM):
             device = _device(options.get("device"))
             pretrained = load_for_generation(
                 pretrained,
-                transform_config,
+                read_choice(transform_config),
                 trust_remote_code=options.get("trust_remote_code") is True,
                 device=device,
             )

@@ -13,6 +13,8 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.eval.calibrate import calibrate, has_ranges, needs_calibration
 from aixsim_cli.eval.perplexity import perplexity
 from aixsim_cli.models.load import LanguageModel, load_model
+from aixsim_cli.transforms.choice import KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
 
 logger = logging.getLogger("aixsim")
 
@@ -105,7 +107,7 @@ def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> 
     """
     anew = calibration.anew and has_ranges(model)
     if calibration.anew and not anew:
-        kind = model.transform or "digital"
+        kind = model.transform.name if model.transform else "digital"
         logger.warning("--recalibrate: the model is %s, and has no ranges to set", kind)
     if not anew and not needs_calibration(model):
         return False
@@ -126,9 +128,8 @@ def measure(
     source: str,
     text: Text,
     calibration: Calibration,
+    transform: Choice = KEEP_OWN,
     *,
-    transform_config: str | None = None,
-    no_transform: bool = False,
     dtype: str = "float32",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -138,8 +139,7 @@ def measure(
         source: torchtitan checkpoint, Hugging Face folder or hub name.
         text: to score.
         calibration: used where a range was never set, or where it asks for all.
-        transform_config: a transform file to use instead of the source's own.
-        no_transform: leave the model digital.
+        transform: to simulate.
         dtype: of weights and activations.
         trust_remote_code: run Python code that the model or its tokenizer brings.
 
@@ -150,13 +150,7 @@ def measure(
     Raises:
         UserError: the source, the transform or the text cannot be used.
     """
-    model = load_model(
-        source,
-        transform_config=transform_config,
-        no_transform=no_transform,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
+    model = load_model(source, transform, dtype=dtype, trust_remote_code=trust_remote_code)
     calibrated = set_ranges(model, text, calibration)
     result = perplexity(
         model, text.windows(model), batch_size=text.batch_size, num_batches=text.num_batches
@@ -164,8 +158,8 @@ def measure(
     return {
         "source": source,
         "dataset": text.path or text.dataset,
-        "transform": model.transform,
-        "transform_config": transform_config,
+        "transform": model.transform and model.transform.name,
+        "transform_config": transform.source if isinstance(transform, TransformConfig) else None,
         "seq_len": text.seq_len or model.seq_len,
         "dtype": dtype,
         "calibrated": calibrated,
@@ -177,8 +171,8 @@ def measure(
 
 def load_for_generation(
     source: str,
-    transform_config: str | None = None,
-    no_transform: bool = False,
+    transform: Choice = KEEP_OWN,
+    *,
     dtype: str = "float32",
     trust_remote_code: bool = False,
     device: str | None = None,
@@ -187,8 +181,7 @@ def load_for_generation(
 
     Args:
         source: torchtitan checkpoint, Hugging Face folder or hub name.
-        transform_config: a transform file to use instead of the source's own.
-        no_transform: leave the model digital.
+        transform: to simulate.
         dtype: of weights and activations.
         trust_remote_code: run Python code that the model or its tokenizer brings.
         device: to run on; None = the accelerator that is there, else the CPU.
@@ -198,8 +191,7 @@ def load_for_generation(
     """
     model = load_model(
         source,
-        transform_config=transform_config,
-        no_transform=no_transform,
+        transform,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         device=device,

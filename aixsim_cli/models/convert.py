@@ -18,7 +18,8 @@ from aixsim_cli.data.tokenizer import check_vocabulary
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.models import llama
 from aixsim_cli.models.agree import difference_in_step
-from aixsim_cli.models.hf.saved import Form, load_model, ranges_of, saved_transform, write_model
+from aixsim_cli.models.hf.config import transform_of
+from aixsim_cli.models.hf.saved import Form, load_model, ranges_of, write_model
 from aixsim_cli.models.titan.model import build_model as build_titan_model
 from aixsim_cli.models.titan.model import check_shapes, meta_model, model_args
 from aixsim_cli.models.titan.saved import TitanCheckpoint, read_checkpoint, write_checkpoint
@@ -28,7 +29,8 @@ from aixsim_cli.run.manifest import is_complete, maker_of
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
 from aixsim_cli.settings.load import Document
-from aixsim_cli.transforms.config import TransformConfig, parse_transform
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN
+from aixsim_cli.transforms.config import TransformConfig
 
 logger = logging.getLogger("aixsim")
 CHECKED_TOKENS = 128
@@ -88,7 +90,7 @@ def titan_to_hf(
         tokens.model_max_length = model.config.max_position_embeddings
         write_model(model, folder, form)
         tokens.save_pretrained(folder)
-        simulated = load_model(str(folder), dtype=torch.float32)[0].eval()
+        simulated = load_model(str(folder), dtype=torch.float32).eval()
         _check_ranges(model, simulated)
         difference = _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
         in_step = _check_simulation(args, checkpoint.state_dict, transform, simulated)
@@ -108,17 +110,15 @@ def trained_transform(
     Raises:
         UserError: it has ranges, and its config names no hardware.
     """
-    if checkpoint.config is None or not checkpoint.config.transform:
+    transform = checkpoint.config and checkpoint.config.transform_config
+    if transform is None:
         ranges = [name for name in checkpoint.state_dict if name.endswith(".ranges")]
         if ranges and not digital:
             raise UserError(
                 f"{source}/config.yaml: transform: names no hardware, and the weights hold "
                 f"{ranges[0]}; expected the config as it was saved, or --no-transform"
             )
-        return None
-    return parse_transform(
-        checkpoint.config.transform, source=f"{source}/config.yaml: transform", saved=True
-    )
+    return transform
 
 
 def as_hf_model(
@@ -197,8 +197,11 @@ def hf_to_titan(
         if model.config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
-        simulated, _ = load_model(
-            source, digital=digital, dtype=torch.float32, trust_remote_code=trust_remote_code
+        simulated = load_model(
+            source,
+            DIGITAL if digital else KEEP_OWN,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
         )
         state_dict |= adapter.from_hf(ranges_of(simulated))
         check_shapes(meta_model(args), state_dict)
@@ -213,7 +216,7 @@ def hf_to_titan(
 
 def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> PretrainConfig:
     """What a Hugging Face folder says of a run: model, tokenizer, length and hardware."""
-    local = Path(source).is_dir()
+    local, transform = Path(source).is_dir(), transform_of(model)
     sections: dict[str, Any] = {
         "model": {
             "name": arch,
@@ -222,7 +225,7 @@ def _config_of(arch: str, flavor: str, source: str, model: PreTrainedModel) -> P
         },
         # the folder does not say on what it was trained
         "training": {"seq_len": model.config.max_position_embeddings, "dataset": "builtin"},
-        "transform": saved_transform(model),
+        "transform": transform and dict(transform.mapping),
     }
     return build_config(Document(sections, source))
 
@@ -237,9 +240,7 @@ def load_llama(source: str, *, trust_remote_code: bool = False) -> LlamaForCausa
     Raises:
         UserError: it cannot be loaded, or is no Llama.
     """
-    model, _ = load_model(
-        source, digital=True, dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
+    model = load_model(source, DIGITAL, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if not isinstance(model, LlamaForCausalLM):
         raise UserError(f"{source}: got model_type {model.config.model_type}; expected llama")
     return model.eval()

@@ -13,14 +13,15 @@ from transformers.utils.logging import disable_progress_bar
 from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
+from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.models.hf.saved import load_model as load_hf_model
-from aixsim_cli.models.hf.saved import saved_transform
 from aixsim_cli.models.kind import SourceKind, find_source
 from aixsim_cli.models.titan.model import build_model, model_args
 from aixsim_cli.models.titan.saved import read_checkpoint
 from aixsim_cli.models.titan.tokenizer import trained_tokenizer
 from aixsim_cli.run.device import device_type
-from aixsim_cli.transforms.config import TransformConfig, load_transform_file, parse_transform
+from aixsim_cli.transforms.choice import KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.state import TransformState, state_of
 
 
@@ -33,14 +34,14 @@ class LanguageModel:
         tokenizer: transformers tokenizer.
         seq_len: the longest sequence it was trained on.
         state: of its transform; None for a digital model.
-        transform: name of the paradigm; None for a digital model.
+        transform: what is simulated; None for a digital model.
     """
 
     module: nn.Module
     tokenizer: Any
     seq_len: int
     state: TransformState | None
-    transform: str | None
+    transform: TransformConfig | None
 
     @property
     def positions(self) -> int | None:
@@ -61,9 +62,8 @@ class LanguageModel:
 
 def load_model(
     source: str,
+    transform: Choice = KEEP_OWN,
     *,
-    transform_config: str | None = None,
-    no_transform: bool = False,
     dtype: str = "float32",
     trust_remote_code: bool = False,
     device: str | None = None,
@@ -73,8 +73,7 @@ def load_model(
 
     Args:
         source: torchtitan checkpoint folder, Hugging Face folder, or hub name.
-        transform_config: a transform file to use instead of the source's own.
-        no_transform: leave the model digital.
+        transform: to simulate.
         dtype: of weights and activations.
         trust_remote_code: run Python code that the model or its tokenizer brings.
         device: to run on; None = the accelerator that is there, else the CPU.
@@ -86,11 +85,10 @@ def load_model(
     run_on = device or device_type()
     kind = getattr(torch, dtype)
     disable_progress_bar()
-    chosen = _chosen_transform(transform_config, no_transform)
     if find_source(source) is SourceKind.TITAN:
-        loaded = _load_titan(Path(source), chosen, no_transform, trust_remote_code, for_generation)
+        loaded = _load_titan(Path(source), transform, trust_remote_code, for_generation)
     else:
-        loaded = _load_hf(source, chosen, no_transform, trust_remote_code, kind)
+        loaded = _load_hf(source, transform, trust_remote_code, kind)
     loaded.module.to(run_on)
     for parameter in loaded.module.parameters():
         # not module.to(dtype): torchtitan's rotary table is complex
@@ -98,31 +96,21 @@ def load_model(
     return loaded
 
 
-def _chosen_transform(path: str | None, no_transform: bool) -> TransformConfig | None:
-    if path is None:
-        return None
-    if no_transform:
-        raise UserError("--transform-config and --no-transform: expected at most one of them")
-    return parse_transform(load_transform_file(path), source=path)
-
-
 def _load_titan(
-    folder: Path,
-    chosen: TransformConfig | None,
-    no_transform: bool,
-    trust_remote_code: bool,
-    for_generation: bool,
+    folder: Path, choice: Choice, trust_remote_code: bool, for_generation: bool
 ) -> LanguageModel:
-    # with other hardware, its own need not be installed
-    own = not no_transform and chosen is None
-    checkpoint = read_checkpoint(folder, digital=not own)
+    # with another transform, its own need not be installed
+    is_own = choice is KEEP_OWN
+    checkpoint = read_checkpoint(folder, digital=not is_own)
     config = checkpoint.config
     if config is None:
         raise UserError(
             f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
             "aixsim convert-ckpt first"
         )
-    transform = chosen or trained_transform(checkpoint, folder, digital=not own)
+    transform = trained_transform(checkpoint, folder, digital=not is_own)
+    if isinstance(choice, TransformConfig):
+        transform = choice
     # who made the checkpoint chose the tokenizer: it is trusted as little as the rest
     name = config.model.hf_assets_path
     tokenizer = trained_tokenizer(folder, name, trust_remote_code=trust_remote_code)
@@ -133,34 +121,22 @@ def _load_titan(
     else:
         args = model_args(arch, flavor, checkpoint.vocab_size)
         module = build_model(args, checkpoint.state_dict, seq_len=seq_len, transform=transform)
-    return _language_model(module, tokenizer, seq_len, transform and transform.name)
+    return _language_model(module, tokenizer, seq_len, transform)
 
 
 def _load_hf(
-    source: str,
-    chosen: TransformConfig | None,
-    no_transform: bool,
-    trust_remote_code: bool,
-    dtype: torch.dtype,
+    source: str, choice: Choice, trust_remote_code: bool, dtype: torch.dtype
 ) -> LanguageModel:
-    model, _ = load_hf_model(
-        source,
-        transform=chosen,
-        digital=no_transform,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-    )
+    model = load_hf_model(source, choice, dtype=dtype, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     embedding: Any = model.get_input_embeddings()
     check_vocabulary(tokenizer, embedding.weight.shape[0], source)
     seq_len = getattr(model.config, "max_position_embeddings", DEFAULT_SEQ_LEN)
-    mapping = saved_transform(model)
-    name = None if mapping is None else parse_transform(mapping, source=source, saved=True).name
-    return _language_model(model.eval(), tokenizer, seq_len, name)
+    return _language_model(model.eval(), tokenizer, seq_len, transform_of(model))
 
 
 def _language_model(
-    module: nn.Module, tokenizer: Any, seq_len: int, transform: str | None
+    module: nn.Module, tokenizer: Any, seq_len: int, transform: TransformConfig | None
 ) -> LanguageModel:
     state = state_of(module)
     return LanguageModel(module, tokenizer, seq_len, state, transform)

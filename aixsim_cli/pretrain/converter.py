@@ -9,7 +9,6 @@ from torchtitan.distributed import ParallelDims
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.models.titan.sites import titan_sites
 from aixsim_cli.transforms.apply import apply_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.state import TransformState
 
 logger = logging.getLogger("aixsim")
@@ -19,7 +18,8 @@ class TransformConverter:
     """Applies the config's `transform` section (torchtitan's `ModelConverter` protocol)."""
 
     def __init__(self, job_config: PretrainConfig, parallel_dims: ParallelDims) -> None:
-        self.config = parse_transform(job_config.transform, source="transform", saved=True)
+        assert job_config.transform_config is not None
+        self.config = job_config.transform_config
         self.state: TransformState | None = None
 
     def convert(self, model: nn.Module) -> None:

@@ -8,7 +8,6 @@ from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.models.titan.model import meta_model, model_args
 from aixsim_cli.models.titan.sites import titan_sites
 from aixsim_cli.transforms.apply import plan_transform
-from aixsim_cli.transforms.config import parse_transform
 
 _GIB = 2**30
 
@@ -99,9 +98,8 @@ def describe_memory(config: PretrainConfig, data_ranks: int) -> str:
 
 def describe_transform(config: PretrainConfig) -> str:
     """Which modules the transform would simulate."""
-    if config.transform is None:
+    if config.transform_config is None:
         return "transform        none: digital"
     # names do not depend on the vocabulary
     model = meta_model(model_args(config.model.name, config.model.flavor, 1))
-    transform = parse_transform(config.transform, source="transform", saved=True)
-    return str(plan_transform(transform, titan_sites(model)))
+    return str(plan_transform(config.transform_config, titan_sites(model)))

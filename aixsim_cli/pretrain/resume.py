@@ -28,7 +28,8 @@ from aixsim_cli.run.inputs import (
 from aixsim_cli.run.resume import listing
 from aixsim_cli.settings.json_object import load_json_object
 from aixsim_cli.settings.load import load_yaml
-from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.config import difference
+from aixsim_cli.transforms.read import parse_transform
 
 logger = logging.getLogger("aixsim")
 
@@ -139,11 +140,13 @@ def check_resume(
     # step 0 is a model to start from, on whatever hardware
     if step == 0:
         return
-    difference = hardware_difference(saved.get("transform"), config.transform, source=str(folder))
-    if difference is not None:
+    trained = saved.get("transform")
+    trained = parse_transform(trained, source=str(folder), saved=True) if trained else None
+    differing = difference(trained, config.transform_config)
+    if differing is not None:
         raise UserError(
-            f"transform: {folder} was trained on {difference[0]}, this run asks for "
-            f"{difference[1]}; expected the same transform to go on, or another job.dump_folder "
+            f"transform: {folder} was trained on {differing[0]}, this run asks for "
+            f"{differing[1]}; expected the same transform to go on, or another job.dump_folder "
             "(and checkpoint.initial_load_path to start from its weights)"
         )
     if step > config.training.steps:

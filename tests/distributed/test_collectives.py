@@ -6,8 +6,8 @@ import torch.distributed as dist
 from torch import nn
 
 from aixsim_cli.transforms.apply import apply_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform
 
 
 @pytest.mark.parametrize("depth", [1, 3, 24])

@@ -173,7 +173,7 @@ def models(tmp_path_factory):
     from aixsim_cli.models.convert import hf_to_titan
     from aixsim_cli.models.hf.saved import write_model
     from aixsim_cli.models.hf.transform import transform_hf_model
-    from aixsim_cli.transforms.config import parse_transform
+    from aixsim_cli.transforms.read import parse_transform
 
     root = tmp_path_factory.mktemp("models")
     tokenizer = AutoTokenizer.from_pretrained(resolve_tokenizer("builtin"))

@@ -16,7 +16,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.main import app
 from aixsim_cli.models.hf.saved import load_model, ranges_of, write_model
 from aixsim_cli.models.load import load_model as load_for_eval
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -130,7 +130,7 @@ def index_beyond(folder):
 
 
 def make_plain(folder):
-    model, _ = load_model(str(folder))
+    model = load_model(str(folder))
     for path in folder.glob("*.safetensors"):
         path.unlink()
     write_model(model, folder, "plain")
@@ -405,9 +405,9 @@ def test_ranges_of_other_hardware_are_kept_where_they_fit(copy, tmp_path, levels
     """Of a plain folder as of one that is none."""
     folder = copy("optical")
     other = parse_transform({"layer_name_to_config": {"default": {"q_levels": levels}}}, source="t")
-    found = ranges_of(load_model(str(folder), transform=other)[0])
+    found = ranges_of(load_model(str(folder), other))
     plain_ranges(lambda t: t.update({RANGES: t[RANGES][:1].clone()}))(folder)
-    plain = ranges_of(load_model(str(folder), transform=other)[0])
+    plain = ranges_of(load_model(str(folder), other))
     assert found.keys() == plain.keys()
     assert all(torch.equal(found[name], plain[name]) for name in found if name != RANGES)
     assert plain[RANGES].isinf().all() and found[RANGES].isfinite().all()

@@ -11,7 +11,8 @@ import yaml
 from aixsim_cli.config.pretrain import load_config
 from aixsim_cli.errors import UserError
 from aixsim_cli.pretrain.plan import describe_transform
-from aixsim_cli.transforms.config import load_transform_file
+from aixsim_cli.transforms.choice import read_choice
+from aixsim_cli.transforms.read import read_transform
 
 ROOT = Path(__file__).parent.parent.parent / "configs"
 LONG = "AIXSIM_TEST_LONG" in os.environ
@@ -85,7 +86,7 @@ def read_config(path):
     "name, read",
     [
         ("pretrain/debug-optical.yaml", read_config),
-        ("transforms/optical.yaml", load_transform_file),
+        ("transforms/optical.yaml", read_transform),
     ],
     ids=["config", "transform"],
 )
@@ -119,4 +120,4 @@ def test_pattern_that_would_never_end(tmp_path, pattern, said):
     path.write_text(yaml.safe_dump(transform))
     (tmp_path / "c.yaml").write_text((ROOT / "pretrain/debug-optical.yaml").read_text())
     with pytest.raises(UserError, match=said):
-        describe_transform(load_config(tmp_path / "c.yaml", transform_config=path))
+        describe_transform(load_config(tmp_path / "c.yaml", transform=read_choice(path)))

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from wrapt import wrap_function_wrapper
 
 from aixsim_cli.errors import UserError, first_line
-from aixsim_cli.models.hf.config import METHOD
-from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.models.hf.config import AixsimConfig, transform_of
+from aixsim_cli.transforms.config import difference
 from aixsim_cli.transforms.state import SimulatedModule, state_of
 
 logger = logging.getLogger("aixsim")
@@ -63,8 +63,8 @@ def _get(wrapped: Callable[..., dict[str, Tensor]], _: Any, args: Any, kwargs: A
     """`get_peft_model_state_dict`, the ranges under their names in the model, and the hardware."""
     model = args[0] if args else kwargs["model"]
     saved = wrapped(*args, **kwargs)
-    if hardware := _hardware_of(model):
-        text = json.dumps(hardware, sort_keys=True).encode()
+    if transform := transform_of(model):
+        text = json.dumps(transform.mapping, sort_keys=True).encode()
         saved[_HARDWARE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     for name, module in _with_ranges(model).items():
         # a copy: the next step moves the ranges
@@ -99,21 +99,13 @@ def _compare_hardware(model: nn.Module, adapter: str, saved: Tensor) -> None:
     """Tell that an adapter comes onto other hardware; that may be what is studied."""
     try:
         trained = json.loads(bytes(saved.cpu().to(torch.uint8).flatten().tolist()))
-        difference = hardware_difference(
-            trained, _hardware_of(model), source=f"adapter {adapter}: {_HARDWARE}"
-        )
+        differing = difference(AixsimConfig(trained).transform_config, transform_of(model))
     except (UserError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         why = first_line(error)
         logger.warning("adapter %s: what hardware it was trained on is unknown: %s", adapter, why)
         return
-    if difference is not None:
-        logger.warning("adapter %s was trained on %s, and the model is on %s", adapter, *difference)
-
-
-def _hardware_of(model: Any) -> dict[str, Any] | None:
-    """The transform config of a simulated model; None for a digital one."""
-    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
-    return config.transform if getattr(config, "quant_method", None) == METHOD else None
+    if differing is not None:
+        logger.warning("adapter %s was trained on %s, and the model is on %s", adapter, *differing)
 
 
 @torch.no_grad()

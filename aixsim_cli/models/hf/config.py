@@ -6,7 +6,8 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from aixsim_cli.errors import UserError, shown
-from aixsim_cli.transforms.config import LIST_KEY, parse_transform, require_paradigms
+from aixsim_cli.transforms.config import LIST_KEY, TransformConfig
+from aixsim_cli.transforms.read import parse_transform, require_paradigms
 
 METHOD = "aixsim"
 SCHEMA_VERSION = 1
@@ -16,7 +17,8 @@ class AixsimConfig(QuantizationConfigMixin):
     """The `quantization_config` of a simulated model.
 
     Args:
-        transform: a transform config, as its file has it, or with its patterns as a list.
+        transform: a transform config, or its mapping, as a file has it or with its patterns as a
+            list; the attribute is the mapping.
         modules: how many modules were simulated when the model was saved; None = not saved with it.
         dequantize: load the weights digitally, and leave the ranges where they are.
         schema_version: of this section.
@@ -29,7 +31,7 @@ class AixsimConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        transform: Mapping[str, Any],
+        transform: TransformConfig | Mapping[str, Any],
         modules: int | None = None,
         dequantize: bool = False,
         schema_version: int = SCHEMA_VERSION,
@@ -40,15 +42,24 @@ class AixsimConfig(QuantizationConfigMixin):
                 f"quantization_config: schema_version: got {shown(schema_version)}; this version "
                 f"of aixsim reads {SCHEMA_VERSION}: expected the version that wrote it"
             )
-        self.transform = _patterns(transform, as_list=False)
-        if not dequantize:
+        self._config = transform if isinstance(transform, TransformConfig) else None
+        mapping = transform.mapping if isinstance(transform, TransformConfig) else transform
+        self.transform = _patterns(mapping, as_list=False)
+        if not dequantize and self._config is None:
             require_paradigms(self.transform, source="quantization_config")
-            parse_transform(self.transform, source="quantization_config: transform", saved=True)
+            self._config = parse_transform(
+                self.transform, source="quantization_config: transform", saved=True
+            )
         self.modules = modules
         self.dequantize = dequantize
         self.schema_version = schema_version
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
         self._is_loading = False
+
+    @property
+    def transform_config(self) -> TransformConfig | None:
+        """The transform of the model; None where it is loaded digitally."""
+        return None if self.dequantize else self._config
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; its keys get sorted, and the first pattern that matches wins."""
@@ -69,6 +80,12 @@ def _patterns(transform: Any, *, as_list: bool) -> Any:
     if isinstance(result.get(LIST_KEY), list):
         result[LIST_KEY] = [_patterns(part, as_list=as_list) for part in result[LIST_KEY]]
     return result
+
+
+def transform_of(model: Any) -> TransformConfig | None:
+    """The transform of a transformers model, adapters around it or not; None for a digital one."""
+    section = getattr(getattr(model, "config", None), "quantization_config", None)
+    return section.transform_config if isinstance(section, AixsimConfig) else None
 
 
 def describes_hardware(config: Any) -> bool:

@@ -14,7 +14,6 @@ from wrapt import wrap_function_wrapper
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.hf.config import METHOD, AixsimConfig, describes_hardware
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.lora import add_lora
 from aixsim_cli.transforms.state import state_of
 
@@ -61,10 +60,9 @@ class AixsimQuantizer(HfQuantizer):
             for kind in ("missing", "unexpected"):
                 ignored = getattr(model, f"_keys_to_ignore_on_load_{kind}") or ()
                 setattr(model, f"_keys_to_ignore_on_load_{kind}", {*ignored, r"\.ranges$"})
-        if self.quantization_config.dequantize:
+        config = self.quantization_config.transform_config
+        if config is None:
             return
-        mapping = self.quantization_config.transform
-        config = parse_transform(mapping, source="quantization_config: transform", saved=True)
         _, report = simulate(model, config)
         if self.quantization_config.modules is None:
             # another hardware than the folder's, whose own patterns were told of once

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from aixsim_cli.errors import UserError, shown
-from aixsim_cli.models.hf.config import METHOD, AixsimConfig
+from aixsim_cli.models.hf.config import METHOD, AixsimConfig, transform_of
 from aixsim_cli.models.hf.inspection import (
     check_config,
     check_fit,
@@ -38,15 +38,15 @@ from aixsim_cli.models.hf.strict import MODEL_TYPE, make_strict
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.settings.formats import dump_yaml
 from aixsim_cli.settings.json_object import load_json_object
-from aixsim_cli.settings.load import load_yaml
-from aixsim_cli.transforms.config import (
-    TransformConfig,
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.loaded import check_numbers
+from aixsim_cli.transforms.read import (
     asks_for_lora,
-    parse_transform,
+    missing_paradigms,
+    read_transform,
     require_paradigms,
 )
-from aixsim_cli.transforms.difference import is_same_hardware
-from aixsim_cli.transforms.loaded import check_numbers
 
 logger = logging.getLogger("aixsim")
 Form = Literal["aixsim", "strict", "plain"]
@@ -79,7 +79,7 @@ def finish_folder(model: PreTrainedModel, folder: Path, form: Form) -> None:
         folder: that holds it.
         form: see above.
     """
-    transform = saved_transform(model)
+    transform = transform_of(model)
     if transform is not None and form == "plain":
         _make_plain(folder, transform)
     _complete_config(folder / "config.json")
@@ -89,25 +89,20 @@ def finish_folder(model: PreTrainedModel, folder: Path, form: Form) -> None:
 
 def load_model(
     source: str,
+    transform: Choice = KEEP_OWN,
     *,
-    transform: TransformConfig | None = None,
-    digital: bool = False,
     trust_remote_code: bool = False,
     **options: Any,
-) -> tuple[PreTrainedModel, bool]:
+) -> PreTrainedModel:
     """A causal language model with the transform it was saved with, another one, or none.
 
     Ranges that were saved are kept where the other transform has the same module.
 
     Args:
         source: folder or hub name.
-        transform: to simulate instead of the source's own.
-        digital: leave the transform out.
+        transform: to simulate.
         trust_remote_code: run Python code that the model brings.
         options: of `from_pretrained`: dtype, revision, token, ….
-
-    Returns:
-        The model, and whether it came with ranges.
 
     Raises:
         UserError: it cannot be loaded.
@@ -118,8 +113,8 @@ def load_model(
     with libraries_told(source):
         own = getattr(config, "quantization_config", None) or {}
         is_ours = own.get("quant_method") == METHOD
-        if is_ours and (digital or transform is not None):
-            config.quantization_config = _other_hardware(source, own, transform).to_dict()
+        if is_ours and transform is not KEEP_OWN:
+            config.quantization_config = _with_choice(source, own, transform).to_dict()
         elif is_ours:
             require_paradigms(own.get("transform"), source=source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -135,24 +130,27 @@ def load_model(
         if is_ours or not own:
             check_types(files, (name for name, _ in model.named_parameters()))
     check_fit(info, model.state_dict(), source)
-    if is_ours and own.get("dequantize") and not digital and transform is None:
+    if is_ours and own.get("dequantize") and transform is KEEP_OWN:
         logger.warning("%s/config.json: dequantize is true: the model is loaded digitally", source)
-    if not digital and transform is None and not own:
+    if transform is KEEP_OWN and not own:
         _check_no_ranges(info["unexpected_keys"], source)
     check_numbers(dict(model.named_parameters()) | ranges_of(model), source)
-    if is_ours or digital:
-        return model, is_ours and not digital
-    beside = _read_plain(Path(source)) if Path(source).is_dir() else None
-    own_transform = transform is None
-    if transform is None and beside is not None:
-        require_paradigms(beside[0], source=f"{source}/{TRANSFORM_FILE}")
-        transform = parse_transform(beside[0], source=f"{source}/{TRANSFORM_FILE}", saved=True)
-    if transform is None:
-        return model, False
-    transform_hf_model(model, transform)
-    if beside is not None:
-        _load_ranges(model, beside[1], source, is_own=own_transform)
-    return model, beside is not None
+    if not is_ours and transform is not DIGITAL:
+        _simulate(model, source, transform)
+    return model
+
+
+def _simulate(model: PreTrainedModel, source: str, transform: Choice) -> None:
+    """Put the transform that is asked for, or a plain folder's own, into what came digitally."""
+    ranges = _ranges_beside(Path(source))
+    config = transform if isinstance(transform, TransformConfig) else None
+    if config is None and ranges is not None:
+        config = read_transform(Path(source) / TRANSFORM_FILE, saved=True)
+    if config is None:
+        return
+    transform_hf_model(model, config)
+    if ranges is not None:
+        _load_ranges(model, ranges, source, is_own=transform is KEEP_OWN)
 
 
 def _check_no_ranges(unexpected: Iterable[str], source: str) -> None:
@@ -217,12 +215,6 @@ def _implementations(config: Any, key: str, name: str) -> Iterator[tuple[str, st
             yield from _implementations(inner, key, f"{part}: {name}")
 
 
-def saved_transform(model: PreTrainedModel) -> dict[str, Any] | None:
-    """The transform config of a simulated model; None for a digital one."""
-    config = getattr(model.config, "quantization_config", None)
-    return config.transform if isinstance(config, AixsimConfig) else None
-
-
 def form_of(folder: Path) -> Form | None:
     """The form of a simulated model's folder; None for a digital one.
 
@@ -237,7 +229,7 @@ def form_of(folder: Path) -> Form | None:
     return "strict" if is_strict else "aixsim"
 
 
-def transform_in(folder: Path) -> dict[str, Any] | None:
+def transform_in(folder: Path) -> TransformConfig | None:
     """The transform config in a folder's config.json; None for a digital one, and for none.
 
     Raises:
@@ -252,7 +244,7 @@ def transform_in(folder: Path) -> dict[str, Any] | None:
         return None
     with libraries_told(str(folder)):
         saved: Any = AixsimConfig.from_dict(own)
-    return saved.transform
+    return saved.transform_config
 
 
 def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -260,26 +252,23 @@ def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {k: v for k, v in model.state_dict().items() if k.endswith(".ranges")}
 
 
-def _other_hardware(
-    source: str, own: dict[str, Any], transform: TransformConfig | None
-) -> AixsimConfig:
-    """What a simulated folder is loaded with in place of its own; None = digitally."""
-    # the weights and other hardware need nothing of what it was trained on
+def _with_choice(source: str, own: dict[str, Any], choice: Choice) -> AixsimConfig:
+    """What a simulated folder is loaded with in place of its own section."""
+    # the weights and other transforms need nothing of what it was trained with
     saved: Any = AixsimConfig.from_dict(own | {"dequantize": True})
-    if transform is not None and is_same_hardware(saved.transform, transform):
-        saved.dequantize = False
-        return saved
+    if isinstance(choice, TransformConfig) and not missing_paradigms(saved.transform):
+        kept: Any = AixsimConfig.from_dict(own | {"dequantize": False})
+        if kept.transform_config == choice:
+            return kept
     if asks_for_lora(saved.transform):
         raise UserError(
             f"{source}: a checkpoint within a low-rank run, its updates not merged yet: it loads "
             "with its own transform alone; expected the folder that the run saved at its end"
         )
-    if transform is not None:
-        return AixsimConfig(transform.mapping)
-    return saved
+    return AixsimConfig(choice) if isinstance(choice, TransformConfig) else saved
 
 
-def _make_plain(folder: Path, transform: dict[str, Any]) -> None:
+def _make_plain(folder: Path, transform: TransformConfig) -> None:
     """Move the ranges out of the weights' files, and the transform out of config.json."""
     ranges: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
@@ -295,12 +284,13 @@ def _make_plain(folder: Path, transform: dict[str, Any]) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     del config["quantization_config"]
     _write_json(path, config)
-    text = dump_yaml(transform)
+    text = dump_yaml(dict(transform.mapping))
     (folder / TRANSFORM_FILE).write_text(text, encoding="utf-8")
     save_file(ranges, folder / TRANSFORM_STATE_FILE)
 
 
-def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def _ranges_beside(folder: Path) -> dict[str, Tensor] | None:
+    """The ranges of a plain folder; None where it is no such folder."""
     config, state = folder / TRANSFORM_FILE, folder / TRANSFORM_STATE_FILE
     if not config.is_file() and not state.is_file():
         return None
@@ -312,7 +302,7 @@ def _read_plain(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None
     safetensors_types(state)
     ranges = load_file(state)
     check_numbers(ranges, str(state))
-    return load_yaml(config).data, ranges
+    return ranges
 
 
 def _load_ranges(

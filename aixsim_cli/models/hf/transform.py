@@ -30,7 +30,7 @@ def transform_hf_model(
     state, report = simulate(model, config)
     tell(report)
     finish_layout(model)
-    _mark(model, AixsimConfig(config.mapping, modules=len(state.modules)))
+    _mark(model, AixsimConfig(config, modules=len(state.modules)))
     return state, report
 
 

@@ -22,8 +22,9 @@ from aixsim_cli.models.titan.storage import (
 )
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
 from aixsim_cli.settings.load import load_yaml
-from aixsim_cli.transforms.config import require_paradigms
+from aixsim_cli.transforms.choice import DIGITAL
 from aixsim_cli.transforms.loaded import check_numbers
+from aixsim_cli.transforms.read import require_paradigms
 
 _MODEL_KEYS = ("tok_embeddings.", "layers.", "norm.", "output.")
 
@@ -86,7 +87,7 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
 
 def _read_config(path: Path, digital: bool) -> PretrainConfig:
     if digital:
-        return load_config(path, {"transform": None})
+        return load_config(path, transform=DIGITAL)
     require_paradigms(load_yaml(path).data.get("transform"), source=str(path))
     return load_config(path)
 

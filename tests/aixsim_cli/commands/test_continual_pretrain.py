@@ -18,14 +18,15 @@ from aixsim_cli.continual.train import continual_pretrain
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.hf.saved import load_model
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
+from aixsim_cli.transforms.choice import DIGITAL
+from aixsim_cli.transforms.read import read_transform
 
 OPTICAL = "configs/transforms/optical.yaml"
 BITFLIP = "configs/transforms/bitflip-fc.yaml"
 
 
 def load_config(path):
-    return parse_transform(load_transform_file(path), source=str(path))
+    return read_transform(path)
 
 
 @pytest.fixture(scope="module")
@@ -429,8 +430,8 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
     frozen = set(before) - weights
     assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
     # the last checkpoint holds the same model, its updates apart
-    merged, _ = load_model(str(output))
-    apart, _ = load_model(str(output / "checkpoint-2"))
+    merged = load_model(str(output))
+    apart = load_model(str(output / "checkpoint-2"))
     tokens = torch.arange(32)[None]
     found = []
     for model in (merged, apart):
@@ -440,9 +441,9 @@ def test_low_rank_updates_are_merged_when_they_are_saved(
     if paradigm == "optical":
         assert torch.allclose(found[0], found[1], atol=1e-4)
     apart = str(output / "checkpoint-2")
-    for other in ({"digital": True}, {"transform": load_config(OPTICAL)}):
+    for other in (DIGITAL, load_config(OPTICAL)):
         with pytest.raises(UserError, match=r"checkpoint within a low-rank run.* own transform"):
-            load_model(apart, **other)
+            load_model(apart, other)
     # trained on, it is the updates that move, whether its hardware is named again or not
     for flags in ([], ["--transform_config", transform]):
         further = tmp_path / f"further-{len(flags)}"
@@ -473,5 +474,5 @@ def test_low_rank_updates_of_a_simulated_model(train_in_process, dataset_folder,
         assert weights and all(not torch.equal(before[name], after[name]) for name in weights)
         assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
         # an evaluation takes the hardware of the file, and no update
-        model, _ = load_model(str(optical), transform=load_config(transform))
+        model = load_model(str(optical), load_config(transform))
         assert not [name for name in model.state_dict() if "parametrizations" in name]

@@ -8,7 +8,7 @@ import pytest
 
 from aixsim_cli.config.pretrain import load_config
 from aixsim_cli.data.tokenizer import resolve_tokenizer
-from aixsim_cli.transforms.config import load_transform_file
+from aixsim_cli.transforms.read import read_transform
 
 REPOSITORY = Path(__file__).parents[3]
 PUBLISHED = sorted((REPOSITORY / "configs" / "pretrain").glob("*.yaml"))
@@ -48,7 +48,7 @@ def test_every_option_arrives(aixsim, tmp_path):
     assert (training.seq_len, training.steps, training.mixed_precision_param) == (96, 11, "float32")
     assert (config.optimizer.lr, config.debug.seed) == (2e-3, 7)
     assert config.checkpoint.keep_latest_k == 0
-    assert config.transform == load_transform_file("configs/transforms/optical.yaml")
+    assert config.transform == read_transform("configs/transforms/optical.yaml").mapping
     assert config.model.converters == ["aixsim"]
 
 

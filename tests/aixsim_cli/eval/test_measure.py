@@ -23,7 +23,8 @@ from aixsim_cli.main import app
 from aixsim_cli.models.hf.saved import ranges_of, write_model
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.load import load_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.choice import read_choice
+from aixsim_cli.transforms.read import parse_transform
 
 TEXT = Text("builtin", None, 2, 2, None)
 
@@ -96,7 +97,7 @@ def trained(clean, coarse, tmp_path_factory):
 
 
 def test_a_clean_model_is_calibrated_and_says_so(clean, coarse, caplog):
-    record = measure(clean, TEXT, Calibration(3, None), transform_config=coarse)
+    record = measure(clean, TEXT, Calibration(3, None), read_choice(coarse))
     assert record["calibrated"] and record["transform"] == "optical"
     assert "ranges set on 3 batches of builtin's training part" in caplog.text
 
@@ -111,7 +112,7 @@ def test_recalibrating_forgets_the_ranges_of_the_training(clean, trained, coarse
     assert record["calibrated"]
     assert "its ranges are set anew: ranges set on 3 batches" in caplog.text
     # the same weights, in ranges of the same batches
-    expected = measure(clean, TEXT, Calibration(3, None), transform_config=coarse)
+    expected = measure(clean, TEXT, Calibration(3, None), read_choice(coarse))
     assert record["nll"] == expected["nll"] != as_trained["nll"]
     caplog.clear()
     assert not measure(clean, TEXT, Calibration(3, None, anew=True))["calibrated"]
@@ -128,7 +129,7 @@ def test_recalibrating_forgets_the_ranges_of_the_training(clean, trained, coarse
 
 
 def test_calibration_covers_its_batches_and_changes_nothing_else(clean, coarse):
-    model = load_model(clean, transform_config=coarse)
+    model = load_model(clean, read_choice(coarse))
     weights = {k: v.clone() for k, v in model.module.named_parameters()}
     windows = [(torch.full((32,), token), torch.zeros(32)) for token in (5, 6, 7)]
     assert needs_calibration(model)
@@ -151,8 +152,8 @@ def test_local_text_needs_other_text_to_calibrate_on(clean, coarse, tmp_path):
     path.write_text("one two three four five " * 100)
     text = Text("local", str(path), 2, 1, None)
     with pytest.raises(UserError, match="--calibration-path: missing"):
-        measure(clean, text, Calibration(1, None), transform_config=coarse)
-    assert measure(clean, text, Calibration(1, str(path)), transform_config=coarse)["calibrated"]
+        measure(clean, text, Calibration(1, None), read_choice(coarse))
+    assert measure(clean, text, Calibration(1, str(path)), read_choice(coarse))["calibrated"]
 
 
 def test_compare(aixsim, clean, trained, coarse, tmp_path):
@@ -336,7 +337,7 @@ def test_lm_evals_own_command_calibrates(clean, coarse):
     from aixsim_cli.eval.harness import SimulatedLM
 
     lm = SimulatedLM(clean, transform_config=coarse)
-    assert lm.simulated.transform == "optical" and not needs_calibration(lm.simulated)
+    assert lm.simulated.transform.name == "optical" and not needs_calibration(lm.simulated)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from aixsim_cli.models.titan.saved import write_checkpoint
 from aixsim_cli.settings.load import Document
 from aixsim_cli.transforms import config as transform_config
 from aixsim_cli.transforms import registry
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, read_choice
+from aixsim_cli.transforms.read import parse_transform
 
 DOCS = Path(__file__).parents[3] / "docs" / "transforms.md"
 VOCAB, LENGTH = vocab_size("builtin"), 32
@@ -102,17 +103,17 @@ def test_every_door_opens_the_same_model(tmp_path):
     asked = parse_transform(transform, source="here")
     doors = {
         "checkpoint": load_model(str(source)).module,
-        "checkpoint, other file": load_model(str(source), transform_config=str(file)).module,
+        "checkpoint, other file": load_model(str(source), read_choice(str(file))).module,
         "checkpoint, to generate": load_model(str(source), for_generation=True).module,
         "folder": load_model(str(tmp_path / "hf")).module,
-        "folder, other file": load_model(str(tmp_path / "hf"), transform_config=str(file)).module,
+        "folder, other file": load_model(str(tmp_path / "hf"), read_choice(str(file))).module,
         "transformers": AutoModelForCausalLM.from_pretrained(tmp_path / "hf"),
-        "to continue": model_to_continue(to_continue, None, VOCAB),
+        "to continue": model_to_continue(to_continue, KEEP_OWN, VOCAB),
         "to continue, other file": model_to_continue(to_continue, asked, VOCAB),
     }
     tokens = torch.randint(VOCAB, (1, LENGTH), generator=torch.Generator().manual_seed(1))
     expected = doors["checkpoint"](tokens)
-    digital = load_model(str(source), no_transform=True).module(tokens)
+    digital = load_model(str(source), DIGITAL).module(tokens)
     effect = (digital - expected).abs().max()
     for door, model in doors.items():
         is_titan = door.startswith("checkpoint") and "generate" not in door
@@ -154,12 +155,12 @@ def other_scale(patch):
 def other_ranges(patch):
     real = convert.load_model
 
-    def load(source, **options):
-        model, ours = real(source, **options)
+    def load(source, transform=KEEP_OWN, **options):
+        model = real(source, transform, **options)
         for name, module in model.named_modules():
-            if name == "model.layers.1.mlp.up_proj" and not options.get("digital"):
+            if name == "model.layers.1.mlp.up_proj" and transform is not DIGITAL:
                 module.ranges.mul_(1.5)
-        return model, ours
+        return model
 
     patch.setattr(convert, "load_model", load)
 

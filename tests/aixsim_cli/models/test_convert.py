@@ -17,7 +17,7 @@ from aixsim_cli.models.hf.saved import ranges_of, write_model
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
 from aixsim_cli.models.titan.saved import read_checkpoint, write_checkpoint
 from aixsim_cli.models.titan.sites import StateDictAdapter
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 VOCAB = vocab_size("builtin")
 SEQ_LEN = 256

@@ -6,10 +6,11 @@ from transformers import AutoModelForCausalLM
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.models import convert
-from aixsim_cli.models.hf.saved import saved_transform
+from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.models.load import load_model
 from aixsim_cli.models.titan.saved import read_checkpoint
 from aixsim_cli.transforms import registry
+from aixsim_cli.transforms.choice import DIGITAL, read_choice
 from aixsim_cli.transforms.state import state_of
 
 from .test_agree import LENGTH, VOCAB, checkpoint, to_hf
@@ -37,7 +38,7 @@ def rescued(tmp_path_factory):
 @pytest.mark.parametrize("name", ["step-1", *FORMS])
 @pytest.mark.parametrize("for_generation", [False, True])
 def test_the_weights_alone_need_no_paradigm(rescued, name, for_generation):
-    model = load_model(str(rescued / name), no_transform=True, for_generation=for_generation)
+    model = load_model(str(rescued / name), DIGITAL, for_generation=for_generation)
     assert model.transform is None and state_of(model.module) is None
     tokens = torch.zeros(1, LENGTH, dtype=torch.long)
     assert torch.isfinite(model.logits(tokens)).all()
@@ -46,8 +47,8 @@ def test_the_weights_alone_need_no_paradigm(rescued, name, for_generation):
 @pytest.mark.parametrize("name", ["step-1", *FORMS])
 def test_other_hardware_needs_none_of_the_old(rescued, tmp_path, name):
     (tmp_path / "t.yaml").write_text("fc: {w_p_frac: 0.01}\ntransform: bitflip\n")
-    model = load_model(str(rescued / name), transform_config=str(tmp_path / "t.yaml"))
-    assert model.transform == "bitflip"
+    model = load_model(str(rescued / name), read_choice(str(tmp_path / "t.yaml")))
+    assert model.transform.name == "bitflip"
 
 
 @pytest.mark.parametrize("name", ["step-1", *FORMS])
@@ -69,7 +70,7 @@ def test_the_weights_alone_are_converted_both_ways(rescued, tmp_path):
         force=False,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    assert saved_transform(model) is None and model.config.vocab_size == VOCAB
+    assert transform_of(model) is None and model.config.vocab_size == VOCAB
     convert.hf_to_titan(
         "aixsim", "debug", str(rescued / "aixsim"), tmp_path / "back", digital=True, force=False
     )

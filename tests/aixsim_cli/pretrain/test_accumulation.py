@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.state import state_of
 
 VOCAB, BATCH, LENGTH = 64, 8, 24

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.settings.load import load_yaml
 from aixsim_cli.settings.overrides import parse_overrides
-from aixsim_cli.transforms.config import load_transform_file
+from aixsim_cli.transforms.read import read_transform
 
 LIMIT = 1 << 18
 
@@ -59,7 +59,7 @@ def test_bombs_end_at_once_in_few_words(tmp_path, name):
     path.write_text(BOMBS[name])
     start = time.thread_time()
     with pytest.raises(UserError) as caught:
-        load_transform_file(path)
+        read_transform(path)
     # "many nodes" are read up to the limit
     assert time.thread_time() - start < (15 if name == "many nodes" else 1)
     assert str(caught.value).startswith(f"{path}:") and len(str(caught.value)) < 1000
@@ -81,7 +81,7 @@ def test_toml_bombs(tmp_path, text):
     path = tmp_path / "bomb.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bomb\.toml:") as caught:
-        load_transform_file(path)
+        read_transform(path)
     assert len(str(caught.value)) < 1000
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_text_file_is_named(tmp_path, suffix, make, said):
     path = tmp_path / f"c{suffix}"
     make(path)
     with pytest.raises(UserError) as caught:
-        load_transform_file(path)
+        read_transform(path)
     assert str(path) in str(caught.value) and said in str(caught.value)
 
 

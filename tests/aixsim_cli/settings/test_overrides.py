@@ -12,7 +12,7 @@ from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.main import app
 from aixsim_cli.settings.load import Document, build
 from aixsim_cli.settings.overrides import apply_overrides, parse_overrides
-from aixsim_cli.transforms.config import load_transform_file
+from aixsim_cli.transforms.read import read_transform
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -121,8 +121,8 @@ FLAGS = "model_name_or_path: x\noutput_dir: y\n"
         (pretrain.load_config, TRANSFORM.read_text(), "a transform file", "a pretraining config"),
         (pretrain.load_config, "fc: {}\n", "a transform file", "a pretraining config"),
         (pretrain.load_config, FLAGS, "flags of aixsim cont", "a pretraining config"),
-        (load_transform_file, PRETRAINING.read_text(), "a pretraining config", "a transform file"),
-        (load_transform_file, FLAGS, "flags of aixsim cont", "a transform file"),
+        (read_transform, PRETRAINING.read_text(), "a pretraining config", "a transform file"),
+        (read_transform, FLAGS, "flags of aixsim cont", "a transform file"),
         (read_flags, TRANSFORM.read_text(), "a transform file", "flags of aixsim cont"),
         (read_flags, PRETRAINING.read_text(), "a pretraining config", "flags of aixsim cont"),
     ],

@@ -8,9 +8,9 @@ from torch import nn
 
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.transforms.apply import apply_transform, plan_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.optical import OpticalLinear
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform
 
 SITES = [Site("0", "first", "linear"), Site("2", "last", "linear", is_head=True)]
 

@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.bitflip import BitflipLinear, BitflipParams
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform, read_transform
 
 
 def applied(**params):
@@ -126,8 +126,9 @@ def test_compiled_layer_computes_the_same():
 )
 def test_files_have_the_fields_settings(name, expected):
     path = f"configs/transforms/bitflip-{name}.yaml"
-    config = parse_transform(load_transform_file(path), source=path)
-    rule = config.resolve(Site("layers.0.attention.wq", "q", "linear"))
+    config = read_transform(path)
+    (transform,) = config.transforms
+    rule = transform.simulates(Site("layers.0.attention.wq", "q", "linear"))
     assert rule is not None and rule.params == expected
-    assert config.resolve(Site("layers.0.attention", "a", "attention")) is None
+    assert transform.simulates(Site("layers.0.attention", "a", "attention")) is None
     assert config.uses_lora == (name == "lora")

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import (
 
 from aixsim_cli.errors import RunError
 from aixsim_cli.transforms.apply import apply_transform, begin_calls_of_parts
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.registry import PARADIGMS
 from aixsim_cli.transforms.state import SimulatedModule, noise_stream
 

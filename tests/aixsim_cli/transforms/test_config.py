@@ -3,9 +3,9 @@
 import pytest
 
 from aixsim_cli.errors import ConfigError, UserError
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
 from aixsim_cli.transforms.optical import OpticalParams
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform, read_transform
 
 WQ = Site("layers.0.attention.wq", "model.layers.0.self_attn.q_proj", "linear")
 W1 = Site("layers.1.feed_forward.w1", "model.layers.1.mlp.gate_proj", "linear")
@@ -17,8 +17,13 @@ def parse(**data):
     return parse_transform(data, source="t.yaml")
 
 
+def rule_of(config, site):
+    """The rule by which a site is simulated; None = it stays digital."""
+    return next(filter(None, (t.simulates(site) for t in config.transforms)), None)
+
+
 def levels(config, site):
-    rule = config.resolve(site)
+    rule = rule_of(config, site)
     return rule.params.q_levels if rule is not None and rule.params is not None else None
 
 
@@ -38,7 +43,7 @@ def test_first_full_match_wins_and_default_is_last():
 
 def test_pattern_must_match_the_whole_name():
     config = parse(use_regex=True, layer_name_to_config={"attention": {"q_levels": 16}})
-    assert config.resolve(WQ) is None
+    assert rule_of(config, WQ) is None
 
 
 @pytest.mark.parametrize("pattern", [r"layers\.0\.attention\.wq", r"model\..*\.q_proj"])
@@ -50,7 +55,7 @@ def test_either_name_matches(pattern):
 def test_without_regex_names_are_literal():
     config = parse(layer_name_to_config={"layers.0.attention.wq": {"q_levels": 16}})
     assert levels(config, WQ) == 16
-    assert config.resolve(Site("layersX0.attention.wq", "x", "linear")) is None
+    assert rule_of(config, Site("layersX0.attention.wq", "x", "linear")) is None
 
 
 def test_null_keeps_a_module_digital():
@@ -62,14 +67,14 @@ def test_null_keeps_a_module_digital():
 
 
 def test_default_spares_the_head_and_a_pattern_does_not():
-    assert parse(layer_name_to_config={"default": {}}).resolve(HEAD) is None
-    assert parse(layer_name_to_config={"output": {}}).resolve(HEAD) is not None
+    assert rule_of(parse(layer_name_to_config={"default": {}}), HEAD) is None
+    assert rule_of(parse(layer_name_to_config={"output": {}}), HEAD) is not None
 
 
 def test_field_toml(tmp_path):
     path = tmp_path / "cfg.toml"
     path.write_text("use_lora=false\n[attention]\nq_levels=16\n[fc]\nq_levels=32\nq_bypass=false\n")
-    config = parse_transform(load_transform_file(path), source=str(path))
+    config = read_transform(path)
     assert (levels(config, ATTENTION), levels(config, WQ), levels(config, HEAD)) == (16, 32, None)
 
 
@@ -80,7 +85,7 @@ def test_field_yaml(tmp_path):
         "  ? 'layers\\.[0-9]+\\.attention|layers\\.[0-9]+\\.attention\\.(wq|wk|wv|wo)'\n"
         '  : {q_levels: 256, q_lut_min: 0.020040, q_quantiles: null}\n  "output": null\n'
     )
-    config = parse_transform(load_transform_file(path), source=str(path))
+    config = read_transform(path)
     assert (levels(config, ATTENTION), levels(config, WQ), levels(config, W1)) == (256, 256, None)
 
 
@@ -144,7 +149,7 @@ def test_all_mistakes_at_once():
 
 def test_missing_file():
     with pytest.raises(UserError, match="no such transform config"):
-        load_transform_file("nowhere.yaml")
+        read_transform("nowhere.yaml")
 
 
 def test_defaults_are_the_fields():

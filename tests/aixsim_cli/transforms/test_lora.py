@@ -8,9 +8,9 @@ from torch import nn
 
 from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.transforms.apply import apply_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.lora import add_lora, merge_lora
 from aixsim_cli.transforms.protocol import Lora, Site
+from aixsim_cli.transforms.read import parse_transform
 
 SITES = [Site("0", "first", "linear"), Site("2", "second", "linear")]
 OPTICAL = {"transform": "optical", "fc": {"q_levels": 256}}

@@ -7,9 +7,9 @@ import pytest
 
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.transforms.apply import plan_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.patterns import MAX_LENGTH, length_written_out
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform
 
 SITES = [
     Site("layers.0.attention.wq", "model.layers.0.self_attn.q_proj", "linear"),

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from aixsim_cli.transforms import config as config_module
+from aixsim_cli.transforms import read
 from aixsim_cli.transforms.apply import apply_transform
-from aixsim_cli.transforms.config import parse_transform
-from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms.config import difference
 from aixsim_cli.transforms.optical import OpticalParams
 from aixsim_cli.transforms.protocol import Paradigm, Site, defaults_before
 from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, checked, smooth_factor
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.registry import describe_params
 from aixsim_cli.transforms.state import SimulatedModule
 
@@ -66,11 +66,13 @@ def test_what_was_saved_keeps_its_meaning():
     assert factor(q_smooth_factor=0.9) == factor(q_smooth_factor=0.9, saved=False) == 0.9
     # one rule in two words is one rule
     assert factor(q_smooth_factor=[0.9, 0.9]) == 0.9
-    one, other = ({"fc": {"q_smooth_factor": word}} for word in (0.9, [0.9, 0.9]))
-    assert hardware_difference(one, other, source="s") is None
-    assert hardware_difference({"fc": {}}, one, source="s") is None
-    new = parse_transform({"fc": {}}, source="s").mapping
-    assert hardware_difference(one, new, source="s") == (
+    one, other, unnamed = (
+        parse_transform({"fc": params}, source="s", saved=True)
+        for params in ({"q_smooth_factor": 0.9}, {"q_smooth_factor": [0.9, 0.9]}, {})
+    )
+    assert difference(one, other) is None
+    assert difference(unnamed, one) is None
+    assert difference(one, parse_transform({"fc": {}}, source="s")) == (
         "optical (fc: q_smooth_factor 0.9)",
         "optical (fc: q_smooth_factor [0.0, 0.9])",
     )
@@ -107,7 +109,7 @@ class Own(Paradigm):
 
 def test_another_paradigm_takes_the_rule_and_has_no_past(monkeypatch, caplog):
     assert defaults_before(Params) == {} and Params().q_smooth_factor == DEFAULT
-    monkeypatch.setattr(config_module, "get_paradigm", lambda name: Own)
+    monkeypatch.setattr(read, "get_paradigm", lambda name: Own)
     net, state = applied(paradigm="own")
     assert factor() == DEFAULT
     first = [end.item() for end in torch.aminmax(net[0].weight.detach())]

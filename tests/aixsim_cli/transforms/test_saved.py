@@ -9,13 +9,14 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.models.hf.saved import load_model, write_model
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.pretrain.converter import TransformConverter
-from aixsim_cli.transforms import config as module
-from aixsim_cli.transforms.config import load_transform_file, parse_transform
-from aixsim_cli.transforms.difference import hardware_difference
+from aixsim_cli.transforms import read
+from aixsim_cli.transforms.config import difference
 from aixsim_cli.transforms.protocol import Paradigm
+from aixsim_cli.transforms.read import parse_transform, read_transform
 from aixsim_cli.transforms.state import state_of
 
 BARE = {"transform": "optical", "layer_name_to_config": {"default": {"q_levels": 16}}}
@@ -24,7 +25,7 @@ BARE = {"transform": "optical", "layer_name_to_config": {"default": {"q_levels":
 @pytest.fixture(autouse=True)
 def earlier(monkeypatch):
     """As if an earlier version had had another default."""
-    monkeypatch.setattr(module, "defaults_before", lambda params: {"q_smooth_factor": 0.625})
+    monkeypatch.setattr(read, "defaults_before", lambda params: {"q_smooth_factor": 0.625})
 
 
 def smooth_of(transform):
@@ -35,7 +36,7 @@ def smooth_of(transform):
 def test_what_is_saved_names_every_parameter(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text(yaml.safe_dump(BARE | {"attention": None}))
-    saved = load_transform_file(path)
+    saved = read_transform(path).mapping
     params = saved["layer_name_to_config"]["default"]
     assert params["q_levels"] == 16 and {"q_smooth_factor", "q_noise", "q_quantiles"} < set(params)
     assert saved["attention"] is None
@@ -71,8 +72,8 @@ class Derived:
 @pytest.mark.parametrize(("params", "saved"), [(Strange, {}), (Derived, {"levels": 4})])
 def test_parameters_that_a_file_cannot_hold_are_left_as_written(monkeypatch, params, saved):
     paradigm = type("Own", (Paradigm,), {"params": params, "modules": {}, "attention": None})
-    monkeypatch.setattr(module, "get_paradigm", lambda name: paradigm)
-    monkeypatch.setattr(module, "defaults_before", lambda params: {})
+    monkeypatch.setattr(read, "get_paradigm", lambda name: paradigm)
+    monkeypatch.setattr(read, "defaults_before", lambda params: {})
     found = parse_transform({"transform": "own", "fc": {}}, source="s")
     assert found.mapping == {"transform": "own", "fc": saved}
     assert parse_transform(found.mapping, source="s", saved=True).transforms == found.transforms
@@ -96,7 +97,7 @@ def test_a_bare_one_means_what_its_version_meant():
 
 
 def test_pretraining_reads_it_so():
-    job = SimpleNamespace(transform=BARE, checkpoint=SimpleNamespace(initial_load_path=None))
+    job = PretrainConfig(transform=BARE)
     assert smooth_of(TransformConverter(job, SimpleNamespace(tp_enabled=False)).config) == 0.625
 
 
@@ -116,15 +117,13 @@ def test_folders_are_read_so(tmp_path, form):
     transform = data if form == "plain" else data["quantization_config"]["transform"]
     del transform["layer_name_to_config"]["default"]["q_smooth_factor"]
     path.write_text(yaml.safe_dump(data) if form == "plain" else json.dumps(data))
-    loaded, _ = load_model(str(tmp_path))
+    loaded = load_model(str(tmp_path))
     assert {m.smooth for m in state_of(loaded).modules.values()} == {0.625}
 
 
 def test_a_resume_compares_it_so():
-    named = parse_transform(
-        {"transform": "optical", "fc": {"q_smooth_factor": 0.625}}, source="s"
-    ).mapping
+    named = parse_transform({"transform": "optical", "fc": {"q_smooth_factor": 0.625}}, source="s")
     bare = {"transform": "optical", "fc": {}}
-    assert hardware_difference(bare, named, source="s") is None
-    other = parse_transform(bare, source="s").mapping
-    assert hardware_difference(bare, other, source="s") is not None
+    saved = parse_transform(bare, source="s", saved=True)
+    assert difference(saved, named) is None
+    assert difference(saved, parse_transform(bare, source="s")) is not None

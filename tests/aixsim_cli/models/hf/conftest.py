@@ -23,7 +23,7 @@ from transformers import (
     ViTConfig,
 )
 
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 VOCAB, LENGTH = 97, 20
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

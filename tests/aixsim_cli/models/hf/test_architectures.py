@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 from .conftest import ENCODERS, SOFT_CAPPED, make_inputs, make_model, optical
 

@@ -27,9 +27,9 @@ from aixsim_cli.models.hf.attention import ATTENTION_NAME, simulated_attention_f
 from aixsim_cli.models.hf.callback import SimulationCallback
 from aixsim_cli.models.hf.source_code import multiplied_by, unknown_terms
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.optical import OpticalAttention, OpticalParams
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.state import TransformState
 
 from .conftest import LENGTH, VOCAB, make_inputs, make_model, optical

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 from .walk import FINE, TOLERANCE
 

@@ -20,7 +20,7 @@ from transformers import (
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.hf.config import AixsimConfig
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.state import state_of
 
 from .conftest import VOCAB, make_inputs, make_model, optical

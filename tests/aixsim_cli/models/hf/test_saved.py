@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from aixsim_cli.errors import UserError
 from aixsim_cli.models.hf.saved import load_model, ranges_of, write_model
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.choice import DIGITAL
+from aixsim_cli.transforms.read import parse_transform
 
 from .conftest import make_inputs, make_model, optical
 
@@ -52,14 +53,14 @@ def in_plain_transformers(folder):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_model_back(model, tmp_path, form):
     write_model(model, tmp_path, form)
-    loaded, had_ranges = load_model(str(tmp_path))
-    assert had_ranges and torch.equal(logits(loaded), logits(model))
+    loaded = load_model(str(tmp_path))
+    assert torch.equal(logits(loaded), logits(model))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_can_be_read_digitally(model, tmp_path, form):
     write_model(model, tmp_path, form)
-    loaded, _ = load_model(str(tmp_path), digital=True)
+    loaded = load_model(str(tmp_path), DIGITAL)
     assert not ranges_of(loaded)
     assert torch.equal(logits(loaded), logits(make_model("llama")))
 
@@ -67,7 +68,7 @@ def test_every_form_can_be_read_digitally(model, tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_another_transform_keeps_the_ranges(model, tmp_path, form):
     write_model(model, tmp_path, form)
-    loaded, _ = load_model(str(tmp_path), transform=optical(q_levels=16))
+    loaded = load_model(str(tmp_path), optical(q_levels=16))
     assert loaded.model.layers[0].mlp.up_proj.params.q_levels == 16
     expected = ranges_of(model)
     assert all(torch.equal(v, expected[k]) for k, v in ranges_of(loaded).items())
@@ -77,7 +78,7 @@ def test_another_transform_keeps_the_ranges(model, tmp_path, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_written_again_it_is_the_same(model, tmp_path, form):
     write_model(model, tmp_path / "a", form)
-    write_model(load_model(str(tmp_path / "a"))[0], tmp_path / "b", form)
+    write_model(load_model(str(tmp_path / "a")), tmp_path / "b", form)
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -113,7 +114,7 @@ def test_the_first_pattern_wins_in_a_folder_too(tmp_path, form, several):
     transform_hf_model(model, parse_transform(data, source="t.yaml"))
     for folder in (tmp_path / "a", tmp_path / "b"):
         write_model(model, folder, form)
-        model, _ = load_model(str(folder))
+        model = load_model(str(folder))
         mlp = model.model.layers[0].mlp
         assert (mlp.up_proj.params.q_levels, mlp.down_proj.params.q_levels) == (16, 64)
 
@@ -123,13 +124,13 @@ def test_sharded_plain_folder(model, tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert not [name for name in index["weight_map"] if name.endswith(".ranges")]
-    assert torch.equal(logits(load_model(str(tmp_path))[0]), logits(model))
+    assert torch.equal(logits(load_model(str(tmp_path))), logits(model))
 
 
 @pytest.mark.parametrize("form", ["aixsim", "strict"])
 def test_ranges_stay_float32_in_a_bfloat16_model(model, tmp_path, form):
     write_model(model, tmp_path, form)
-    loaded, _ = load_model(str(tmp_path), dtype=torch.bfloat16, device_map="cpu")
+    loaded = load_model(str(tmp_path), dtype=torch.bfloat16, device_map="cpu")
     assert loaded.dtype == torch.bfloat16
     expected = ranges_of(model)
     assert all(torch.equal(v, expected[k]) for k, v in ranges_of(loaded).items())
@@ -137,8 +138,7 @@ def test_ranges_stay_float32_in_a_bfloat16_model(model, tmp_path, form):
 
 def test_a_digital_folder_under_a_transform_starts_without_ranges(tmp_path):
     write_model(make_model("llama"), tmp_path)
-    loaded, had_ranges = load_model(str(tmp_path), transform=optical())
-    assert not had_ranges
+    loaded = load_model(str(tmp_path), optical())
     assert all(not r.isfinite().any() for r in ranges_of(loaded).values())
 
 
@@ -160,7 +160,7 @@ def test_ranges_of_one_hardware_alone_are_no_alarm(tmp_path, said, saved, asked)
     transform_hf_model(model, on(saved))
     write_model(model, tmp_path)
     said.clear()
-    loaded, _ = load_model(str(tmp_path), transform=on(asked))
+    loaded = load_model(str(tmp_path), on(asked))
     assert ranges_of(loaded).keys() != ranges_of(model).keys()
     assert "LOAD REPORT" not in said.text
     path = tmp_path / "model.safetensors"
@@ -169,7 +169,7 @@ def test_ranges_of_one_hardware_alone_are_no_alarm(tmp_path, said, saved, asked)
     tensors["model.extra.weight"] = tensors.pop(lost)
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"lacks 1 weights: {lost}"):
-        load_model(str(tmp_path), transform=on(asked))
+        load_model(str(tmp_path), on(asked))
     assert "model.extra.weight" in said.text and ".ranges" not in said.text
 
 

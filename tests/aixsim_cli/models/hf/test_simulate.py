@@ -11,7 +11,7 @@ from aixsim_cli.models.hf.sites import hf_sites
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
 from aixsim_cli.models.titan.sites import StateDictAdapter, titan_sites
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 VOCAB, LENGTH = 64, 24
 ARGS = model_args("aixsim", "debug", VOCAB)

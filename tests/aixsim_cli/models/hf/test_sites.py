@@ -13,8 +13,8 @@ from aixsim_cli.models.hf.sites import hf_sites
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.names import PAIRS
 from aixsim_cli.transforms.apply import plan_transform
-from aixsim_cli.transforms.config import parse_transform
 from aixsim_cli.transforms.protocol import Site
+from aixsim_cli.transforms.read import parse_transform
 
 from .conftest import CAUSAL, make_model
 

@@ -32,7 +32,7 @@ from tiny import LENGTH, entries, make_inputs, make_tiny
 
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.models.hf.transform import transform_hf_model
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 
 PAGE = Path(__file__).parents[4] / "docs" / "architectures.md"
 FINE = {"q_levels": 65536, "q_lut_min": None, "q_noise": False}
