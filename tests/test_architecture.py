@@ -97,6 +97,13 @@ def test_every_part_has_its_floor():
     assert parts == set().union(*FLOORS)
 
 
+def test_the_picture_in_contributing_is_the_law():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = [set(line.split()) for line in text.split("```")[1].split("\n") if line.strip()]
+    above = {"__main__", "main", "options"}
+    assert drawn == [parts - above for parts in FLOORS if parts - above]
+
+
 @pytest.mark.parametrize("path", modules().values(), ids=ids)
 def test_imports_run_one_way(path):
     here = part(path)

@@ -1,0 +1,1 @@
+"""The commands of aixsim, a file each: options in, one call, words out."""

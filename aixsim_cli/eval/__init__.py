@@ -1,1 +1,1 @@
-"""Evaluation and generation of models from either kind of checkpoint."""
+"""Measure and sample a model, whatever its format."""
