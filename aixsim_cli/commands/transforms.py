@@ -1,16 +1,12 @@
 """`aixsim transforms`: which paradigms exist, their parameters, and what a file does to a model."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from aixsim_cli.commands.json_output import to_json
 from aixsim_cli.errors import UserError
 from aixsim_cli.options import TrustRemoteCode
-
-if TYPE_CHECKING:
-    from aixsim_cli.transforms.apply import TransformReport
-    from aixsim_cli.transforms.config import TransformConfig
 
 app = typer.Typer(no_args_is_help=True, help="What can be simulated, and what a file does.")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -63,13 +59,14 @@ def check(
     """What a transform file would do to a model; no weight is read, nothing is trained."""
     if (flavor is None) == (model is None):
         raise UserError("--flavor, --model: expected one of them")
+    from aixsim_cli.models import preview
     from aixsim_cli.transforms.read import read_transform
 
     config = read_transform(file)
     if model is not None:
-        report = _plan_hf(config, model, trust_remote_code)
+        report = preview.of_source(config, model, trust_remote_code=trust_remote_code)
     else:
-        report = _plan_titan(config, model_arch, str(flavor))
+        report = preview.of_flavor(config, model_arch, str(flavor))
     rows = [_row(place) for place in report.simulated]
     if as_json:
         typer.echo(to_json({"simulated": rows, "digital": report.digital, "notes": report.notes}))
@@ -77,41 +74,6 @@ def check(
     columns = ("module", "kind", "transform", "pattern", "parameters", "lora")
     _print_table(f"{file} on {model or flavor}", columns, [_words(row) for row in rows])
     typer.echo(str(report))
-
-
-def _plan_titan(config: "TransformConfig", arch: str, flavor: str) -> "TransformReport":
-    from aixsim_cli.config.flavors import find_flavor
-    from aixsim_cli.transforms.apply import plan_transform
-
-    find_flavor(arch, flavor)
-    from aixsim_cli.models.titan.model import meta_model, model_args
-    from aixsim_cli.models.titan.sites import titan_sites
-
-    # names do not depend on the vocabulary
-    return plan_transform(config, titan_sites(meta_model(model_args(arch, flavor, 1))))
-
-
-def _plan_hf(config: "TransformConfig", source: str, trust_remote_code: bool) -> "TransformReport":
-    import torch
-    import transformers
-
-    from aixsim_cli.models.hf.saved import load_config
-    from aixsim_cli.models.hf.simulate import plan
-    from aixsim_cli.models.kind import check_hf_source
-
-    check_hf_source(source)
-    settings = load_config(source, trust_remote_code=trust_remote_code)
-    # a simulated model's folder says so; the file at hand is what is asked about
-    settings.__dict__.pop("quantization_config", None)
-    built = getattr(transformers, (settings.architectures or [""])[0], None)
-    with torch.device("meta"):
-        if isinstance(built, type) and issubclass(built, transformers.PreTrainedModel):
-            model: Any = built(settings)
-        else:
-            model = transformers.AutoModel.from_config(
-                settings, trust_remote_code=trust_remote_code
-            )
-    return plan(model, config)
 
 
 def _row(place: Any) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""What a transform would do to a model of which no weight is read."""
+
+from typing import Any
+
+import torch
+import transformers
+
+from aixsim_cli.config.flavors import find_flavor
+from aixsim_cli.models.hf.saved import load_config
+from aixsim_cli.models.hf.simulate import plan
+from aixsim_cli.models.kind import check_hf_source
+from aixsim_cli.models.titan.model import meta_model, model_args
+from aixsim_cli.models.titan.sites import titan_sites
+from aixsim_cli.transforms.apply import TransformReport, plan_transform
+from aixsim_cli.transforms.config import TransformConfig
+
+
+def of_flavor(transform: TransformConfig, arch: str, flavor: str) -> TransformReport:
+    """The report on a torchtitan model.
+
+    Args:
+        transform: to put in.
+        arch: architecture, "aixsim" or "llama3".
+        flavor: within it.
+
+    Raises:
+        UserError: there is no such flavor.
+        ConfigError: a pattern matches nothing.
+    """
+    find_flavor(arch, flavor)
+    # names do not depend on the vocabulary
+    return plan_transform(transform, titan_sites(meta_model(model_args(arch, flavor, 1))))
+
+
+def of_source(
+    transform: TransformConfig, source: str, *, trust_remote_code: bool = False
+) -> TransformReport:
+    """The report on the model of a Hugging Face config, by its class, with random weights.
+
+    Args:
+        transform: to put in.
+        source: folder or hub name.
+        trust_remote_code: run Python code that the model brings.
+
+    Raises:
+        UserError: the config cannot be loaded.
+        ConfigError: a pattern matches nothing, or names an attention that is out of reach.
+    """
+    check_hf_source(source)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    # a simulated model's folder says so; the transform at hand is what is asked about
+    config.__dict__.pop("quantization_config", None)
+    built = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):
+        if isinstance(built, type) and issubclass(built, transformers.PreTrainedModel):
+            model: Any = built(config)
+        else:
+            model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    return plan(model, transform)
