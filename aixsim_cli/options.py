@@ -23,3 +23,4 @@ TrustRemoteCode = Annotated[
 DTypeName = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -7,10 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from aixsim_cli.commands.json_output import to_json
+from aixsim_cli.commands.output import print_table, to_json
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_whole
-from aixsim_cli.options import DTypeName, NoTransform, Source, TransformConfigPath, TrustRemoteCode
+from aixsim_cli.options import (
+    AsJson,
+    DTypeName,
+    NoTransform,
+    Source,
+    TransformConfigPath,
+    TrustRemoteCode,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
 
@@ -38,7 +45,6 @@ CalibrationPath = Annotated[
 Recalibrate = Annotated[
     bool, typer.Option("--recalibrate", help="Set all ranges so, also those that training set.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -147,7 +153,8 @@ def compare(
     if as_json:
         typer.echo(to_json(records))
     else:
-        _print_table(records)
+        columns = ("source", "transform", "tokens", "nll", "perplexity", "nll to first")
+        print_table(columns, [_row(record, records[0]) for record in records])
     if plot is not None:
         from aixsim_cli.eval.plot import plot_perplexities
 
@@ -237,25 +244,18 @@ def _check_finite(records: list[dict[str, Any]]) -> None:
         raise loss_not_finite(f"{', '.join(wrong)}: the loss")
 
 
-def _print_table(records: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from aixsim_cli.commands.table import show
-
-    table = Table("source", "transform", "tokens", "nll", "perplexity", "nll to first")
-    for record in records:
-        name = record["transform"] or "digital"
-        if record["transform_config"]:
-            name = f"{name} ({Path(record['transform_config']).name})"
-        table.add_row(
-            record["source"],
-            name + (", calibrated" if record["calibrated"] else ""),
-            f"{record['tokens']:,}",
-            f"{record['nll']:.5f}",
-            f"{record['perplexity']:.4f}",
-            _change(record["nll"], records[0]["nll"]),
-        )
-    show(table)
+def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    name = record["transform"] or "digital"
+    if record["transform_config"]:
+        name = f"{name} ({Path(record['transform_config']).name})"
+    return [
+        record["source"],
+        name + (", calibrated" if record["calibrated"] else ""),
+        f"{record['tokens']:,}",
+        f"{record['nll']:.5f}",
+        f"{record['perplexity']:.4f}",
+        _change(record["nll"], first["nll"]),
+    ]
 
 
 def _change(nll: float, first: float) -> str:

@@ -4,12 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from aixsim_cli.commands.json_output import to_json
+from aixsim_cli.commands.output import print_table, to_json
 from aixsim_cli.errors import UserError
-from aixsim_cli.options import TrustRemoteCode
+from aixsim_cli.options import AsJson, TrustRemoteCode
 
 app = typer.Typer(no_args_is_help=True, help="What can be simulated, and what a file does.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
@@ -21,7 +20,7 @@ def list_paradigms(as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(to_json(rows))
         return
-    _print_table("paradigms", ("name", "simulates", "what", "from"), [row.values() for row in rows])
+    print_table(("name", "simulates", "what", "from"), [row.values() for row in rows], "paradigms")
 
 
 @app.command()
@@ -39,8 +38,8 @@ def show(
         typer.echo(to_json({"transform": paradigm, "parameters": rows, "lora": lora}))
         return
     columns = ("parameter", "type", "default", "unit", "meaning", "source")
-    _print_table(f"transform: {paradigm}", columns, [row.values() for row in rows])
-    _print_table("lora: {…}, for any transform", columns, [row.values() for row in lora])
+    print_table(columns, [row.values() for row in rows], f"transform: {paradigm}")
+    print_table(columns, [row.values() for row in lora], "lora: {…}, for any transform")
 
 
 @app.command()
@@ -72,7 +71,7 @@ def check(
         typer.echo(to_json({"simulated": rows, "digital": report.digital, "notes": report.notes}))
         return
     columns = ("module", "kind", "transform", "pattern", "parameters", "lora")
-    _print_table(f"{file} on {model or flavor}", columns, [_words(row) for row in rows])
+    print_table(columns, [_words(row) for row in rows], f"{file} on {model or flavor}")
     typer.echo(str(report))
 
 
@@ -98,23 +97,3 @@ def _words(row: dict[str, Any]) -> list[str]:
         for key in ("parameters", "lora")
     }
     return [str(value) for value in shown.values()]
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: Any) -> None:
-    from rich.table import Table
-
-    from aixsim_cli.commands.table import show
-
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*map(_cell, row))
-    show(table)
-
-
-def _cell(value: Any) -> str:
-    # as YAML has it; square brackets are text here
-    words = {None: "null", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value)
-    return text.replace("[", "\\[")

@@ -2,7 +2,7 @@
 
 import json
 
-from aixsim_cli.commands.json_output import to_json
+from aixsim_cli.commands.output import to_json
 
 
 def test_numbers_that_are_none_are_null():
