@@ -72,16 +72,16 @@ def expected_flips(dtype, count, key, stream, p_exp, p_frac, mix):
     st.integers(-(2**63), 2**63 - 1),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_every_bit_is_that_of_the_equations(oracle, dtype, count, p_exp, p_frac, key, stream):
+def test_every_bit_is_that_of_the_equations(integers, dtype, count, p_exp, p_frac, key, stream):
     x = torch.linspace(-3, 3, count).to(dtype)
     y = bitflip(x, torch.tensor(key), stream=stream, p_exp=p_exp, p_frac=p_frac)
-    expected = expected_flips(dtype, count, key, stream, p_exp, p_frac, oracle.mix)
+    expected = expected_flips(dtype, count, key, stream, p_exp, p_frac, integers.mix)
     assert np.array_equal((bits_of(y) ^ bits_of(x)).numpy(), expected)
 
 
-def test_blocks_have_keys_of_their_own(oracle):
+def test_blocks_have_keys_of_their_own(integers):
     x = torch.zeros(reference.BLOCK + 5)
-    expected = expected_flips(x.dtype, len(x), int(KEY), 0, 0.5, 0.5, oracle.mix)
+    expected = expected_flips(x.dtype, len(x), int(KEY), 0, 0.5, 0.5, integers.mix)
     assert np.array_equal(flipped(x, p_exp=0.5, p_frac=0.5).numpy(), expected)
 
 
