@@ -15,11 +15,11 @@ import sys
 
 import torch
 from aixsim_kernels import empty_ranges
-from aixsim_kernels.bitflip import kernel as bitflip
+from aixsim_kernels.bitflip import triton as bitflip
 from aixsim_kernels.optical import launch
-from aixsim_kernels.optical.attention import kernel as attention
-from aixsim_kernels.optical.attention.reference import Settings
-from aixsim_kernels.optical.linear import kernel as linear
+from aixsim_kernels.optical.attention import triton as attention
+from aixsim_kernels.optical.attention.cpu import Settings
+from aixsim_kernels.optical.linear import triton as linear
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction

@@ -27,7 +27,7 @@ PIECE = 1 << 12
 
 
 def block_size() -> int:
-    """Elements that the reference works on at a time, on a CPU by all threads together."""
+    """Elements that are worked on at a time, on a CPU by all its threads together."""
     return BLOCK * torch.get_num_threads()
 
 

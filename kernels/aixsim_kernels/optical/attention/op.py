@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.attention import reference
-from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.attention import cpu
+from aixsim_kernels.optical.attention.cpu import Settings
 from aixsim_kernels.optical.launch import MAX_HEAD_DIM
 
 
@@ -117,10 +117,10 @@ def _forward(
     # autocast would run the matmuls inside in 16 bits; triton launches on the current device
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if _on_triton(q, v, quantiles):
-            from aixsim_kernels.optical.attention import kernel
+            from aixsim_kernels.optical.attention import triton
 
-            return kernel.forward(q, k, v, mask, ranges, key, settings, out_dtype)
-        results = reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+            return triton.forward(q, k, v, mask, ranges, key, settings, out_dtype)
+        results = cpu.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
     # its backward makes these again, with the block of scores it needs anyway
     return *results, q.new_empty(0, dtype=torch.float32), q.new_empty(0, dtype=out_dtype)
 
@@ -170,11 +170,11 @@ def _backward(
     settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if smooth.numel():
-            from aixsim_kernels.optical.attention import kernel
+            from aixsim_kernels.optical.attention import triton
 
             saved = (mask, used, key, rows, smooth)
-            return kernel.backward(grad, q, k, v, *saved, settings, wants_mask)
-        return reference.backward(grad, q, k, v, mask, used, key, settings, wants_mask)
+            return triton.backward(grad, q, k, v, *saved, settings, wants_mask)
+        return cpu.backward(grad, q, k, v, mask, used, key, settings, wants_mask)
 
 
 @_backward.register_fake

@@ -1,4 +1,4 @@
-"""The passes of the backward over the scores; `kernel.py` explains them."""
+"""The passes of the backward over the scores; `triton.py` explains them."""
 
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false

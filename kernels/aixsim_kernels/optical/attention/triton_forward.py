@@ -1,4 +1,4 @@
-"""The two passes of the forward over the scores; `kernel.py` explains them."""
+"""The two passes of the forward over the scores; `triton.py` explains them."""
 
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.linear import reference
+from aixsim_kernels.optical.linear import cpu
 
 
 def optical_linear(
@@ -87,22 +87,22 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # autocast would run the matmul inside in 16 bits
     with torch.autocast(x.device.type, enabled=False):
-        return reference.forward(
+        return cpu.forward(
             x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
         )
 
 
 @_forward.register_kernel("cuda")
 def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
-    from aixsim_kernels.optical.linear import kernel
+    from aixsim_kernels.optical.linear import triton
 
     # triton launches on the current device, wherever the tensors are
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         if quantiles is not None:
-            return reference.forward(
+            return cpu.forward(
                 x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
             )
-        return kernel.forward(
+        return triton.forward(
             x, weight, bias, ranges, key, stream, levels, lut_min, noise, out_dtype
         )
 
@@ -114,7 +114,7 @@ def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, o
         torch.empty_like(ranges),
         ranges.new_empty(len(ranges)),
         torch.empty_like(ranges),
-        x.new_empty(x.shape, dtype=reference.code_dtype(levels)),
+        x.new_empty(x.shape, dtype=cpu.code_dtype(levels)),
         x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
     )
 
@@ -131,15 +131,15 @@ def _backward(
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(grad.device.type, enabled=False):
-        return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+        return cpu.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
 
 
 @_backward.register_kernel("cuda")
 def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
-    from aixsim_kernels.optical.linear import kernel
+    from aixsim_kernels.optical.linear import triton
 
     with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
-        return kernel.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+        return triton.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
 
 
 @_backward.register_fake

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_attention
 from aixsim_kernels.optical import definition
-from aixsim_kernels.optical.attention import reference, scores
+from aixsim_kernels.optical.attention import cpu, scores
 from aixsim_kernels.optical.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -355,10 +355,8 @@ def test_gradient_of_a_learned_mask_in_16_bits_has_its_type():
 
 def test_a_mask_that_wants_no_gradient_costs_none(monkeypatch):
     asked = []
-    backward = reference.backward
-    monkeypatch.setattr(
-        reference, "backward", lambda *args: asked.append(args[-1]) or backward(*args)
-    )
+    backward = cpu.backward
+    monkeypatch.setattr(cpu, "backward", lambda *args: asked.append(args[-1]) or backward(*args))
     for mask in (None, padding_mask(13), learned((13, 13)).detach(), learned((13, 13))):
         q, k, v = (t.requires_grad_() for t in tensors())
         run(q, k, v, mask)[0].sum().backward()

@@ -1,4 +1,4 @@
-"""Optical attention in plain PyTorch: the CPU path, and the definition the GPU kernel is held to.
+"""Optical attention on a CPU, in blocks of queries; what `triton.py` is compared with, bit by bit.
 
 Neither pass ever holds all scores: memory is O(B H L D) plus one block.
 """

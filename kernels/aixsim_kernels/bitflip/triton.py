@@ -1,4 +1,4 @@
-"""Random bit-flips as a Triton kernel: bit for bit what `reference.py` computes, in one pass.
+"""Random bit-flips as a Triton kernel: bit for bit what `cpu.py` computes, in one pass.
 
 Not tuned on a GPU. A word costs about twelve integer instructions a digit, whatever the tile.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aixsim_kernels.bitflip.reference import BLOCK, DIGITS, FIELDS, numerator
+from aixsim_kernels.bitflip.cpu import BLOCK, DIGITS, FIELDS, numerator
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 
@@ -21,7 +21,7 @@ TILE = 1024
 def forward(
     x: Tensor, key: Tensor, stream: int, p_exp: float, p_frac: float, zero_out: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.forward`."""
+    """As `cpu.forward`."""
     count = x.numel()
     # a whole number of words, whatever the number of 16-bit values
     y = x.new_empty(count + count * x.element_size() % 4 // 2)

@@ -1,4 +1,4 @@
-"""The optical linear layer on a GPU: what `reference.py` computes, the matmul in one fused pass.
+"""The optical linear layer on a GPU: what `cpu.py` computes, the matmul in one fused pass.
 
 Operands are the integers c of `triton_quantize.py`. With R the row sums of c,
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 from aixsim_kernels.optical.launch import LinearTile, linear_tile
-from aixsim_kernels.optical.linear.reference import code_dtype
+from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.triton_quantize import (
     FLAT,
     are_clipped,
@@ -58,7 +58,7 @@ def forward(
     noise: bool,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.forward`, with ranges by the extremes."""
+    """As `cpu.forward`, with ranges by the extremes."""
     (rows, depth), columns = x.shape, weight.shape[0]
     x, weight = x.contiguous(), weight.contiguous()
     found = new_found(ranges)
@@ -103,7 +103,7 @@ def backward(
     lut_min: float,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.backward`.
+    """As `cpu.backward`.
 
     The products are the vendor library's, on the integers c, which the gradient's type holds
     exactly; steps and offsets are applied to their results.
@@ -129,7 +129,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _parameters(tile: LinearTile) -> dict[str, Any]:
     return {
-        # the read-out is rounded where the reference rounds it
+        # the read-out is rounded where `cpu.py` rounds it
         "enable_fp_fusion": False,
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,

@@ -1,4 +1,4 @@
-"""Optical attention on a GPU: what `reference.py` computes, without ever holding the scores.
+"""Optical attention on a GPU: what `cpu.py` computes, without ever holding the scores.
 
 Operands are the integers c of `triton_quantize.py`; see there. The forward goes over the keys
 twice: first for each row's largest detected score and the sum of its exponentials, then for the
@@ -10,7 +10,7 @@ The softmax's gradient takes the probabilities before they were quantised, and s
     delta = sum_j p_j (g . v_j) = g . smooth,        smooth = sum_j p_j v_j
 
 which the forward leaves behind beside the rows' largest scores and sums. Ranges never set are
-found on the device as in `linear/kernel.py`: each pass is launched a second time, for nothing but
+found on the device as in `linear/triton.py`: each pass is launched a second time, for nothing but
 in the first step.
 """
 
@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.attention.cpu import Settings
 from aixsim_kernels.optical.attention.triton_backward import (
     key_grad_pass,
     mask_grad_pass,
@@ -52,7 +52,7 @@ def forward(
     settings: Settings,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.forward`, with ranges by the extremes.
+    """As `cpu.forward`, with ranges by the extremes.
 
     Returns:
         What that returns; rows' largest scores and sums, float32 (2, B, H, M); product of the
@@ -104,7 +104,7 @@ def backward(
     settings: Settings,
     wants_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.backward`; rows and smooth as the forward left them."""
+    """As `cpu.backward`; rows and smooth as the forward left them."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     kind = operand_type(smooth.dtype, settings.levels)
     q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
@@ -185,7 +185,7 @@ def _arguments(
         kind = _BOOL if mask.dtype == torch.bool else _ADDITIVE
         shut = 0.0 if kind == _BOOL else torch.finfo(mask.dtype).min / 2
     return {
-        # the read-out is rounded where the reference rounds it
+        # the read-out is rounded where `cpu.py` rounds it
         "enable_fp_fusion": False,
         "num_warps": tile.warps,
         "num_stages": tile.stages,

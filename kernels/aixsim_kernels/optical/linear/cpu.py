@@ -1,4 +1,4 @@
-"""Optical linear layer in plain PyTorch: the CPU path, and what the GPU kernel is held to."""
+"""Optical linear layer on a CPU; what `triton.py` is compared with, bit by bit."""
 
 from collections.abc import Iterator, Sequence
 
