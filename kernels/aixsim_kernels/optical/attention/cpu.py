@@ -12,17 +12,13 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
-from aixsim_kernels.optical.quantize import (
-    are_clipped,
+from aixsim_kernels.optical.clipping import are_clipped, clipped_share, mask_clipped_
+from aixsim_kernels.optical.grid import detect_, grid, modulate
+from aixsim_kernels.optical.ranges import (
     calibrate,
-    clipped_share,
-    detect_,
     empty_ranges,
-    grid,
     is_empty,
-    mask_clipped_,
     merge_observed,
-    modulate,
     observe,
     only_finite,
 )

@@ -1,6 +1,6 @@
 """Optical attention on a GPU: what `cpu.py` computes, without ever holding the scores.
 
-Operands are the integers c of `triton_quantize.py`; see there. The forward goes over the keys
+Operands are the integers c of `triton_grid.py`; see there. The forward goes over the keys
 twice: first for each row's largest detected score and the sum of its exponentials, then for the
 quantised probabilities and their product with the values. The backward goes over them once for the
 queries and once for the keys; the noise, a function of row and column, is drawn again.
@@ -29,14 +29,8 @@ from aixsim_kernels.optical.attention.triton_backward import (
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_quantize import (
-    extremes,
-    new_found,
-    new_partial,
-    operand,
-    operand_type,
-    settle,
-)
+from aixsim_kernels.optical.triton_grid import operand, operand_type
+from aixsim_kernels.optical.triton_ranges import extremes, new_found, new_partial, settle
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2

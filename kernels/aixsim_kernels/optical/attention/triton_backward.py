@@ -17,7 +17,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     store_inside,
     visible,
 )
-from aixsim_kernels.optical.triton_quantize import nearest
+from aixsim_kernels.optical.triton_grid import nearest
 
 
 @triton.jit(do_not_specialize=["seed"])

@@ -16,14 +16,8 @@ from aixsim_kernels.optical.attention.triton_scores import (
     step_and_offset,
     visible,
 )
-from aixsim_kernels.optical.triton_quantize import (
-    are_clipped,
-    nearest,
-    readout,
-    row_extremes,
-    steps,
-    store_partial,
-)
+from aixsim_kernels.optical.triton_grid import nearest, readout, steps
+from aixsim_kernels.optical.triton_ranges import are_clipped, row_extremes, store_partial
 
 
 # the seeds are other numbers for every layer, which must not compile the kernel anew

@@ -9,7 +9,8 @@ Indices: M queries, L keys, D head dimension; a tile is BLOCK_M x BLOCK_N scores
 import triton
 import triton.language as tl
 
-from aixsim_kernels.optical.triton_quantize import grid, inside, readout, steps
+from aixsim_kernels.optical.triton_clipping import inside
+from aixsim_kernels.optical.triton_grid import grid, readout, steps
 
 
 @triton.jit

@@ -6,20 +6,16 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
-from aixsim_kernels.optical.quantize import (
-    block_size,
-    calibrate,
+from aixsim_kernels.optical.blocks import block_size
+from aixsim_kernels.optical.clipping import (
     clipped_share,
-    decode,
-    detect_,
-    grid,
     mask_clipped_,
     mask_packed_,
-    modulate,
-    observe,
     pack_inside,
     packed_share,
 )
+from aixsim_kernels.optical.grid import decode, detect_, grid, modulate
+from aixsim_kernels.optical.ranges import calibrate, observe
 
 
 def code_dtype(levels: int) -> torch.dtype:

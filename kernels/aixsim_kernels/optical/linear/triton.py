@@ -1,6 +1,6 @@
 """The optical linear layer on a GPU: what `cpu.py` computes, the matmul in one fused pass.
 
-Operands are the integers c of `triton_quantize.py`. With R the row sums of c,
+Operands are the integers c of `triton_grid.py`. With R the row sums of c,
 
     acc = step_x step_w (c_x . c_w) + step_x offset_w R_x + offset_x step_w R_w
           + K offset_x offset_w
@@ -26,22 +26,16 @@ from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.cpu import code_dtype
-from aixsim_kernels.optical.triton_quantize import (
+from aixsim_kernels.optical.triton_clipping import finish_grad, inside
+from aixsim_kernels.optical.triton_grid import grid, operand, operand_type, position, readout, steps
+from aixsim_kernels.optical.triton_ranges import (
     FLAT,
     are_clipped,
     candidates,
     extremes,
-    finish_grad,
-    grid,
-    inside,
     new_found,
     new_partial,
-    operand,
-    operand_type,
-    position,
-    readout,
     settle,
-    steps,
     store_partial,
 )
 

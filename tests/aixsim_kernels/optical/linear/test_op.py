@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_linear
 from aixsim_kernels.optical import definition
-from aixsim_kernels.optical.quantize import BLOCK
+from aixsim_kernels.optical.blocks import BLOCK
 from aixsim_kernels.optical.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
