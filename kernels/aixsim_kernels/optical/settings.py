@@ -27,3 +27,11 @@ class Settings(NamedTuple):
     scale: float = 1.0
     is_causal: bool = False
     rowmax: bool = False
+
+
+# an operator's schema knows no tuples: it takes the fields one after another, `*settings`, and
+# `Settings(*fields)` is made of them again behind it
+SCHEMA = (
+    "SymInt stream, SymInt levels, float lut_min, bool noise, float[]? quantiles, float scale, "
+    "bool is_causal, bool rowmax"
+)

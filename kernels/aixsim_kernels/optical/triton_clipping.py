@@ -1,4 +1,8 @@
-"""What is clipped has no gradient: `clipping.py` inside Triton kernels."""
+"""What is clipped has no gradient: `clipping.py` inside Triton kernels.
+
+Legend: `used` are the ranges to work with, rows 0 and 1 the two operands', row `own` that of the
+operand whose gradient it is. A comment gives the shape of a value, [] of a number.
+"""
 
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
@@ -48,14 +52,14 @@ def finish_grad(
     if out.numel():
         launch: Any = _grad_kernel[(triton.cdiv(out.numel(), FLAT),)]
         launch(
-            product,
-            total,
-            kept,
-            used,
-            out,
-            own,
-            out.numel(),
-            out.shape[1],
+            product_ptr=product,
+            total_ptr=total,
+            kept_ptr=kept,
+            used_ptr=used,
+            out_ptr=out,
+            own=own,
+            n=out.numel(),
+            columns=out.shape[1],
             LEVELS=levels,
             PACKED=kept.dtype == torch.uint8,
             BLOCK=FLAT,
@@ -81,15 +85,16 @@ def _grad_kernel(
     offset = lo + centre * step
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
-    grad = tl.load(product_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(product_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
+    # [BLOCK]
     grad = step * grad + offset * tl.load(total_ptr + offsets // columns, mask=mask, other=0.0)
     if PACKED:
-        bits = tl.load(kept_ptr + offsets // 8, mask=mask, other=0).to(tl.int32)
+        bits = tl.load(kept_ptr + offsets // 8, mask=mask, other=0).to(tl.int32)  # [BLOCK]
         passes = ((bits >> (offsets % 8).to(tl.int32)) & 1) != 0
     else:
-        own_lo, own_hi = tl.load(used_ptr + 2 * own), tl.load(used_ptr + 2 * own + 1)
-        value = tl.load(kept_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        own_lo, own_hi = tl.load(used_ptr + 2 * own), tl.load(used_ptr + 2 * own + 1)  # [], []
+        value = tl.load(kept_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
         passes = inside(value, own_lo, own_hi)
     # a product with 0, not a choice: NaN stays NaN
     grad *= passes.to(tl.float32)
-    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)  # [BLOCK]

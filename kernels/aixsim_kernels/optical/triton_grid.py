@@ -4,6 +4,9 @@ A value is `offset + step * c` with an integer c, counted from the level nearest
 exact in 16 bits, so that products run on tensor cores and accumulate in float32. Values lifted by
 the lookup-table floor lie between levels, and are the only ones that 16 bits round (to 2^-9 of a
 level). With float32 results, or more than 256 levels, c is a float32 and nothing is rounded.
+
+Legend: `used` are the ranges to work with, (n, 2), row `index` the one at hand; `centre` is the
+code that c counts from. A comment gives the shape of a value, [] of a number.
 """
 
 # triton's types say that a jit function returns nothing
@@ -45,14 +48,14 @@ def operand(
     if sums.numel():
         launch: Any = _operand_kernel[(triton.cdiv(sums.numel(), 16),)]
         launch(
-            x,
-            c,
-            sums,
-            used,
-            index,
-            sums.numel(),
-            x.shape[-1],
-            lut_min,
+            x_ptr=x,
+            operand_ptr=c,
+            sum_ptr=sums,
+            used_ptr=used,
+            index=index,
+            n_rows=sums.numel(),
+            depth=x.shape[-1],
+            lut_min=lut_min,
             LEVELS=levels,
             FLOOR=lut_min > 0,
             ROWS=16,
@@ -80,8 +83,8 @@ def steps(lo, hi, LEVELS: tl.constexpr):
 @triton.jit
 def grid(used_ptr, index, LEVELS: tl.constexpr):
     """lo, step, 1 / step, centre of a range."""
-    lo = tl.load(used_ptr + 2 * index)
-    hi = tl.load(used_ptr + 2 * index + 1)
+    lo = tl.load(used_ptr + 2 * index)  # []
+    hi = tl.load(used_ptr + 2 * index + 1)  # []
     step, per_level = steps(lo, hi, LEVELS)
     centre = nearest(tl.minimum(tl.maximum(-lo * per_level, 0.0), LEVELS - 1.0))
     return lo, step, per_level, centre
@@ -130,7 +133,7 @@ def _operand_kernel(
     BLOCK: tl.constexpr,
 ):
     lo, step, per_level, centre = grid(used_ptr, index, LEVELS)
-    hi = tl.load(used_ptr + 2 * index + 1)
+    hi = tl.load(used_ptr + 2 * index + 1)  # []
     tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
     offset = lo + centre * step
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -139,7 +142,7 @@ def _operand_kernel(
         columns = start + tl.arange(0, BLOCK)
         mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
         offsets = rows[:, None] * depth + columns[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
         code = tl.where(x == x, position(x, lo, per_level, LEVELS), x)
         c = code - centre
         if FLOOR:
@@ -150,6 +153,6 @@ def _operand_kernel(
             c = tl.where((value > tiny) & (value < lut_min * hi), lifted, c)
             c = tl.where((value < -tiny) & (value > -lut_min * tl.abs(lo)), lowered, c)
         operand = c.to(operand_ptr.dtype.element_ty)
-        tl.store(operand_ptr + offsets, operand, mask=mask)
+        tl.store(operand_ptr + offsets, operand, mask=mask)  # [ROWS, BLOCK]
         total += tl.sum(tl.where(mask, operand.to(tl.float32), 0.0), 1)
-    tl.store(sum_ptr + rows, total, mask=rows < n_rows)
+    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]

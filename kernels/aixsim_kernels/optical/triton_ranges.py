@@ -2,6 +2,10 @@
 
 `ranges.py` in two steps. Programs leave partial findings (n, 4): lowest, highest, how many elements
 or rows lie beyond the range that was set, of how many. One program then settles the range.
+
+Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `high`, `beyond` and
+`count` are a program's findings so far, one for each lane. A comment gives the shape of a value,
+[] of a number.
 """
 
 # triton's types say that a jit function returns nothing
@@ -55,20 +59,36 @@ def extremes(x: Tensor, ranges: Tensor, index: int) -> Tensor:
     count = max(1, min(blocks, _REDUCERS))
     partial = new_partial(count, x.device)  # pyright: ignore[reportArgumentType]
     launch: Any = _extremes_kernel[(count,)]
-    launch(x, partial, ranges, index, x.numel(), BLOCK=FLAT)
+    launch(
+        x_ptr=x,
+        partial_ptr=partial,
+        ranges_ptr=ranges,
+        index=index,
+        n=x.numel(),
+        BLOCK=FLAT,
+    )
     return partial
 
 
 def settle(partial: Tensor, ranges: Tensor, found: Found, index: int) -> None:
     """Reduce what programs found out to row `index` of `found`, and find the range to use."""
     launch: Any = _settle_kernel[(1,)]
-    launch(partial, ranges, *found, index, len(partial), BLOCK=1024)
+    launch(
+        partial_ptr=partial,
+        ranges_ptr=ranges,
+        observed_ptr=found.observed,
+        clipped_ptr=found.clipped,
+        used_ptr=found.used,
+        index=index,
+        n=len(partial),
+        BLOCK=1024,
+    )
 
 
 @triton.jit
 def clips(ranges_ptr, index):
     """Between which values nothing is clipped: the range, or all where it was never set."""
-    lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)
+    lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
     is_set = lo <= hi
     return tl.where(is_set, lo, float("-inf")), tl.where(is_set, hi, float("inf"))
 
@@ -100,10 +120,10 @@ def are_clipped(low, high, ranges_ptr, index):
 def store_partial(partial_ptr, low, high, beyond, count):
     """Store a program's extremes and how many are clipped, of how many, from those of its rows."""
     partial_ptr += 4 * tl.program_id(0)
-    tl.store(partial_ptr, tl.min(low, 0))
-    tl.store(partial_ptr + 1, tl.max(high, 0))
-    tl.store(partial_ptr + 2, tl.sum(beyond, 0))
-    tl.store(partial_ptr + 3, tl.sum(count, 0))
+    tl.store(partial_ptr, tl.min(low, 0))  # []
+    tl.store(partial_ptr + 1, tl.max(high, 0))  # []
+    tl.store(partial_ptr + 2, tl.sum(beyond, 0))  # []
+    tl.store(partial_ptr + 3, tl.sum(count, 0))  # []
 
 
 @triton.jit
@@ -118,7 +138,7 @@ def _extremes_kernel(x_ptr, partial_ptr, ranges_ptr, index, n, BLOCK: tl.constex
     for start in range(first, n, stride):
         offsets = start + tl.arange(0, BLOCK)
         mask = offsets < n
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # (BLOCK,)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
         # a NaN is no extreme, but must not be forgotten
         least, most = candidates(x, mask)
         low, high = tl.minimum(low, least), tl.maximum(high, most)
@@ -145,22 +165,22 @@ def _settle_kernel(
     for start in range(0, n, BLOCK):
         programs = start + tl.arange(0, BLOCK)
         mask = programs < n
-        one = partial_ptr + 4 * programs  # (BLOCK,)
-        low = tl.minimum(low, tl.load(one, mask, other=float("inf")))
-        high = tl.maximum(high, tl.load(one + 1, mask, other=float("-inf")))
-        beyond += tl.load(one + 2, mask, other=0.0)
-        count += tl.load(one + 3, mask, other=0.0)
+        one = partial_ptr + 4 * programs  # [BLOCK]
+        low = tl.minimum(low, tl.load(one, mask, other=float("inf")))  # [BLOCK]
+        high = tl.maximum(high, tl.load(one + 1, mask, other=float("-inf")))  # [BLOCK]
+        beyond += tl.load(one + 2, mask, other=0.0)  # [BLOCK]
+        count += tl.load(one + 3, mask, other=0.0)  # [BLOCK]
     lo = tl.min(low, 0)
     hi = tl.max(high, 0)
     is_finite = (lo > float("-inf")) & (hi < float("inf"))  # pyright: ignore[reportOperatorIssue]
     lo = tl.where(is_finite, lo, float("inf"))
     hi = tl.where(is_finite, hi, float("-inf"))
-    tl.store(observed_ptr + 2 * index, lo)
-    tl.store(observed_ptr + 2 * index + 1, hi)
+    tl.store(observed_ptr + 2 * index, lo)  # []
+    tl.store(observed_ptr + 2 * index + 1, hi)  # []
     # rows of NaN are clipped, but attend to nothing
     share = tl.minimum(tl.sum(beyond, 0) / tl.maximum(tl.sum(count, 0), 1.0), 1.0)
-    tl.store(clipped_ptr + index, share)
-    set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)
+    tl.store(clipped_ptr + index, share)  # []
+    set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
     unset = set_lo > set_hi
-    tl.store(used_ptr + 2 * index, tl.where(unset, lo, set_lo))
-    tl.store(used_ptr + 2 * index + 1, tl.where(unset, hi, set_hi))
+    tl.store(used_ptr + 2 * index, tl.where(unset, lo, set_lo))  # []
+    tl.store(used_ptr + 2 * index + 1, tl.where(unset, hi, set_hi))  # []

@@ -5,7 +5,7 @@ import torch
 from aixsim_kernels import empty_ranges
 from aixsim_kernels.optical.attention import cpu
 from aixsim_kernels.optical.attention import triton as gpu
-from aixsim_kernels.optical.attention.cpu import Settings
+from aixsim_kernels.optical.settings import Settings
 
 KEY = torch.tensor(-987654321987654)
 SET = torch.tensor([[-3.0, 2.5], [-2.7, 3.1], [-9.0, 11.0], [-2.6, 2.9], [-1.1, 1.2]])
@@ -62,7 +62,7 @@ CASES = [
 def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32):
     """Differences of the outputs in levels of the detector; everything else is checked here."""
     found = run(gpu.forward, *inputs, mask, ranges, KEY, how, out_dtype)
-    expected = cpu.forward(*inputs, mask, ranges, KEY, how, None, out_dtype)
+    expected = cpu.forward(*inputs, mask, ranges, KEY, how, out_dtype)
     out, observed, clipped, kept, used = expected
     # a last bit decides whether a sum lies beyond the end of a range, which may be its own
     assert torch.allclose(found[2], clipped, rtol=0.02, atol=2.1 / out.numel())
@@ -196,7 +196,7 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
     ranges = SET.clone()
     ranges[unset] = empty_ranges(1)
     found = run(gpu.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[2]
-    how = (None, ranges, KEY, settings(16), None, torch.float32)
+    how = (None, ranges, KEY, settings(16), torch.float32)
     expected = cpu.forward(*inputs, *how)[2]
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()

@@ -461,14 +461,14 @@ def test_wrong_arguments_are_named():
 def test_opcheck(dtype, case):
     mask, is_causal = CASES[case]
     q, k, v = (t.requires_grad_() for t in tensors(dtype=dtype))
-    settings = (3, 256, 0.02, True, 0.35, is_causal, True)
+    how = Settings(3, 256, 0.02, True, None, 0.35, is_causal, rowmax=True)
     if case == "additive":
         mask = learned((1, 4, 13, 13))
-    args = (q, k, v, mask, RANGES, KEY, *settings, None, dtype)
+    args = (q, k, v, mask, RANGES, KEY, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_attention, args)
     with torch.no_grad():
         left = torch.empty(0), torch.empty(0, dtype=dtype)
-        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *settings, case == "additive")
+        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *how, case == "additive")
         torch.library.opcheck(torch.ops.aixsim.optical_attention_backward, args)
 
 

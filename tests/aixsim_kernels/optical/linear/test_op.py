@@ -355,17 +355,10 @@ def test_autocast_decides_the_type_of_the_result():
 def test_opcheck(dtype, bias, levels):
     x, w, b = tensors(7, 9, 5, dtype, bias=bias)
     x.requires_grad_(), w.requires_grad_()
-    args = (x, w, b, RANGES, KEY, 3, levels, 0.02, True, None, dtype)
+    how = Settings(3, levels, 0.02, True)
+    args = (x, w, b, RANGES, KEY, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
     _, _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
-    args = (
-        torch.randn(7, 5),
-        codes,
-        inside,
-        w.detach().T.contiguous().T,
-        used,
-        levels,
-        0.02,
-        dtype,
-    )
+    w = w.detach().T.contiguous().T
+    args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_linear_backward, args)
