@@ -15,15 +15,15 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from aixsim_kernels.optical.attention import reference as attention_reference
+from aixsim_kernels.optical.attention import cpu as attention_cpu
 from aixsim_kernels.optical.attention import scores
-from aixsim_kernels.optical.linear import reference as linear_reference
+from aixsim_kernels.optical.linear import cpu as linear_cpu
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from aixsim_cli.run import device as titan_device
 
-# functions of the references -> part of the step
+# functions of the CPU path -> part of the step
 PARTS = {
     "modulate": "quantise",
     "decode": "quantise",
@@ -44,9 +44,9 @@ KERNELS = {
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
 
 
-def label_references() -> None:
-    """Make the references' functions known to the profiler, wherever they were imported."""
-    for module in (linear_reference, attention_reference, scores):
+def label_parts() -> None:
+    """Make the CPU path's functions known to the profiler, wherever they were imported."""
+    for module in (linear_cpu, attention_cpu, scores):
         for name, part in PARTS.items():
             if hasattr(module, name):
                 setattr(module, name, _labelled(getattr(module, name), f"part: {part}"))
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--transform", default="configs/transforms/optical.yaml")
     args = parser.parse_args()
     device = titan_device.device_type()
-    label_references()
+    label_parts()
 
     # torchtitan looks for its device when it is imported
     from aixsim_cli.models.titan.model import meta_model, model_args

@@ -10,8 +10,8 @@ import torch
 from aixsim_kernels import bitflip
 from torch import Tensor, nn
 
-from aixsim_cli.transforms.protocol import Paradigm, Site, param
-from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+from aixsim_cli.transforms.protocol import Paradigm, param
+from aixsim_cli.transforms.state import SimulatedLinear
 
 _SOURCE = "NewComputeBench"
 # a probability is a multiple of this: 32 binary digits decide each bit
@@ -55,20 +55,10 @@ class BitflipParams:
                 raise ValueError(f"{name}: got {threshold}; expected null or more than 0")
 
 
-class BitflipLinear(SimulatedModule, nn.Linear):
+class BitflipLinear(SimulatedLinear):
     """A linear layer whose input and weight suffer bit-flips, new ones in every call."""
 
     params: BitflipParams
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, params: BitflipParams, site: Site) -> "BitflipLinear":
-        """Take the place of `linear`, weight (N, K), with its very parameters."""
-        module = cls.adopt(linear)
-        module.params = params
-        module.init_state(
-            stream=noise_stream(params.seed, site.hf_name), device=linear.weight.device
-        )
-        return module
 
     def forward(self, input: Tensor) -> Tensor:
         """`flip(input) @ flip(weight).T + bias`: (..., K) -> (..., N).

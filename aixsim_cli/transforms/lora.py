@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.protocol import Lora
-from aixsim_cli.transforms.state import noise_stream
+from aixsim_cli.transforms.state import noise_stream, state_of
 
 logger = logging.getLogger("aixsim")
 
@@ -69,7 +69,7 @@ def add_lora(model: nn.Module) -> list[str]:
     Raises:
         UserError: a weight is shared with another module.
     """
-    state = getattr(model, "transform_state", None)
+    state = state_of(model)
     wanted: dict[str, Lora] = {} if state is None else state.lora
     loaded = {name: u for name in wanted if (u := _updated(model.get_submodule(name))) is not None}
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
 from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
-from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+from aixsim_cli.transforms.state import SimulatedAttention, SimulatedLinear
 
 _PAPER = "arXiv 2302.10360"
 
@@ -68,27 +68,13 @@ class OpticalParams:
                 )
 
 
-class OpticalLinear(SimulatedModule, nn.Linear):
+class OpticalLinear(SimulatedLinear):
     """A linear layer on optical hardware; ranges of input, weight and output."""
 
+    seed_field = "q_init_seed"
+    quantises = ("x", "w", "y")
+    logs_clipped = True
     params: OpticalParams
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, params: OpticalParams, site: Site) -> "OpticalLinear":
-        """Take the place of `linear`, weight (N, K), with its very parameters."""
-        module = cls.adopt(linear)
-        module.params = params
-        if params.q_quantiles is not None:
-            low, high = params.q_quantiles
-            module.asks_to_clip = 1 - (high - low)
-        module.init_state(
-            quantises=("x", "w", "y"),
-            smooth=params.q_smooth_factor,
-            kind=site.hf_name.rpartition(".")[2],
-            stream=noise_stream(params.q_init_seed, site.hf_name),
-            device=linear.weight.device,
-        )
-        return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Optical `input @ weight.T + bias`: (..., K) -> (..., N), in the input's dtype."""
@@ -107,29 +93,29 @@ class OpticalLinear(SimulatedModule, nn.Linear):
         self.record(observed, clipped)
         return output
 
+    def asks_to_clip(self) -> float:
+        low, high = self.params.q_quantiles or (0, 1)
+        return 1 - (high - low)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {_describe(self.params)}"
 
 
-class OpticalAttention(SimulatedModule):
+class OpticalAttention(SimulatedAttention):
     """Both products of an attention on optical hardware; the softmax between them is digital.
 
     Ranges of query, key, score, value and output. `kept_mass` is the mean over rows of what
     quantisation leaves of a row's probability mass (1 = all), from the last training call.
     """
 
+    seed_field = "q_init_seed"
+    quantises = ("q", "k", "score", "v", "y")
+    logs_clipped = True
+    params: OpticalParams
     kept_mass: Tensor
 
     def __init__(self, params: OpticalParams, site: Site) -> None:
-        super().__init__()
-        self.params = params
-        self.init_state(
-            quantises=("q", "k", "score", "v", "y"),
-            smooth=params.q_smooth_factor,
-            kind="attention",
-            stream=noise_stream(params.q_init_seed, f"{site.hf_name}.attention"),
-            device=torch.device("cpu"),
-        )
+        super().__init__(params, site)
         self.register_buffer("kept_mass", torch.ones(()), persistent=False)
 
     def forward(

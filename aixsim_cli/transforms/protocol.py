@@ -100,8 +100,8 @@ class Paradigm:
         params: frozen dataclass, its fields made by `param`; `__post_init__` raises ValueError for
             a value out of range.
         modules: module class -> `build(module, params, site)`. A replacement of a linear
-            subclasses `nn.Linear` and adopts its parameters, so that state-dict names, sharding
-            plans and optimizers do not notice.
+            subclasses `nn.Linear` and has its very parameters, so that state-dict names, sharding
+            plans and optimizers do not notice: `SimulatedLinear.from_linear` builds one.
         attention: `build(params, site)` of the module that computes the two products of an
             attention; None = they stay digital. The module's forward is `f(q, k, v, *,
             attn_mask=None, scale=None, is_causal=False, enable_gqa=False)` with q (B, H, Lq, D), k

@@ -2,7 +2,7 @@
 
 An end of a range that was exceeded moves out with one weight, the attack; one that was not reached
 moves in with another, the release (the words are those of envelope followers). A paradigm has one
-field for it, made by `smooth_factor`, and hands its value to `SimulatedModule.init_state`.
+field for it, made by `smooth_factor`, which `SimulatedModule` looks for.
 """
 
 from dataclasses import MISSING

@@ -10,8 +10,8 @@ import hashlib
 import logging
 import struct
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,8 @@ from aixsim_kernels import empty_ranges, merge_observed, update_ranges
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
-from aixsim_cli.transforms.protocol import Lora
-from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, attack_release
+from aixsim_cli.transforms.protocol import Lora, Site
+from aixsim_cli.transforms.ranges import DEFAULT, attack_release
 from aixsim_cli.transforms.watch import StepWatch
 
 logger = logging.getLogger("aixsim")
@@ -45,7 +45,16 @@ def noise_stream(seed: int, name: str) -> int:
 
 
 class SimulatedModule(nn.Module):
-    """Mixin of every module that simulates hardware: ranges, their record, and noise.
+    """Every module that simulates hardware: its parameters, ranges, their record, and noise.
+
+    A paradigm derives from `SimulatedLinear` or `SimulatedAttention`, and says in its class what
+    differs from the defaults here.
+
+    Class data:
+        seed_field: the paradigm's parameter that seeds the noise; without one the seed is 0.
+        quantises: what the module quantises with a running range, by the names that the log gives
+            it ("x", "w", "y"). `q_smooth_factor` of the parameters, if any, is their rule.
+        logs_clipped: whether the log shows the shares that are clipped; `record` is told of them.
 
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
@@ -56,48 +65,31 @@ class SimulatedModule(nn.Module):
         noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
+    seed_field: ClassVar[str] = "seed"
+    quantises: ClassVar[tuple[str, ...]] = ()
+    logs_clipped: ClassVar[bool] = False
+    # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
+    stores_transposed: bool = False
+
+    params: Any
     ranges: Tensor
     observed: Tensor
     clipped: Tensor
     noise_stream: Tensor
-    # the share of a weight that its range is meant to clip
-    asks_to_clip: float = 0.0
-    # a linear whose parameter is (K, N), as a file has it, under a class that shows it as (N, K)
-    stores_transposed: bool = False
 
-    @classmethod
-    def adopt(cls, linear: nn.Linear) -> Self:
-        """A module of this class, a linear too, with the very parameters of `linear`."""
-        module = cls(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta"
-        )
-        module.weight, module.bias = linear.weight, linear.bias
-        return module
-
-    def init_state(
-        self,
-        *,
-        stream: int,
-        device: torch.device,
-        quantises: Sequence[str] = (),
-        smooth: SmoothFactor = DEFAULT,
-        kind: str = "",
-    ) -> None:
-        """Create the buffers.
+    def simulate(self, params: Any, name: str, kind: str, device: torch.device) -> None:
+        """Take the parameters and create the buffers.
 
         Args:
-            stream: `noise_stream` of this module.
+            params: the paradigm's.
+            name: of the place, the same in every library of models; its noise is keyed by it.
+            kind: what the log calls modules like this one.
             device: where the module's parameters are; may be meta.
-            quantises: what the module quantises with a running range, by the names that the log
-                gives it ("x", "w", "y").
-            smooth: weight of the old range in an update.
-            kind: what the log calls modules like this one; "" = their share that is clipped is not
-                logged.
         """
-        self.smooth = smooth
-        self.stream = stream
+        self.params = params
+        self.smooth = getattr(params, "q_smooth_factor", DEFAULT)
         self.kind = kind
-        self.quantises = tuple(quantises)
+        self.stream = stream = noise_stream(getattr(params, self.seed_field, 0), name)
         n_ranges = len(self.quantises)
         self.register_buffer(
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
@@ -149,16 +141,20 @@ class SimulatedModule(nn.Module):
 
     def metrics(self) -> dict[str, Tensor]:
         """What the training log shows of this module: name -> float32 0-d, a view."""
-        if not self.kind:
+        if not self.logs_clipped:
             return {}
         shares = zip(self.quantises, self.clipped.unbind(), strict=True)
         return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
+
+    def asks_to_clip(self) -> float:
+        """The share of a weight that its range is meant to clip."""
+        return 0.0
 
     def clipped_weight(self) -> Tensor | None:
         """Which share of the weight was clipped unasked: float32 0-d; None = it has no range."""
         if "w" not in self.quantises:
             return None
-        return self.clipped[self.quantises.index("w")] - self.asks_to_clip
+        return self.clipped[self.quantises.index("w")] - self.asks_to_clip()
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
@@ -168,6 +164,33 @@ class SimulatedModule(nn.Module):
             if buffer is not None and buffer.dtype != torch.float32:
                 self._buffers[name] = buffer.float()
         return self
+
+
+class SimulatedLinear(SimulatedModule, nn.Linear):
+    """A linear layer on simulated hardware: a paradigm adds its `forward`.
+
+    It subclasses `nn.Linear` and has the very parameters of the layer that it replaces, so that
+    state-dict names, sharding plans and optimizers do not notice.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, params: Any, site: Site) -> Self:
+        """Take the place of `linear`, weight (N, K)."""
+        module = cls(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta"
+        )
+        module.weight, module.bias = linear.weight, linear.bias
+        kind = site.hf_name.rpartition(".")[2]
+        module.simulate(params, site.hf_name, kind, linear.weight.device)
+        return module
+
+
+class SimulatedAttention(SimulatedModule):
+    """The two products of an attention on simulated hardware: a paradigm adds its `forward`."""
+
+    def __init__(self, params: Any, site: Site) -> None:
+        super().__init__()
+        self.simulate(params, f"{site.hf_name}.attention", "attention", torch.device("cpu"))
 
 
 class TransformState:

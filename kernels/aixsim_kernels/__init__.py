@@ -4,7 +4,7 @@ from aixsim_kernels.bitflip.op import bitflip
 from aixsim_kernels.common.noise import uniform_noise
 from aixsim_kernels.optical.attention.op import optical_attention
 from aixsim_kernels.optical.linear.op import optical_linear
-from aixsim_kernels.optical.quantize import empty_ranges, merge_observed, update_ranges
+from aixsim_kernels.optical.ranges import empty_ranges, merge_observed, update_ranges
 
 __all__ = [
     "bitflip",

@@ -1,6 +1,6 @@
-"""The optical equations once more, in numpy's float64 and integers, to hold kernels to.
+"""The noise once more, in numpy's integers, and Triton kernels compiled for an H100.
 
-And Triton kernels compiled for an H100, which needs none.
+What the optical kernels are held to is `aixsim_kernels.optical.definition`, in float64.
 """
 
 import re
@@ -40,36 +40,10 @@ def noise(rows, columns, key, stream, op):
     return (half.astype(np.uint16).view(np.int16).reshape(rows, columns) + 0.5) / 65536
 
 
-def position(x, lo, hi, levels):
-    """Where x lies on the grid, in levels, before it is rounded."""
-    if hi - lo == 0:
-        return np.where(np.isnan(x), np.nan, 0.0)
-    return (np.asarray(x, np.float64) - lo) / (hi - lo) * (levels - 1)
-
-
-def value(code, lo, hi, levels):
-    return lo + code * (hi - lo) / (levels - 1)
-
-
-def modulate(x, lo, hi, levels, lut_min=0.0):
-    code = np.rint(np.clip(position(x, lo, hi, levels), 0, levels - 1))
-    shown = value(code, lo, hi, levels)
-    zero = np.abs(shown) <= 2.0**-22 * max(abs(lo), abs(hi))
-    floored = np.where(
-        shown > 0, np.maximum(shown, lut_min * hi), np.minimum(shown, -lut_min * abs(lo))
-    )
-    return np.where(zero, shown, floored)
-
-
-def detect(acc, lo, hi, levels, u):
-    return np.clip(np.rint(position(acc, lo, hi, levels) + u), 0, levels - 1)
-
-
 @pytest.fixture(scope="session")
-def oracle():
-    return SimpleNamespace(
-        mix=mix, noise=noise, position=position, value=value, modulate=modulate, detect=detect
-    )
+def integers():
+    """The noise by its definition, in numpy's 64-bit integers."""
+    return SimpleNamespace(mix=mix, noise=noise)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import sys
 
 import torch
 from aixsim_kernels import empty_ranges
-from aixsim_kernels.bitflip import kernel as bitflip
+from aixsim_kernels.bitflip import triton as bitflip
 from aixsim_kernels.optical import launch
-from aixsim_kernels.optical.attention import kernel as attention
-from aixsim_kernels.optical.attention.reference import Settings
-from aixsim_kernels.optical.linear import kernel as linear
+from aixsim_kernels.optical.attention import triton as attention
+from aixsim_kernels.optical.linear import triton as linear
+from aixsim_kernels.optical.settings import Settings
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -53,16 +53,18 @@ def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256):
     """A forward and a backward; under autocast dtype is another than out_dtype."""
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = torch.randn(columns, dtype=dtype)
-    how = (empty_ranges(3), KEY, 7, levels, 0.02, True, out_dtype)
-    y, _, _, used, codes, inside = linear.forward(x, weight, bias, *how)
-    linear.backward(y, codes, inside, weight, used, levels, 0.02, dtype)
+    how = Settings(7, levels, 0.02, True)
+    y, _, _, used, codes, inside = linear.forward(
+        x, weight, bias, empty_ranges(3), KEY, how, out_dtype
+    )
+    linear.backward(y, codes, inside, weight, used, how, dtype)
 
 
 def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False):
     """A forward and a backward of grouped heads; causal where there is no mask."""
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
-    how = Settings(7, levels, 0.02, True, head_dim**-0.5, mask is None, rowmax)
+    how = Settings(7, levels, 0.02, True, None, head_dim**-0.5, mask is None, rowmax)
     out, *_, used, rows, smooth = attention.forward(
         q, k, v, mask, empty_ranges(5), KEY, how, out_dtype
     )

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 
 @pytest.mark.timeout(600)
-def test_triton_kernels_are_their_references():
+def test_triton_kernels_compute_what_the_cpu_does():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER)]
     done = subprocess.run(
         command,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from aixsim_kernels.bitflip import reference
+from aixsim_kernels.bitflip import cpu
 
 
 def bitflip(
@@ -37,7 +37,7 @@ def bitflip(
     Raises:
         ValueError: a probability is outside [0, 1], or the type has no bit fields here.
     """
-    if x.dtype not in reference.FIELDS:
+    if x.dtype not in cpu.FIELDS:
         raise ValueError(f"bitflip: got {x.dtype}; expected float32, bfloat16 or float16")
     if not (0 <= p_exp <= 1 and 0 <= p_frac <= 1):
         raise ValueError(f"bitflip: got probabilities {p_exp} and {p_frac}; expected 0 to 1")
@@ -48,16 +48,16 @@ def bitflip(
 def _forward(
     x: Tensor, key: Tensor, stream: int, p_exp: float, p_frac: float, zero_out: float | None
 ) -> tuple[Tensor, Tensor]:
-    return reference.forward(x, key, stream, p_exp, p_frac, zero_out)
+    return cpu.forward(x, key, stream, p_exp, p_frac, zero_out)
 
 
 @_forward.register_kernel("cuda")
 def _(x, key, stream, p_exp, p_frac, zero_out):
-    from aixsim_kernels.bitflip import kernel
+    from aixsim_kernels.bitflip import triton
 
     # triton launches on the current device, wherever the tensors are
     with torch.cuda.device_of(x):
-        return kernel.forward(x, key, stream, p_exp, p_frac, zero_out)
+        return triton.forward(x, key, stream, p_exp, p_frac, zero_out)
 
 
 @_forward.register_fake

@@ -22,7 +22,7 @@ from aixsim_cli.transforms.apply import apply_transform, begin_calls_of_parts
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
 from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.registry import PARADIGMS
-from aixsim_cli.transforms.state import SimulatedModule, noise_stream
+from aixsim_cli.transforms.state import SimulatedLinear
 
 WIDTH = 8
 
@@ -72,14 +72,7 @@ class DriftParams:
     spread: float = param(0.1, "width of a weight's error")
 
 
-class DriftLinear(SimulatedModule, nn.Linear):
-    @classmethod
-    def from_linear(cls, linear, params, site):
-        module = cls.adopt(linear)
-        module.params = params
-        module.init_state(stream=noise_stream(0, site.hf_name), device=linear.weight.device)
-        return module
-
+class DriftLinear(SimulatedLinear):
     def forward(self, input):
         error = uniform_noise(*self.weight.shape, self.noise_key, stream=0)
         weight = self.weight * (1 + self.params.spread * error)

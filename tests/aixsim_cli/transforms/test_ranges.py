@@ -15,7 +15,7 @@ from aixsim_cli.transforms.protocol import Paradigm, Site, defaults_before
 from aixsim_cli.transforms.ranges import DEFAULT, SmoothFactor, checked, smooth_factor
 from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.registry import describe_params
-from aixsim_cli.transforms.state import SimulatedModule
+from aixsim_cli.transforms.state import SimulatedLinear
 
 SITES = [Site("0", "layers.0.up", "linear"), Site("2", "layers.1.up", "linear")]
 
@@ -83,17 +83,11 @@ class Params:
     q_smooth_factor: SmoothFactor = smooth_factor()  # noqa: RUF009
 
 
-class Crossbar(SimulatedModule, nn.Linear):
+class Crossbar(SimulatedLinear):
     """What the guide tells a paradigm of one's own to do."""
 
-    @classmethod
-    def from_linear(cls, linear, params, site):
-        module = cls.adopt(linear)
-        module.init_state(
-            stream=1, device=linear.weight.device, quantises=("w",),
-            smooth=params.q_smooth_factor, kind=site.hf_name.rpartition(".")[2],
-        )  # fmt: skip
-        return module
+    quantises = ("w",)
+    logs_clipped = True
 
     def forward(self, x):
         lo, hi = self.ranges[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from aixsim_kernels import bitflip
-from aixsim_kernels.bitflip import reference
+from aixsim_kernels.bitflip import cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,11 +45,11 @@ def expected_flips(dtype, count, key, stream, p_exp, p_frac, mix):
     for word in (stream, stream >> 32, 0, key, key >> 32):
         h = mix(h ^ np.uint64(word & 0xFFFFFFFF))
     place = np.arange(n_words, dtype=np.uint64)
-    block = place // reference.BLOCK
+    block = place // cpu.BLOCK
     block_key = mix(mix(h ^ block) ^ (block >> np.uint64(32)))
     u = np.zeros((32, n_words), np.uint64)
     for i in range(32):
-        word = triple32(block_key ^ (np.uint64(i * reference.BLOCK) + place % reference.BLOCK))
+        word = triple32(block_key ^ (np.uint64(i * cpu.BLOCK) + place % cpu.BLOCK))
         for bit in range(32):
             digit = 1 - (word >> np.uint64(bit) & np.uint64(1))
             u[bit] |= digit << np.uint64(31 - i)
@@ -72,16 +72,16 @@ def expected_flips(dtype, count, key, stream, p_exp, p_frac, mix):
     st.integers(-(2**63), 2**63 - 1),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_every_bit_is_that_of_the_equations(oracle, dtype, count, p_exp, p_frac, key, stream):
+def test_every_bit_is_that_of_the_equations(integers, dtype, count, p_exp, p_frac, key, stream):
     x = torch.linspace(-3, 3, count).to(dtype)
     y = bitflip(x, torch.tensor(key), stream=stream, p_exp=p_exp, p_frac=p_frac)
-    expected = expected_flips(dtype, count, key, stream, p_exp, p_frac, oracle.mix)
+    expected = expected_flips(dtype, count, key, stream, p_exp, p_frac, integers.mix)
     assert np.array_equal((bits_of(y) ^ bits_of(x)).numpy(), expected)
 
 
-def test_blocks_have_keys_of_their_own(oracle):
-    x = torch.zeros(reference.BLOCK + 5)
-    expected = expected_flips(x.dtype, len(x), int(KEY), 0, 0.5, 0.5, oracle.mix)
+def test_blocks_have_keys_of_their_own(integers):
+    x = torch.zeros(cpu.BLOCK + 5)
+    expected = expected_flips(x.dtype, len(x), int(KEY), 0, 0.5, 0.5, integers.mix)
     assert np.array_equal(flipped(x, p_exp=0.5, p_frac=0.5).numpy(), expected)
 
 

@@ -1,8 +1,9 @@
-"""The bit-flips' Triton kernel computes, bit for bit, what the reference computes."""
+"""The bit-flips' Triton kernel computes, bit for bit, what the CPU computes."""
 
 import pytest
 import torch
-from aixsim_kernels.bitflip import kernel, reference
+from aixsim_kernels.bitflip import cpu
+from aixsim_kernels.bitflip import triton as gpu
 
 KEY = torch.tensor(-8765432109876543)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -19,20 +20,20 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
         ((0, 4), 0.5, 0.5, 1.0),
     ],
 )
-def test_triton_kernel_is_the_reference(run, dtype, shape, p_exp, p_frac, zero_out):
+def test_triton_kernel_is_the_cpus(run, dtype, shape, p_exp, p_frac, zero_out):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected, expected_kept = reference.forward(x, KEY, 1, p_exp, p_frac, zero_out)
-    y, kept = run(kernel.forward, x, KEY, 1, p_exp, p_frac, zero_out)
+    expected, expected_kept = cpu.forward(x, KEY, 1, p_exp, p_frac, zero_out)
+    y, kept = run(gpu.forward, x, KEY, 1, p_exp, p_frac, zero_out)
     assert torch.equal(y.view(torch.uint8), expected.view(torch.uint8))
     assert torch.equal(kept, expected_kept)
 
 
 def test_triton_kernel_in_the_second_block(run, monkeypatch):
     x = torch.zeros(5000)
-    for module in (kernel, reference):
+    for module in (gpu, cpu):
         monkeypatch.setattr(module, "BLOCK", 4096)
-    expected, _ = reference.forward(x, KEY, 0, 0.25, 0.25, None)
+    expected, _ = cpu.forward(x, KEY, 0, 0.25, 0.25, None)
     assert torch.equal(
-        run(kernel.forward, x, KEY, 0, 0.25, 0.25, None)[0].view(torch.uint8),
+        run(gpu.forward, x, KEY, 0, 0.25, 0.25, None)[0].view(torch.uint8),
         expected.view(torch.uint8),
     )

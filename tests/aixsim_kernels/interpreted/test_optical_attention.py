@@ -1,10 +1,11 @@
-"""The optical attention's Triton kernels compute what the reference computes."""
+"""The optical attention's Triton kernels compute what the CPU computes."""
 
 import pytest
 import torch
 from aixsim_kernels import empty_ranges
-from aixsim_kernels.optical.attention import kernel, reference
-from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.attention import cpu
+from aixsim_kernels.optical.attention import triton as gpu
+from aixsim_kernels.optical.settings import Settings
 
 KEY = torch.tensor(-987654321987654)
 SET = torch.tensor([[-3.0, 2.5], [-2.7, 3.1], [-9.0, 11.0], [-2.6, 2.9], [-1.1, 1.2]])
@@ -60,8 +61,8 @@ CASES = [
 
 def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32):
     """Differences of the outputs in levels of the detector; everything else is checked here."""
-    found = run(kernel.forward, *inputs, mask, ranges, KEY, how, out_dtype)
-    expected = reference.forward(*inputs, mask, ranges, KEY, how, None, out_dtype)
+    found = run(gpu.forward, *inputs, mask, ranges, KEY, how, out_dtype)
+    expected = cpu.forward(*inputs, mask, ranges, KEY, how, out_dtype)
     out, observed, clipped, kept, used = expected
     # a last bit decides whether a sum lies beyond the end of a range, which may be its own
     assert torch.allclose(found[2], clipped, rtol=0.02, atol=2.1 / out.numel())
@@ -102,14 +103,14 @@ def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
 
 
 def gradients(run, inputs, mask, how, dtype):
-    """The kernel's gradients of q, k, v and an additive mask, and the reference's."""
+    """The kernel's gradients of q, k, v and an additive mask, and the CPU's."""
     wants_mask = mask is not None and mask.dtype != torch.bool
-    out, *_, used, rows, smooth = run(kernel.forward, *inputs, mask, SET, KEY, how, dtype)
+    out, *_, used, rows, smooth = run(gpu.forward, *inputs, mask, SET, KEY, how, dtype)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (*inputs, mask, used, KEY)
     return (
-        run(kernel.backward, grad, *saved, rows, smooth, how, wants_mask),
-        reference.backward(grad, *saved, how, wants_mask),
+        run(gpu.backward, grad, *saved, rows, smooth, how, wants_mask),
+        cpu.backward(grad, *saved, how, wants_mask),
     )
 
 
@@ -177,12 +178,12 @@ def test_nothing_at_all(run, which):
     inputs = operands(sizes["batches"], 2, 1, sizes["queries"], sizes["keys"], 16, 16)
     how = settings(16, is_causal=False)
     out, observed, _, kept, used, rows, smooth = run(
-        kernel.forward, *inputs, None, SET, KEY, how, torch.float32
+        gpu.forward, *inputs, None, SET, KEY, how, torch.float32
     )
     assert out.shape == inputs[0].shape and not out.any()
     assert kept == 0
     assert torch.equal(observed[2], empty_ranges(1)[0])
-    grads = run(kernel.backward, out, *inputs, None, used, KEY, rows, smooth, how, False)
+    grads = run(gpu.backward, out, *inputs, None, used, KEY, rows, smooth, how, False)
     assert all(not g.any() for g in grads)
 
 
@@ -194,9 +195,9 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
     inputs[which][0, 0, 0, 5] = bad
     ranges = SET.clone()
     ranges[unset] = empty_ranges(1)
-    found = run(kernel.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[2]
-    how = (None, ranges, KEY, settings(16), None, torch.float32)
-    expected = reference.forward(*inputs, *how)[2]
+    found = run(gpu.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[2]
+    how = (None, ranges, KEY, settings(16), torch.float32)
+    expected = cpu.forward(*inputs, *how)[2]
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
 
@@ -205,7 +206,7 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
 def test_what_is_not_finite(run, bad):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
     q[0, 0, 3, 5] = bad
-    out, observed, *_ = run(kernel.forward, q, k, v, None, SET, KEY, settings(16), torch.float32)
+    out, observed, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), torch.float32)
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) == 3) == (bad != bad)
     assert torch.equal(observed[0], empty_ranges(1)[0])

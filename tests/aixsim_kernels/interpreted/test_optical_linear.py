@@ -1,4 +1,4 @@
-"""The optical linear's Triton kernels compute what the reference computes."""
+"""The optical linear's Triton kernels compute what the CPU computes."""
 
 import pytest
 import torch
@@ -6,11 +6,14 @@ import triton
 from aixsim_kernels import empty_ranges, uniform_noise
 from aixsim_kernels.common import triton_noise
 from aixsim_kernels.common.noise import row_keys, seed_word
-from aixsim_kernels.optical.linear import kernel, reference
+from aixsim_kernels.optical.linear import cpu
+from aixsim_kernels.optical.linear import triton as gpu
+from aixsim_kernels.optical.settings import Settings
 from triton import language as tl
 
 KEY = torch.tensor(-987654321987654)
 STREAM = 0x123456789ABC
+HOW = Settings(STREAM, levels=256, lut_min=0.02, noise=True)
 SET = torch.tensor([[-3.0, 2.5], [-0.12, 0.14], [-1.1, 1.2]])
 
 
@@ -26,9 +29,9 @@ def compare(
     run, x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True, out_dtype=torch.float32
 ):
     """Differences of the outputs in levels; everything else is checked here."""
-    how = (KEY, STREAM, levels, lut_min, noise)
-    found = run(kernel.forward, x, weight, bias, ranges, *how, out_dtype)
-    expected = reference.forward(x, weight, bias, ranges, *how, None, out_dtype)
+    how = (ranges, KEY, Settings(STREAM, levels, lut_min, noise), out_dtype)
+    found = run(gpu.forward, x, weight, bias, *how)
+    expected = cpu.forward(x, weight, bias, *how)
     y, observed, clipped, used, code, inside = expected
     assert torch.equal(found[4], code) and torch.equal(found[5], inside)
     assert torch.allclose(found[2][:2], clipped[:2], rtol=1e-6, atol=0)
@@ -78,17 +81,7 @@ def test_non_contiguous_operands(run):
 def test_no_bias_no_rows(run):
     x, weight, _ = operands(0, 8, 5, torch.float32)
     y, observed, _, _, code, inside = run(
-        kernel.forward,
-        x,
-        weight,
-        None,
-        empty_ranges(3),
-        KEY,
-        STREAM,
-        256,
-        0.02,
-        True,
-        torch.bfloat16,
+        gpu.forward, x, weight, None, empty_ranges(3), KEY, HOW, torch.bfloat16
     )
     assert (y.shape, y.dtype) == ((0, 5), torch.bfloat16)
     assert code.shape == (0, 8) and inside.numel() == 0
@@ -104,9 +97,8 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, where, 
     (x if where == "input" else weight)[2, 3] = bad
     ranges = SET.clone()
     ranges[unset] = empty_ranges(1)
-    how = (KEY, STREAM, 256, 0.02, True)
-    found = run(kernel.forward, x, weight, None, ranges, *how, torch.float32)[2]
-    expected = reference.forward(x, weight, None, ranges, *how, None, torch.float32)[2]
+    found = run(gpu.forward, x, weight, None, ranges, KEY, HOW, torch.float32)[2]
+    expected = cpu.forward(x, weight, None, ranges, KEY, HOW, torch.float32)[2]
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
     # what is not finite is clipped by a range that was set
@@ -117,34 +109,32 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, where, 
 def test_what_is_not_finite(run, bad):
     x, weight, _ = operands(6, 10, 4, torch.float32)
     x[2, 3] = bad
-    y, observed, *_ = run(
-        kernel.forward, x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32
-    )
+    y, observed, *_ = run(gpu.forward, x, weight, None, SET, KEY, HOW, torch.float32)
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(y.isnan().any(1), torch.arange(6) == 2) == (bad != bad)
     assert torch.equal(observed[0], empty_ranges(1)[0])
     assert observed[2].isfinite().all() == (bad == float("inf"))
     weight[1, 0] = float("nan")
-    y, *_ = run(kernel.forward, x, weight, None, SET, KEY, STREAM, 256, 0.02, True, torch.float32)
+    y, *_ = run(gpu.forward, x, weight, None, SET, KEY, HOW, torch.float32)
     assert y[:, 1].isnan().all()
 
 
 def test_a_range_without_width(run):
     x, weight, _ = operands(6, 10, 4, torch.float32)
     flat = torch.tensor([[1.0, 1.0], [-0.1, 0.1], [0.5, 0.5]])
-    y, *_ = run(kernel.forward, x, weight, None, flat, KEY, STREAM, 256, 0.0, True, torch.float32)
+    how = HOW._replace(lut_min=0.0)
+    y, *_ = run(gpu.forward, x, weight, None, flat, KEY, how, torch.float32)
     assert (y == 0.5).all()
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
 def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
-    how = (KEY, STREAM, 256, 0.02, True)
-    *_, used, code, inside = reference.forward(x, weight, bias, SET, *how, None, torch.float32)
+    *_, used, code, inside = cpu.forward(x, weight, bias, SET, KEY, HOW, torch.float32)
     grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
-    saved = (code, inside, weight, used, 256, 0.02, dtype)
+    saved = (code, inside, weight, used, HOW, dtype)
     for mine, theirs in zip(
-        run(kernel.backward, grad, *saved), reference.backward(grad, *saved), strict=True
+        run(gpu.backward, grad, *saved), cpu.backward(grad, *saved), strict=True
     ):
         assert mine.dtype == theirs.dtype
         assert (mine - theirs).float().norm() <= rel * theirs.float().norm()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from aixsim_cli.transforms.protocol import Paradigm, param
+from aixsim_cli.transforms.state import SimulatedLinear
 
 
 @dataclass(frozen=True)
@@ -12,15 +13,9 @@ class GainParams:
     gain: float = param(1.0, "of every output", source="tests")
 
 
-class GainLinear(nn.Linear):
-    @classmethod
-    def from_linear(cls, linear, params, site):
-        module = cls(linear.in_features, linear.out_features, linear.bias is not None, "meta")
-        module.weight, module.bias, module.gain = linear.weight, linear.bias, params.gain
-        return module
-
+class GainLinear(SimulatedLinear):
     def forward(self, input):
-        return self.gain * super().forward(input)
+        return self.params.gain * super().forward(input)
 
 
 class GainAttention(nn.Module):

@@ -1,14 +1,13 @@
 """Optical attention as one opaque operator: compile, FSDP and recompute see a single call."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.attention import reference
-from aixsim_kernels.optical.attention.reference import Settings
+from aixsim_kernels.optical.attention import cpu
 from aixsim_kernels.optical.launch import MAX_HEAD_DIM
+from aixsim_kernels.optical.settings import SCHEMA, Settings
 
 
 def optical_attention(
@@ -73,64 +72,42 @@ def optical_attention(
         raise ValueError(f"attention_range: got {attention_range!r}; expected 'unit' or 'rowmax'")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads: no multiple of {k.shape[1]} key-value heads")
+    rowmax = attention_range == "rowmax"
+    settings = Settings(stream, levels, lut_min, noise, quantiles, scale, is_causal, rowmax)
     device = q.device.type
     autocast = torch.is_autocast_enabled(device)
-    out, observed, clipped, kept_mass, *_ = _forward(
-        q,
-        k,
-        v,
-        mask,
-        ranges,
-        key,
-        stream,
-        levels,
-        lut_min,
-        noise,
-        scale,
-        is_causal,
-        attention_range == "rowmax",
-        quantiles,
-        torch.get_autocast_dtype(device) if autocast else q.dtype,
-    )
+    out_dtype = torch.get_autocast_dtype(device) if autocast else q.dtype
+    results = _forward(q, k, v, mask, ranges, key, *settings, out_dtype)
+    out, observed, clipped, kept_mass, *_ = results
     return out, observed, clipped, kept_mass
 
 
-@torch.library.custom_op("aixsim::optical_attention", mutates_args=())
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    ranges: Tensor,
-    key: Tensor,
-    stream: int,
-    levels: int,
-    lut_min: float,
-    noise: bool,
-    scale: float,
-    is_causal: bool,
-    rowmax: bool,
-    quantiles: Sequence[float] | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
+@torch.library.custom_op(
+    "aixsim::optical_attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor ranges, Tensor key, {SCHEMA}, "
+    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(q, k, v, mask, ranges, key, *settings_and_dtype):
+    *fields, out_dtype = settings_and_dtype
+    settings = Settings(*fields)
     # autocast would run the matmuls inside in 16 bits; triton launches on the current device
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
-        if _on_triton(q, v, quantiles):
-            from aixsim_kernels.optical.attention import kernel
+        if _on_triton(q, v, settings):
+            from aixsim_kernels.optical.attention import triton
 
-            return kernel.forward(q, k, v, mask, ranges, key, settings, out_dtype)
-        results = reference.forward(q, k, v, mask, ranges, key, settings, quantiles, out_dtype)
+            return triton.forward(q, k, v, mask, ranges, key, settings, out_dtype)
+        results = cpu.forward(q, k, v, mask, ranges, key, settings, out_dtype)
     # its backward makes these again, with the block of scores it needs anyway
     return *results, q.new_empty(0, dtype=torch.float32), q.new_empty(0, dtype=out_dtype)
 
 
 @_forward.register_fake
 def _(q, k, v, mask, ranges, key, *settings_and_dtype):
-    *_, quantiles, out_dtype = settings_and_dtype
+    *fields, out_dtype = settings_and_dtype
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
-    on_triton = _on_triton(q, v, quantiles)
+    on_triton = _on_triton(q, v, Settings(*fields))
     return (
         out,
         torch.empty_like(ranges),
@@ -142,39 +119,27 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
     )
 
 
-def _on_triton(q: Tensor, v: Tensor, quantiles: Sequence[float] | None) -> bool:
+def _on_triton(q: Tensor, v: Tensor, settings: Settings) -> bool:
     fits = max(q.shape[3], v.shape[3]) <= MAX_HEAD_DIM
-    return q.device.type == "cuda" and quantiles is None and fits
+    return q.device.type == "cuda" and settings.quantiles is None and fits
 
 
-@torch.library.custom_op("aixsim::optical_attention_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    used: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    smooth: Tensor,
-    stream: int,
-    levels: int,
-    lut_min: float,
-    noise: bool,
-    scale: float,
-    is_causal: bool,
-    rowmax: bool,
-    wants_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    settings = Settings(stream, levels, lut_min, noise, scale, is_causal, rowmax)
+@torch.library.custom_op(
+    "aixsim::optical_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor used, Tensor key, "
+    f"Tensor rows, Tensor smooth, {SCHEMA}, bool wants_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(grad, q, k, v, mask, used, key, rows, smooth, *settings_and_wish):
+    *fields, wants_mask = settings_and_wish
+    settings = Settings(*fields)
     with torch.autocast(q.device.type, enabled=False), torch.cuda.device_of(q):
         if smooth.numel():
-            from aixsim_kernels.optical.attention import kernel
+            from aixsim_kernels.optical.attention import triton
 
             saved = (mask, used, key, rows, smooth)
-            return kernel.backward(grad, q, k, v, *saved, settings, wants_mask)
-        return reference.backward(grad, q, k, v, mask, used, key, settings, wants_mask)
+            return triton.backward(grad, q, k, v, *saved, settings, wants_mask)
+        return cpu.backward(grad, q, k, v, mask, used, key, settings, wants_mask)
 
 
 @_backward.register_fake
@@ -185,7 +150,7 @@ def _(grad, q, k, v, mask, *rest):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, mask, _, key, *settings, _, _ = inputs
+    q, k, v, mask, _, key, *settings, _ = inputs
     _, observed, clipped, kept_mass, used, rows, smooth = output
     ctx.mark_non_differentiable(observed, clipped, kept_mass, used, rows, smooth)
     # no zeros of the size of the codes for outputs that have no gradient
@@ -197,7 +162,8 @@ def _setup_context(ctx, inputs, output) -> None:
 def _autograd(ctx, grad, *_):
     wants_mask = ctx.needs_input_grad[3]
     *grads, of_mask = _backward(grad, *ctx.saved_tensors, *ctx.settings, wants_mask)
-    return *grads, of_mask if wants_mask else None, *[None] * 11
+    # none for the ranges, the key, the type
+    return *grads, of_mask if wants_mask else None, *[None] * (len(ctx.settings) + 3)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.quantize import (
-    Grid,
-    block_size,
-    detect_,
+from aixsim_kernels.optical.blocks import block_size
+from aixsim_kernels.optical.grid import Grid, detect_
+from aixsim_kernels.optical.ranges import (
     empty_ranges,
     merge_observed,
     only_finite,

@@ -1,4 +1,11 @@
-"""The passes of the backward over the scores; `kernel.py` explains them."""
+"""The passes of the backward over the scores; `triton.py` explains them.
+
+Legend: M queries, L keys, D and DV the head dimensions of q, k and of v; a tile of scores is
+[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `peak` and `total` are a row's
+largest detected score and sum of exponentials, `share` is 1 / total. A comment gives the shape of a
+value, [] of a number. Gradients: `g` of the output, `dp` of the probabilities, `ds` of the scores;
+`delta` is the row sum of p dp.
+"""
 
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
@@ -17,7 +24,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     store_inside,
     visible,
 )
-from aixsim_kernels.optical.triton_quantize import nearest
+from aixsim_kernels.optical.triton_grid import nearest
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -63,36 +70,39 @@ def query_grad_pass(
     head, kv_head, mask_offset, rows, end = place(
         heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
     )
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
-    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    # [BLOCK_M]
     share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
-    g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
-    smooth = load_tile(smooth_ptr, head * M, rows, M, DV, BLOCK_V)
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
+    smooth = load_tile(smooth_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
     delta = tl.sum(g.to(tl.float32) * smooth.to(tl.float32), 1)
-    tl.store(delta_ptr + head * M + rows, delta, mask=rows < M)
+    tl.store(delta_ptr + head * M + rows, delta, mask=rows < M)  # [BLOCK_M]
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
     g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     sum_ds = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
-        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
             mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
         )
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
         ds = weights * share[:, None] * (dp + g_sum[:, None])
         sum_ds += tl.sum(ds, 1)
+        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
         acc = tl.dot(ds.to(g.dtype), k.to(g.dtype), acc, input_precision="ieee")
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
     acc = scale * (k_step * acc + k_offset * sum_ds[:, None])
-    store_inside(acc, x_ptr, out_ptr, used_ptr, head * M, rows, M, D, BLOCK_D)
+    store_inside(acc, x_ptr, out_ptr, used_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
 
 @triton.jit(do_not_specialize=["seed"])
@@ -140,9 +150,9 @@ def key_grad_pass(
     kv_head = (tl.program_id(0) // tiles).to(tl.int64)
     start = (tl.program_id(0) % tiles) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
-    k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
-    v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
-    k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+    k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+    v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+    k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
     grad_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     grad_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
@@ -156,17 +166,18 @@ def key_grad_pass(
         mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
         for row in range(first, M, BLOCK_M):
             rows = row + tl.arange(0, BLOCK_M)
-            q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
-            g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
-            q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
-            peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+            q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+            g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
+            q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+            peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+            # [BLOCK_M]
             share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-            delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)
-            keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+            delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+            keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
             sees, added = visible(
                 mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
             )
-            raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+            raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
             weights = exponentials(
                 raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE
             )
@@ -175,16 +186,21 @@ def key_grad_pass(
             shown = g
             if ROWMAX:
                 shown = (g.to(tl.float32) * share[:, None]).to(g.dtype)
+            # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_V] -> [BLOCK_N, BLOCK_V]
             grad_v = tl.dot(tl.trans(code.to(g.dtype)), shown, grad_v, input_precision="ieee")
+            # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
             dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
             g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
             ds = p * (dp + g_sum[:, None])
             sum_ds += tl.sum(ds, 0)
+            # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_N, BLOCK_D]
             grad_k = tl.dot(tl.trans(ds.to(g.dtype)), q.to(g.dtype), grad_k, input_precision="ieee")
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     grad_k = scale * (q_step * grad_k + q_offset * sum_ds[:, None])
+    # [BLOCK_N, BLOCK_D]
     store_inside(grad_k, k_value_ptr, k_out_ptr, used_ptr + 2, kv_head * L, columns, L, D, BLOCK_D)
     grad_v *= 1.0 / (LEVELS - 1)
+    # [BLOCK_N, BLOCK_V]
     store_inside(grad_v, v_value_ptr, v_out_ptr, used_ptr + 6, kv_head * L, columns, L, DV, BLOCK_V)
 
 
@@ -257,21 +273,23 @@ def mask_grad_pass(
         mask_offset = batch * stride_b + head * stride_h
         kv_head = batch * (heads // REPEATS) + head // REPEATS
         head += batch * heads
-        q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
-        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
-        g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)
-        q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
-        peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+        q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+        g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
+        q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
+        peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+        # [BLOCK_M]
         share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-        delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)
-        keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+        delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+        keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
         sees, added = visible(
             mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
         )
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
         g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
         acc += weights * share[:, None] * (dp + g_sum[:, None])
@@ -287,4 +305,5 @@ def mask_grad_pass(
     first = (own_batch * own_heads + own_head).to(tl.int64) * height
     offsets = (first + rows[:, None]) * width + columns[None, :]
     inside = (rows[:, None] < height) & (columns[None, :] < width)
+    # [BLOCK_M, BLOCK_N]
     tl.store(mask_out_ptr + offsets, acc.to(mask_out_ptr.dtype.element_ty), mask=inside)

@@ -1,4 +1,10 @@
-"""The two passes of the forward over the scores; `kernel.py` explains them."""
+"""The two passes of the forward over the scores; `triton.py` explains them.
+
+Legend: M queries, L keys, D and DV the head dimensions of q, k and of v; a tile of scores is
+[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `peak` and `total` are a row's
+largest detected score and sum of exponentials, `share` is 1 / total. A comment gives the shape of a
+value, [] of a number.
+"""
 
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
@@ -16,14 +22,8 @@ from aixsim_kernels.optical.attention.triton_scores import (
     step_and_offset,
     visible,
 )
-from aixsim_kernels.optical.triton_quantize import (
-    are_clipped,
-    nearest,
-    readout,
-    row_extremes,
-    steps,
-    store_partial,
-)
+from aixsim_kernels.optical.triton_grid import nearest, readout, steps
+from aixsim_kernels.optical.triton_ranges import are_clipped, row_extremes, store_partial
 
 
 # the seeds are other numbers for every layer, which must not compile the kernel anew
@@ -68,28 +68,28 @@ def row_pass(
     head, kv_head, mask_offset, rows, end = place(
         heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
     )
-    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
+    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
         # the first launch had its range, and has done it all
         if lo <= hi:
             return
-        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
+        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     low = tl.full((BLOCK_M,), float("inf"), tl.float32)
     high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     for start in range(0, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
             mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
         )
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         tile_low, tile_high = row_extremes(raw, sees)
         low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
         score = readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE) * scale + added
@@ -100,8 +100,9 @@ def row_pass(
         total = total * tl.exp(peak - shift) + tl.sum(tl.exp(score - shift[:, None]), 1)
         peak = higher
     mask = rows < M
+    # [BLOCK_M]
     tl.store(peak_ptr + head * M + rows, tl.where(peak == float("-inf"), 0.0, peak), mask=mask)
-    tl.store(total_ptr + head * M + rows, total, mask=mask)
+    tl.store(total_ptr + head * M + rows, total, mask=mask)  # [BLOCK_M]
     if not SECOND:
         clipped = are_clipped(low, high, ranges_ptr, 2)
         store_partial(partial_ptr, low, high, clipped, (total > 0).to(tl.float32))
@@ -152,36 +153,39 @@ def value_pass(
     head, kv_head, mask_offset, rows, end = place(
         heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
     )
-    lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)
+    lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)  # [], []
     if SECOND:
         if lo <= hi:
             return
-        lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)
+        lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)
-    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    # [BLOCK_M]
     share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)
+    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
     sum_p = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, end, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)
-        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
             mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
         )
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)
+        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         p = weights * share[:, None]
         code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
         count += tl.sum(code, 1)
         sum_p += tl.sum(p, 1)
+        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
         acc = tl.dot(code.to(v.dtype), v, acc, input_precision="ieee")
+        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
         smooth = tl.dot(p.to(v.dtype), v, smooth, input_precision="ieee")
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
     acc = (v_step * acc + v_offset * count[:, None]) * (1.0 / (LEVELS - 1))
@@ -193,10 +197,11 @@ def value_pass(
         clipped = are_clipped(low, high, ranges_ptr, 4)
         store_partial(partial_ptr, low, high, clipped, (rows < M).to(tl.float32))
     factor = share if ROWMAX else (share > 0).to(tl.float32)
-    keys = row_keys(head * M + rows, tl.load(key_ptr), output_seed)
+    keys = row_keys(head * M + rows, tl.load(key_ptr), output_seed)  # [BLOCK_M], of the key []
     out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]
     offsets = (head * M + rows[:, None]) * DV + values[None, :]
-    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)  # [BLOCK_M, BLOCK_V]
+    # [BLOCK_M, BLOCK_V]
     tl.store(smooth_ptr + offsets, smooth.to(smooth_ptr.dtype.element_ty), mask=mask)
     kept = count * factor * (1.0 / (LEVELS - 1))
-    tl.store(kept_ptr + head * M + rows, kept, mask=rows < M)
+    tl.store(kept_ptr + head * M + rows, kept, mask=rows < M)  # [BLOCK_M]

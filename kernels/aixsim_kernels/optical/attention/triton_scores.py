@@ -1,6 +1,7 @@
 """Tiles of scores inside Triton kernels: `scores.py`, and how tiles come and go.
 
-Indices: M queries, L keys, D head dimension; a tile is BLOCK_M x BLOCK_N scores.
+Legend: M queries, L keys, D head dimension; a tile of scores is [BLOCK_M, BLOCK_N], a tile of an
+operand [rows, BLOCK]. A comment gives the shape of a value, [] of a number.
 """
 
 # triton's types say that a jit function returns nothing
@@ -9,7 +10,8 @@ Indices: M queries, L keys, D head dimension; a tile is BLOCK_M x BLOCK_N scores
 import triton
 import triton.language as tl
 
-from aixsim_kernels.optical.triton_quantize import grid, inside, readout, steps
+from aixsim_kernels.optical.triton_clipping import inside
+from aixsim_kernels.optical.triton_grid import grid, readout, steps
 
 
 @triton.jit
@@ -17,6 +19,7 @@ def load_tile(ptr, first, rows, n_rows, width, BLOCK: tl.constexpr):
     """Rows of a contiguous matrix whose first row is `first`, 0 behind its ends."""
     columns = tl.arange(0, BLOCK)
     mask = (rows[:, None] < n_rows) & (columns[None, :] < width)
+    # [rows, BLOCK]
     return tl.load(ptr + (first + rows[:, None]) * width + columns[None, :], mask=mask, other=0.0)
 
 
@@ -32,6 +35,7 @@ def raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS: tl.constexpr):
     """Raw accumulator of a tile of scores."""
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
+    # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK_N] -> [BLOCK_M, BLOCK_N]
     acc = tl.dot(q, tl.trans(k), input_precision="ieee")
     by_row = q_step * k_offset * q_sum + D * q_offset * k_offset
     return q_step * k_step * acc + by_row[:, None] + (q_offset * k_step * k_sum)[None, :]
@@ -82,7 +86,7 @@ def visible(
     if MASK != 0:
         offsets = rows[:, None].to(tl.int64) * stride_m + columns[None, :].to(tl.int64) * stride_l
         offsets += mask_offset
-        value = tl.load(mask_ptr + offsets, mask=sees, other=0)
+        value = tl.load(mask_ptr + offsets, mask=sees, other=0)  # [BLOCK_M, BLOCK_N]
         if MASK == 1:
             sees = sees & (value != 0)
         else:
@@ -94,7 +98,7 @@ def visible(
 @triton.jit
 def exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE: tl.constexpr):
     """exp(score - the row's largest), 0 where the mask shuts."""
-    lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
+    lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
     score = readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE) * scale + added
     return tl.where(sees, tl.exp(score - peak[:, None]), 0.0)
@@ -113,9 +117,10 @@ def store_inside(
     grad, value_ptr, out_ptr, range_ptr, first, rows, n_rows, width, BLOCK: tl.constexpr
 ):
     """Store the gradient of an operand, 0 where it was clipped."""
-    value = load_tile(value_ptr, first, rows, n_rows, width, BLOCK).to(tl.float32)
+    value = load_tile(value_ptr, first, rows, n_rows, width, BLOCK).to(tl.float32)  # [rows, BLOCK]
+    # [rows, BLOCK], of ends []
     grad *= inside(value, tl.load(range_ptr), tl.load(range_ptr + 1)).to(tl.float32)
     columns = tl.arange(0, BLOCK)
     mask = (rows[:, None] < n_rows) & (columns[None, :] < width)
     offsets = (first + rows[:, None]) * width + columns[None, :]
-    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)  # [rows, BLOCK]

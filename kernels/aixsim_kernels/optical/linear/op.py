@@ -1,11 +1,10 @@
 """Optical linear layer as one opaque operator: compile, FSDP and recompute see a single call."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.linear import reference
+from aixsim_kernels.optical.linear import cpu
+from aixsim_kernels.optical.settings import SCHEMA, Settings
 
 
 def optical_linear(
@@ -50,126 +49,89 @@ def optical_linear(
         clipped: float32 (3,), shares of the inputs, weights and outputs that lie beyond the range
             that was used, with NaN. Not differentiable.
     """
-    y, observed, clipped, *_ = _forward(
-        x.reshape(-1, x.shape[-1]),
-        weight,
-        bias,
-        ranges,
-        key,
-        stream,
-        levels,
-        lut_min,
-        noise,
-        quantiles,
-        _result_dtype(x),
-    )
+    settings = Settings(stream, levels, lut_min, noise, quantiles)
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    out_dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    rows = x.reshape(-1, x.shape[-1])
+    y, observed, clipped, *_ = _forward(rows, weight, bias, ranges, key, *settings, out_dtype)
     return y.view(*x.shape[:-1], weight.shape[0]), observed, clipped
 
 
-def _result_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-@torch.library.custom_op("aixsim::optical_linear", mutates_args=())
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ranges: Tensor,
-    key: Tensor,
-    stream: int,
-    levels: int,
-    lut_min: float,
-    noise: bool,
-    quantiles: Sequence[float] | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # autocast would run the matmul inside in 16 bits
-    with torch.autocast(x.device.type, enabled=False):
-        return reference.forward(
-            x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
-        )
-
-
-@_forward.register_kernel("cuda")
-def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
-    from aixsim_kernels.optical.linear import kernel
-
-    # triton launches on the current device, wherever the tensors are
+@torch.library.custom_op(
+    "aixsim::optical_linear",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor ranges, Tensor key, {SCHEMA}, "
+    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _forward(x, weight, bias, ranges, key, *settings_and_dtype):
+    *fields, out_dtype = settings_and_dtype
+    settings = Settings(*fields)
+    # autocast would run the matmul inside in 16 bits; triton launches on the current device
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        if quantiles is not None:
-            return reference.forward(
-                x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype
-            )
-        return kernel.forward(
-            x, weight, bias, ranges, key, stream, levels, lut_min, noise, out_dtype
-        )
+        if x.is_cuda and settings.quantiles is None:
+            from aixsim_kernels.optical.linear import triton
+
+            return triton.forward(x, weight, bias, ranges, key, settings, out_dtype)
+        return cpu.forward(x, weight, bias, ranges, key, settings, out_dtype)
 
 
 @_forward.register_fake
-def _(x, weight, bias, ranges, key, stream, levels, lut_min, noise, quantiles, out_dtype):
+def _(x, weight, bias, ranges, key, *settings_and_dtype):
+    *fields, out_dtype = settings_and_dtype
     return (
         x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype),
         torch.empty_like(ranges),
         ranges.new_empty(len(ranges)),
         torch.empty_like(ranges),
-        x.new_empty(x.shape, dtype=reference.code_dtype(levels)),
+        x.new_empty(x.shape, dtype=cpu.code_dtype(Settings(*fields).levels)),
         x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
     )
 
 
-@torch.library.custom_op("aixsim::optical_linear_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    x_code: Tensor,
-    x_inside: Tensor,
-    weight: Tensor,
-    used: Tensor,
-    levels: int,
-    lut_min: float,
-    x_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(grad.device.type, enabled=False):
-        return reference.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
-
-
-@_backward.register_kernel("cuda")
-def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
-    from aixsim_kernels.optical.linear import kernel
-
+@torch.library.custom_op(
+    "aixsim::optical_linear_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor x_code, Tensor x_inside, Tensor weight, Tensor used, {SCHEMA}, "
+    "ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
+)
+def _backward(grad, x_code, x_inside, weight, used, *settings_and_dtype):
+    *fields, x_dtype = settings_and_dtype
+    settings = Settings(*fields)
     with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
-        return kernel.backward(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype)
+        if grad.is_cuda:
+            from aixsim_kernels.optical.linear import triton
+
+            return triton.backward(grad, x_code, x_inside, weight, used, settings, x_dtype)
+        return cpu.backward(grad, x_code, x_inside, weight, used, settings, x_dtype)
 
 
 @_backward.register_fake
-def _(grad, x_code, x_inside, weight, used, levels, lut_min, x_dtype):
+def _(grad, x_code, x_inside, weight, used, *settings_and_dtype):
     return (
-        x_code.new_empty(x_code.shape, dtype=x_dtype),
+        x_code.new_empty(x_code.shape, dtype=settings_and_dtype[-1]),
         weight.new_empty(weight.shape),
         grad.new_empty(grad.shape[1], dtype=torch.float32),
     )
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, bias, _, _, _, levels, lut_min, *_ = inputs
+    x, weight, bias, _, _, *settings, _ = inputs
     _, observed, clipped, used, x_code, x_inside = output
     ctx.mark_non_differentiable(observed, clipped, used, x_code, x_inside)
     # no zeros of the size of the codes for outputs that have no gradient
     ctx.set_materialize_grads(False)
     # the weight itself, not its codes: it lives on anyway, and coding it again is cheap
     ctx.save_for_backward(x_code, x_inside, weight, used)
-    ctx.levels, ctx.lut_min, ctx.x_dtype = levels, lut_min, x.dtype
+    ctx.settings, ctx.x_dtype = settings, x.dtype
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _autograd(ctx, grad, *_):
-    x_code, x_inside, weight, used = ctx.saved_tensors
-    grad_x, grad_w, grad_b = _backward(
-        grad, x_code, x_inside, weight, used, ctx.levels, ctx.lut_min, ctx.x_dtype
-    )
+    grad_x, grad_w, grad_b = _backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.x_dtype)
     grad_b = None if ctx.bias_dtype is None else grad_b.to(ctx.bias_dtype)
-    return grad_x, grad_w, grad_b, *[None] * 8
+    # none for the ranges, the key, the type
+    return grad_x, grad_w, grad_b, *[None] * (len(ctx.settings) + 3)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -2,12 +2,13 @@ import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_attention
-from aixsim_kernels.optical.attention import reference, scores
+from aixsim_kernels.optical import definition
+from aixsim_kernels.optical.attention import cpu, scores
+from aixsim_kernels.optical.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -46,47 +47,23 @@ def padding_mask(n):
     return mask
 
 
-def explicit_mask(mask, m, n, is_causal):
-    """(additive float64 mask, bool let through), both broadcastable to (B, H, m, n)."""
+def lets_through(mask, m, n, is_causal):
+    """Where a query attends to a key: bool, broadcastable to (B, H, m, n)."""
     through = torch.ones(m, n, dtype=torch.bool)
     if is_causal:
         through = through.tril(n - m)
     if mask is None:
-        return torch.zeros(m, n, dtype=torch.float64), through
+        return through
     if mask.dtype == torch.bool:
-        return torch.zeros(m, n, dtype=torch.float64), through & mask
-    return mask.double(), through & (mask > torch.finfo(mask.dtype).min / 2)
+        return through & mask
+    return through & (mask > torch.finfo(mask.dtype).min / 2)
 
 
-def definition(oracle, q, k, v, mask, ranges, levels=256, lut_min=0.02004, scale=0.35, **kwargs):
-    """out, kept mass and raw ranges of score and output, all scores at once, in float64."""
-    (b, h, m, _), n, repeats = q.shape, k.shape[2], q.shape[1] // k.shape[1]
-    r = ranges.double().numpy()
-    q_hat = oracle.modulate(q.double().numpy(), *r[0], levels)
-    k_hat = oracle.modulate(k.double().numpy(), *r[1], levels, lut_min).repeat(repeats, 1)
-    v_hat = oracle.modulate(v.double().numpy(), *r[3], levels, lut_min).repeat(repeats, 1)
-    additive, through = (
-        t.expand(b, h, m, n).numpy() for t in explicit_mask(mask, m, n, kwargs["is_causal"])
-    )
-    raw = q_hat @ k_hat.swapaxes(-1, -2)
-    noise = [oracle.noise(b * h * m, t, KEY.item(), 3, op) for op, t in ((0, n), (1, v.shape[3]))]
-    code = oracle.detect(raw, *r[2], levels, noise[0].reshape(raw.shape))
-    s = np.where(through, oracle.value(code, *r[2], levels) * scale + additive, -np.inf)
-    top = s.max(-1, keepdims=True)
-    e = np.exp(s - np.where(np.isinf(top), 0, top))
-    total = e.sum(-1, keepdims=True)
-    p = e / np.maximum(total, 1)
-    peak = (
-        p.max(-1, keepdims=True) if kwargs["attention_range"] == "rowmax" else np.ones_like(total)
-    )
-    shown = np.rint(p / np.where(peak == 0, 1, peak) * (levels - 1)) / (levels - 1)
-    acc = shown @ v_hat
-    code = oracle.detect(acc, *r[4], levels, noise[1].reshape(acc.shape))
-    live = total[..., 0] > 0
-    kept = (shown.sum(-1) * peak[..., 0])[live].mean()
-    let = raw[through]
-    seen = [[let.min(), let.max()], [acc.min(), acc.max()]]
-    return oracle.value(code, *r[4], levels) * peak, kept, seen
+def defined(q, k, v, mask=None, ranges=RANGES, *, attention_range, is_causal, noise=True):
+    """By the definition, in float64: out, what each range is taken of, kept mass."""
+    how = Settings(3, 256, 0.02004, noise, None, 0.35, is_causal, attention_range == "rowmax")
+    q, k, v = (t.double() for t in (q, k, v))
+    return definition.optical_attention(q, k, v, mask, ranges.double(), KEY, how)
 
 
 CASES = {
@@ -108,18 +85,19 @@ CASES = {
 
 @pytest.mark.parametrize("attention_range", MODES)
 @pytest.mark.parametrize("case", CASES)
-def test_is_the_definition(oracle, case, attention_range):
+def test_is_the_definition(case, attention_range):
     mask, is_causal = CASES[case]
     q, k, v = tensors()
     how = {"is_causal": is_causal, "attention_range": attention_range}
     out, observed, kept = run(q, k, v, mask, **how)
-    expected, expected_kept, seen = definition(oracle, q, k, v, mask, RANGES, **how)
+    expected, raw, expected_kept = defined(q, k, v, mask, **how)
     step = (RANGES[4, 1] - RANGES[4, 0]).item() / 255
-    off = (out.double() - torch.from_numpy(expected)).abs()
+    off = (out.double() - expected).abs()
     assert (off > 0.01 * step).double().mean() < 0.003, "more codes differ than ties can explain"
     assert off.max() < 1.01 * step
     assert abs(kept.item() - expected_kept) < 1e-3
-    torch.testing.assert_close(observed[[2, 4]].double(), torch.tensor(seen), rtol=1e-4, atol=5e-3)
+    seen = torch.stack([torch.stack(raw[row].aminmax()) for row in (2, 4)])
+    torch.testing.assert_close(observed[[2, 4]].double(), seen, rtol=1e-4, atol=5e-3)
     for row, t in ((0, q), (1, k), (3, v)):
         assert observed[row].tolist() == [t.min().item(), t.max().item()]
 
@@ -127,7 +105,7 @@ def test_is_the_definition(oracle, case, attention_range):
 @pytest.mark.parametrize("quantiles", [None, (0.1, 0.9)])
 @pytest.mark.parametrize("scale", [0.2, 0.6, 4.0])
 @pytest.mark.parametrize("case", CASES)
-def test_clipped_are_the_shares_beyond_the_ranges(oracle, case, scale, quantiles):
+def test_clipped_are_the_shares_beyond_the_ranges(case, scale, quantiles):
     mask, is_causal = CASES[case]
     q, k, v = tensors()
     ranges = RANGES * scale
@@ -138,12 +116,10 @@ def test_clipped_are_the_shares_beyond_the_ranges(oracle, case, scale, quantiles
 
     for row, t in ((0, q), (1, k), (3, v)):
         assert found[row] == pytest.approx(beyond(t, row).double().mean().item())
-    r = ranges.double().numpy()
-    q_hat = torch.from_numpy(oracle.modulate(q.double().numpy(), *r[0], 256))
-    k_hat = torch.from_numpy(oracle.modulate(k.double().numpy(), *r[1], 256, 0.02004))
-    raw = q_hat @ k_hat.repeat_interleave(2, 1).mT
-    _, through = explicit_mask(mask, *raw.shape[2:], is_causal)
-    through = through.expand(raw.shape)
+    _, scores_seen = defined(q, k, v, mask, ranges, is_causal=is_causal, attention_range="unit")[:2]
+    through = lets_through(mask, 13, 13, is_causal).expand(2, 4, 13, 13)
+    raw = torch.zeros(through.shape, dtype=torch.float64)
+    raw[through] = scores_seen[2]
     rows = (beyond(raw, 2) & through).any(-1)[through.any(-1)]
     assert found[2] == pytest.approx(rows.double().mean().item(), abs=1.01 / len(rows))
     # what the detector of the outputs reads, before it does
@@ -180,7 +156,7 @@ def test_any_shape_is_close_to_digital_attention(
         is_causal=is_causal, attention_range=attention_range,
     )  # fmt: skip
     assert out.dtype == dtype
-    _, through = explicit_mask(None, m, n, is_causal)
+    through = lets_through(None, m, n, is_causal)
     expected = F.scaled_dot_product_attention(
         *(t.double() for t in (q, k, v)), through, scale=0.3, enable_gqa=True
     ).nan_to_num(0)
@@ -258,7 +234,7 @@ def test_quantiles_of_the_scores(case):
     mask, is_causal = CASES[case]
     q, k, v = tensors()
     _, observed, _ = run(q, k, v, mask, is_causal=is_causal, quantiles=(0.1, 0.9))
-    _, through = explicit_mask(mask, 13, 13, is_causal)
+    through = lets_through(mask, 13, 13, is_causal)
     raw = (q @ k.repeat_interleave(2, 1).mT)[through.expand(2, 4, 13, 13)]
     expected = torch.quantile(raw, torch.tensor([0.1, 0.9]))
     # quantised operands, hence only about the same
@@ -288,38 +264,10 @@ def test_range_without_width(row):
     assert kept.isfinite()
 
 
-def straight_through(oracle, q, k, v, mask, ranges, levels, lut_min, scale, mode, is_causal):
-    """Explicit attention in float64 for autograd: quantised values, digital gradients."""
-    r = ranges.double().tolist()
-
-    def shown(t, bounds, floor=0.0):
-        kept = t.clamp(*bounds)
-        exact = oracle.modulate(t.detach().numpy(), *bounds, levels, floor)
-        return kept + (torch.from_numpy(exact) - kept).detach()
-
-    repeats = q.shape[1] // k.shape[1]
-    q_hat = shown(q, r[0])
-    k_hat, v_hat = (
-        shown(t, b, lut_min).repeat_interleave(repeats, 1) for t, b in ((k, r[1]), (v, r[3]))
-    )
-    raw = q_hat @ k_hat.mT
-    noise = torch.from_numpy(oracle.noise(raw[..., 0].numel(), raw.shape[-1], KEY.item(), 3, 0))
-    code = oracle.detect(raw.detach().numpy(), *r[2], levels, noise.view_as(raw).numpy())
-    detected = torch.from_numpy(oracle.value(code, *r[2], levels))
-    additive, through = explicit_mask(mask, *raw.shape[-2:], is_causal)
-    s = (raw + (detected - raw).detach()) * scale + additive
-    p = s.masked_fill(~through, -math.inf).softmax(-1)
-    peak = p.amax(-1, keepdim=True).detach() if mode == "rowmax" else torch.ones(())
-    modulated = ((p / peak) * (levels - 1)).round() / (levels - 1) * peak
-    return (p + (modulated - p).detach()) @ v_hat
-
-
 @pytest.mark.parametrize("attention_range", MODES)
 @pytest.mark.parametrize("case", ["causal", "full", "padding", "additive"])
 @pytest.mark.parametrize("width", [1.0, 0.4], ids=["wide", "clipping"])
-def test_gradients_are_those_of_the_straight_through_estimator(
-    oracle, case, attention_range, width
-):
+def test_gradients_are_the_definitions(case, attention_range, width):
     mask, is_causal = CASES[case]
     ranges = RANGES * torch.tensor([[width], [width], [1.0], [width], [1.0]])
     args = [t.requires_grad_() for t in tensors()]
@@ -327,9 +275,7 @@ def test_gradients_are_those_of_the_straight_through_estimator(
     how = {"is_causal": is_causal, "attention_range": attention_range}
     ours = torch.autograd.grad(run(*args, mask, ranges, **how)[0], args, g)
     wide = [t.detach().double().requires_grad_() for t in args]
-    out = straight_through(
-        oracle, *wide, mask, ranges, 256, 0.02004, 0.35, attention_range, is_causal
-    )
+    out, *_ = defined(*wide, mask, ranges, **how)
     for name, a, e in zip("qkv", ours, torch.autograd.grad(out, wide, g.double()), strict=True):
         torch.testing.assert_close(a, e.float(), rtol=1e-3, atol=2e-3, msg=f"gradient of {name}")
 
@@ -368,20 +314,16 @@ BIASES = [(13, 13), (1, 4, 13, 13), (2, 4, 13, 13), (4, 1, 13), (2, 1, 1, 13), (
 @pytest.mark.parametrize("attention_range", MODES)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shape", BIASES)
-def test_gradient_of_a_learned_mask(oracle, shape, is_causal, attention_range):
+def test_gradient_of_a_learned_mask(shape, is_causal, attention_range):
     bias, args = learned(shape), tensors()
     g = torch.randn(2, 4, 13, 8, generator=torch.Generator().manual_seed(5))
     how = {"is_causal": is_causal, "attention_range": attention_range}
     (ours,) = torch.autograd.grad(run(*args, bias, **how)[0], bias, g)
     wide = bias.detach().double().requires_grad_()
-    out = straight_through(
-        oracle, *(t.double() for t in args), wide, RANGES, 256, 0.02004, 0.35, attention_range,
-        is_causal,
-    )  # fmt: skip
-    # a row that sees nothing has no softmax in the definition
-    (expected,) = torch.autograd.grad(out.nan_to_num(0), wide, g.double())
+    out, *_ = defined(*args, wide, **how)
+    (expected,) = torch.autograd.grad(out, wide, g.double())
     assert ours.shape == bias.shape and not ours[bias.isinf()].any()
-    torch.testing.assert_close(ours, expected.float().nan_to_num(0), rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(ours, expected.float(), rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("shape", BIASES)
@@ -413,10 +355,8 @@ def test_gradient_of_a_learned_mask_in_16_bits_has_its_type():
 
 def test_a_mask_that_wants_no_gradient_costs_none(monkeypatch):
     asked = []
-    backward = reference.backward
-    monkeypatch.setattr(
-        reference, "backward", lambda *args: asked.append(args[-1]) or backward(*args)
-    )
+    backward = cpu.backward
+    monkeypatch.setattr(cpu, "backward", lambda *args: asked.append(args[-1]) or backward(*args))
     for mask in (None, padding_mask(13), learned((13, 13)).detach(), learned((13, 13))):
         q, k, v = (t.requires_grad_() for t in tensors())
         run(q, k, v, mask)[0].sum().backward()
@@ -521,14 +461,14 @@ def test_wrong_arguments_are_named():
 def test_opcheck(dtype, case):
     mask, is_causal = CASES[case]
     q, k, v = (t.requires_grad_() for t in tensors(dtype=dtype))
-    settings = (3, 256, 0.02, True, 0.35, is_causal, True)
+    how = Settings(3, 256, 0.02, True, None, 0.35, is_causal, rowmax=True)
     if case == "additive":
         mask = learned((1, 4, 13, 13))
-    args = (q, k, v, mask, RANGES, KEY, *settings, None, dtype)
+    args = (q, k, v, mask, RANGES, KEY, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_attention, args)
     with torch.no_grad():
         left = torch.empty(0), torch.empty(0, dtype=dtype)
-        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *settings, case == "additive")
+        args = (q * 1, q, k, v, mask, RANGES, KEY, *left, *how, case == "additive")
         torch.library.opcheck(torch.ops.aixsim.optical_attention_backward, args)
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_linear
-from aixsim_kernels.optical.quantize import BLOCK
+from aixsim_kernels.optical import definition
+from aixsim_kernels.optical.blocks import BLOCK
+from aixsim_kernels.optical.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
@@ -32,13 +34,18 @@ def clipped(x, w, ranges=RANGES, **settings):
     return optical_linear(x, w, None, ranges, KEY, **how)[2].tolist()
 
 
-def exact_positions(oracle, x, w, ranges, levels, lut_min, noise):
+def defined(x, w, b=None, ranges=RANGES, levels=256, lut_min=0.02004, noise=True):
+    """By the definition, in float64: outputs, raw accumulator, its noise."""
+    x, w, b = (None if t is None else t.double() for t in (x, w, b))
+    how = Settings(3, levels, lut_min, noise)
+    y, (_, _, acc) = definition.optical_linear(x, w, b, ranges.double(), KEY, how)
+    return y, acc, definition.noise(acc, KEY, how, op=0)
+
+
+def exact_positions(x, w, ranges, levels, lut_min, noise):
     """Where each output lies on the detector's grid before it is rounded, in float64."""
-    x, w = (t.double().numpy() for t in (x, w))
-    r = ranges.double().numpy()
-    acc = oracle.modulate(x, *r[0], levels) @ oracle.modulate(w, *r[1], levels, lut_min).T
-    u = oracle.noise(*acc.shape, KEY.item(), 3, 0) if noise else 0
-    return torch.from_numpy(oracle.position(acc, *r[2], levels) + u)
+    _, acc, u = defined(x, w, None, ranges, levels, lut_min, noise)
+    return definition.position(acc, ranges[2].double(), levels) + u
 
 
 def codes_of(y, ranges, levels):
@@ -48,16 +55,18 @@ def codes_of(y, ranges, levels):
 
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("m,k,n", [(1, 1, 1), (33, 65, 17), (64, 384, 100), (20, 1408, 31)])
-def test_codes_are_the_definitions(oracle, m, k, n, noise):
+def test_codes_are_the_definitions(m, k, n, noise):
     x, w, _ = tensors(m, k, n)
     ranges = RANGES * torch.tensor([[1.0], [1.0], [k**0.5 / 8]])
     y, _ = run(x, w, ranges=ranges, noise=noise)
     codes = codes_of(y, ranges, 256)
     assert (codes - codes.round()).abs().max() < 1e-3
-    position = exact_positions(oracle, x, w, ranges, 256, 0.02004, noise)
+    position = exact_positions(x, w, ranges, 256, 0.02004, noise)
     tie = (position.frac().abs() - 0.5).abs() < 1e-6 * 256
     wrong = (codes.round() != position.round().clamp(0, 255)) & ~tie
     assert not wrong.any(), f"{wrong.sum()} of {wrong.numel()} codes differ"
+    expected, *_ = defined(x, w, ranges=ranges, noise=noise)
+    assert ((codes.round() == codes_of(expected, ranges, 256).round()) | tie).all()
     assert tie.double().mean() < 0.01
 
 
@@ -71,7 +80,7 @@ def test_codes_are_the_definitions(oracle, m, k, n, noise):
     bounds=st.lists(st.tuples(st.floats(-8, 8), st.floats(0.01, 8)), min_size=3, max_size=3),
 )
 @settings(max_examples=80, deadline=None)
-def test_any_shape_range_level_and_type(oracle, m, k, n, levels, lut_min, dtype, bounds):
+def test_any_shape_range_level_and_type(m, k, n, levels, lut_min, dtype, bounds):
     x, w, _ = tensors(m, k, n, dtype)
     ranges = torch.tensor([[lo, lo + width] for lo, width in bounds])
     y, observed, _ = optical_linear(
@@ -81,12 +90,12 @@ def test_any_shape_range_level_and_type(oracle, m, k, n, levels, lut_min, dtype,
     assert observed[0].tolist() == [x.min().item(), x.max().item()]
     y, _ = run(x.float(), w.float(), ranges=ranges, levels=levels, lut_min=lut_min)
     codes = codes_of(y, ranges, levels)
-    position = exact_positions(oracle, x, w, ranges, levels, lut_min, True)
+    position = exact_positions(x, w, ranges, levels, lut_min, True)
     # how far float32 may be off: its rounding of K products, and operands that were ties
     size = ranges[:2].abs().amax(1)
     step = (ranges[:, 1] - ranges[:, 0]) / (levels - 1)
     tied = sum(
-        ((torch.from_numpy(oracle.position(t.double().numpy(), *r.tolist(), levels)).frac()).abs())
+        (definition.position(t.double(), r.double(), levels).frac().abs())
         .sub(0.5)
         .abs()
         .lt(1e-6 * levels)
@@ -208,25 +217,14 @@ def test_range_without_width(row):
         assert (y == 0.5).all()
 
 
-def plain(oracle, x, w, b, ranges, levels, lut_min):
-    """Straight-through estimator in float64, for autograd to differentiate."""
-
-    def shown(t, r, lut_min=0.0):
-        kept = t.clamp(*r.tolist())
-        exact = oracle.modulate(t.detach().numpy(), *r.tolist(), levels, lut_min)
-        return kept + (torch.from_numpy(exact) - kept).detach()
-
-    return F.linear(shown(x, ranges[0]), shown(w, ranges[1], lut_min), b)
-
-
 @pytest.mark.parametrize("levels", [2, 16, 256, 1024])
 @pytest.mark.parametrize("ranges", [RANGES, RANGES / 3], ids=["wide", "clipping"])
-def test_gradients_are_those_of_the_straight_through_estimator(oracle, levels, ranges):
+def test_gradients_are_the_definitions(levels, ranges):
     x, w, b = (t.requires_grad_() for t in tensors(20, 30, 10))
     g = torch.randn(20, 10, generator=torch.Generator().manual_seed(5))
     ours = torch.autograd.grad(run(x, w, b, ranges, levels=levels)[0], (x, w, b), g)
     wide = [t.detach().double().requires_grad_() for t in (x, w, b)]
-    y = plain(oracle, *wide, ranges.double(), levels, 0.02004)
+    y, *_ = defined(*wide, ranges, levels)
     for name, a, e in zip("xwb", ours, torch.autograd.grad(y, wide, g.double()), strict=True):
         torch.testing.assert_close(a, e.float(), rtol=1e-4, atol=1e-4, msg=f"gradient of {name}")
 
@@ -255,14 +253,12 @@ def share_beyond(t, bounds):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 @pytest.mark.parametrize("m,k,n", [(1, 1, 1), (33, 65, 17), (600, 90, 40)])
-def test_clipped_are_the_shares_beyond_the_ranges(oracle, m, k, n, scale, dtype):
+def test_clipped_are_the_shares_beyond_the_ranges(m, k, n, scale, dtype):
     x, w, _ = tensors(m, k, n, dtype, bias=False)
     ranges = RANGES * scale
     found = clipped(x, w, ranges)
     assert found[:2] == pytest.approx([share_beyond(x, ranges[0]), share_beyond(w, ranges[1])])
-    r = ranges.double().numpy()
-    shown_w = oracle.modulate(w.double().numpy(), *r[1], 256, 0.02004)
-    acc = torch.from_numpy(oracle.modulate(x.double().numpy(), *r[0], 256) @ shown_w.T)
+    _, acc, _ = defined(x, w, None, ranges)
     assert found[2] == pytest.approx(share_beyond(acc, ranges[2].double()), abs=1.01 / acc.numel())
 
 
@@ -359,17 +355,10 @@ def test_autocast_decides_the_type_of_the_result():
 def test_opcheck(dtype, bias, levels):
     x, w, b = tensors(7, 9, 5, dtype, bias=bias)
     x.requires_grad_(), w.requires_grad_()
-    args = (x, w, b, RANGES, KEY, 3, levels, 0.02, True, None, dtype)
+    how = Settings(3, levels, 0.02, True)
+    args = (x, w, b, RANGES, KEY, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
     _, _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
-    args = (
-        torch.randn(7, 5),
-        codes,
-        inside,
-        w.detach().T.contiguous().T,
-        used,
-        levels,
-        0.02,
-        dtype,
-    )
+    w = w.detach().T.contiguous().T
+    args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype)
     torch.library.opcheck(torch.ops.aixsim.optical_linear_backward, args)

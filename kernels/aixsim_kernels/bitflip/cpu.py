@@ -1,4 +1,4 @@
-"""Random bit-flips in plain PyTorch: the CPU path, and what the GPU kernel is held to.
+"""Random bit-flips on a CPU; what `triton.py` is compared with.
 
 A tensor is worked on as 32-bit words: one float32, or two 16-bit floats. All 32 bits of a word are
 decided at once. With the binary digits of a bit's probability p = 0.d1 d2 d3 … and random words

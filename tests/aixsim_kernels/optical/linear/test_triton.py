@@ -4,7 +4,7 @@ import re
 
 import pytest
 from aixsim_kernels.optical.launch import LinearTile, table
-from aixsim_kernels.optical.linear import kernel
+from aixsim_kernels.optical.linear.triton import _product
 
 TILES = {name: LinearTile(*tile) for name, tile in table()["9.0"]["linear"].items()}
 
@@ -20,7 +20,7 @@ def product(compiled):
         }  # fmt: skip
         types = {"code_ptr": "*u8", "w_ptr": operand, "y_ptr": "*bf16", "M": "i32", "N": "i32"}
         aligned = {"code_ptr", "w_ptr", "y_ptr", "M", "N", "K"}
-        return compiled(kernel._product, types | {"K": "i32"}, constants, aligned, tile)
+        return compiled(_product, types | {"K": "i32"}, constants, aligned, tile)
 
     return build
 

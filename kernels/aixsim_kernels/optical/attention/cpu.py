@@ -1,10 +1,8 @@
-"""Optical attention in plain PyTorch: the CPU path, and the definition the GPU kernel is held to.
+"""Optical attention on a CPU, in blocks of queries; what `triton.py` is compared with.
 
 Neither pass ever holds all scores: memory is O(B H L D) plus one block.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -12,35 +10,19 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
 from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
-from aixsim_kernels.optical.quantize import (
-    are_clipped,
+from aixsim_kernels.optical.clipping import are_clipped, clipped_share, mask_clipped_
+from aixsim_kernels.optical.grid import detect_, grid, modulate
+from aixsim_kernels.optical.ranges import (
     calibrate,
-    clipped_share,
-    detect_,
     empty_ranges,
-    grid,
     is_empty,
-    mask_clipped_,
     merge_observed,
-    modulate,
     observe,
     only_finite,
 )
+from aixsim_kernels.optical.settings import Settings
 
 _SCORE_OP, _OUTPUT_OP = 0, 1
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything about an attention call but its tensors; see `optical_attention`."""
-
-    stream: int
-    levels: int
-    lut_min: float
-    noise: bool
-    scale: float
-    is_causal: bool
-    rowmax: bool
 
 
 def forward(
@@ -51,15 +33,15 @@ def forward(
     ranges: Tensor,
     key: Tensor,
     settings: Settings,
-    quantiles: Sequence[float] | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward pass; arguments as in `optical_attention`.
+    """Forward pass; tensors as in `optical_attention`.
 
     Returns:
         out (B, H, M, Dv) in `out_dtype`; observed ranges, float32 (5, 2); clipped shares, float32
         (5,); kept mass, float32 0-d; used ranges, float32 (5, 2).
     """
+    quantiles = settings.quantiles
     seen_q, seen_k, seen_v = seen = [observe(t, quantiles) for t in (q, k, v)]
     used = [calibrate(r, s) for r, s in zip(ranges[[0, 1, 3]], seen, strict=True)]
     # quantiles do not tell whether all is held

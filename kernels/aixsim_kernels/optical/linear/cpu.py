@@ -1,25 +1,22 @@
-"""Optical linear layer in plain PyTorch: the CPU path, and what the GPU kernel is held to."""
+"""Optical linear layer on a CPU; what `triton.py` is compared with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys, seed_word
-from aixsim_kernels.optical.quantize import (
-    block_size,
-    calibrate,
+from aixsim_kernels.optical.blocks import block_size
+from aixsim_kernels.optical.clipping import (
     clipped_share,
-    decode,
-    detect_,
-    grid,
     mask_clipped_,
     mask_packed_,
-    modulate,
-    observe,
     pack_inside,
     packed_share,
 )
+from aixsim_kernels.optical.grid import decode, detect_, grid, modulate
+from aixsim_kernels.optical.ranges import calibrate, observe
+from aixsim_kernels.optical.settings import Settings
 
 
 def code_dtype(levels: int) -> torch.dtype:
@@ -33,20 +30,17 @@ def forward(
     bias: Tensor | None,
     ranges: Tensor,
     key: Tensor,
-    stream: int,
-    levels: int,
-    lut_min: float,
-    noise: bool,
-    quantiles: Sequence[float] | None,
+    settings: Settings,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Forward pass; arguments as in `optical_linear`, with x (M, K).
+    """Forward pass; tensors as in `optical_linear`, with x (M, K).
 
     Returns:
         y (M, N) in `out_dtype`; observed ranges, float32 (3, 2); clipped shares, float32 (3,); used
         ranges, float32 (3, 2); codes of x (M, K), uint8 or int32; where x was not clipped, one bit
         an element, uint8 (ceil(M * K / 8),).
     """
+    levels, lut_min, quantiles = settings.levels, settings.lut_min, settings.quantiles
     seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
     x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
     x_code = x.new_empty(x.shape, dtype=code_dtype(levels))
@@ -67,9 +61,9 @@ def forward(
         clipped_share(acc, y_bounds, extremes[1]),
     ]
     keys = None
-    if noise:
+    if settings.noise:
         index = torch.arange(len(acc), device=acc.device)
-        keys = row_keys(index, key, seed_word(stream, 0))
+        keys = row_keys(index, key, seed_word(settings.stream, 0))
     y = detect_(acc, grid(y_bounds, levels), keys)
     if bias is not None:
         y.add_(bias)
@@ -89,8 +83,7 @@ def backward(
     x_inside: Tensor,
     weight: Tensor,
     used: Tensor,
-    levels: int,
-    lut_min: float,
+    settings: Settings,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Straight-through gradients.
@@ -101,16 +94,15 @@ def backward(
         x_inside: uint8 (ceil(M * K / 8),), from the forward.
         weight: (N, K).
         used: float32 (3, 2), the ranges that the forward used.
-        levels: number of levels.
-        lut_min: floor of the weight's modulator.
+        settings: as in the forward.
         x_dtype: type of x.
 
     Returns:
         Gradients of x (M, K) in `x_dtype`, of weight (N, K) in its type, of bias float32 (N,).
     """
-    grad = grad.float()
+    grad, levels = grad.float(), settings.levels
     x_bounds, w_bounds, _ = used.unbind()
-    grad_x = grad @ modulate(weight, grid(w_bounds, levels), lut_min)
+    grad_x = grad @ modulate(weight, grid(w_bounds, levels), settings.lut_min)
     mask_packed_(grad_x, x_inside)
     grad_w = grad.new_zeros(weight.shape)
     x_grid = grid(x_bounds, levels)

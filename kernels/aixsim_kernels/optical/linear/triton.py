@@ -1,6 +1,6 @@
-"""The optical linear layer on a GPU: what `reference.py` computes, the matmul in one fused pass.
+"""The optical linear layer on a GPU: what `cpu.py` computes, the matmul in one fused pass.
 
-Operands are the integers c of `triton_quantize.py`. With R the row sums of c,
+Operands are the integers c of `triton_grid.py`. With R the row sums of c,
 
     acc = step_x step_w (c_x . c_w) + step_x offset_w R_x + offset_x step_w R_w
           + K offset_x offset_w
@@ -10,6 +10,10 @@ is the raw accumulator; the epilogue makes it, its extremes, noise, read-out and
 Nothing here waits for the device: whether a range was ever set is decided there. The product's
 range decides its read-out, so a first pass finds it and a second reads out; the second does nothing
 where the range was set, which is always but in the first step.
+
+Legend: x (M, K), w (N, K), y (M, N); a program makes a tile [BLOCK_M, BLOCK_N] of y. `code` is that
+of x, `x_sum` and `w_sum` are the R above; `ranges` those that were set, `used` those to work with;
+`partial` what a program finds out. A comment gives the shape of a value, [] of a number.
 """
 
 # triton's types say that a jit function returns nothing
@@ -25,23 +29,18 @@ from torch import Tensor
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 from aixsim_kernels.optical.launch import LinearTile, linear_tile
-from aixsim_kernels.optical.linear.reference import code_dtype
-from aixsim_kernels.optical.triton_quantize import (
+from aixsim_kernels.optical.linear.cpu import code_dtype
+from aixsim_kernels.optical.settings import Settings
+from aixsim_kernels.optical.triton_clipping import finish_grad, inside
+from aixsim_kernels.optical.triton_grid import grid, operand, operand_type, position, readout, steps
+from aixsim_kernels.optical.triton_ranges import (
     FLAT,
     are_clipped,
     candidates,
     extremes,
-    finish_grad,
-    grid,
-    inside,
     new_found,
     new_partial,
-    operand,
-    operand_type,
-    position,
-    readout,
     settle,
-    steps,
     store_partial,
 )
 
@@ -52,14 +51,11 @@ def forward(
     bias: Tensor | None,
     ranges: Tensor,
     key: Tensor,
-    stream: int,
-    levels: int,
-    lut_min: float,
-    noise: bool,
+    settings: Settings,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.forward`, with ranges by the extremes."""
-    (rows, depth), columns = x.shape, weight.shape[0]
+    """As `cpu.forward`, with ranges by the extremes."""
+    (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
     x, weight = x.contiguous(), weight.contiguous()
     found = new_found(ranges)
     for index, t in enumerate((x, weight)):
@@ -67,23 +63,31 @@ def forward(
     used = found.used
     x_code, x_inside, x_sum = _code(x, used, levels)
     kind = operand_type(out_dtype, levels)
-    w_operand, w_sum = operand(weight, used, 1, levels, lut_min, kind)
+    w_operand, w_sum = operand(weight, used, 1, levels, settings.lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
-    seed = seed_word(stream, 0)
-    operands = (x_code, w_operand, x_sum, w_sum, bias, y, partial, ranges, used, key, seed)
     for second in (False, True):
         if programs:
             launch: Any = _product[(programs,)]
             launch(
-                *operands,
-                rows,
-                columns,
-                depth,
+                code_ptr=x_code,
+                w_ptr=w_operand,
+                x_sum_ptr=x_sum,
+                w_sum_ptr=w_sum,
+                bias_ptr=bias,
+                y_ptr=y,
+                partial_ptr=partial,
+                ranges_ptr=ranges,
+                used_ptr=used,
+                key_ptr=key,
+                seed=seed_word(settings.stream, 0),
+                M=rows,
+                N=columns,
+                K=depth,
                 LEVELS=levels,
-                NOISE=noise,
+                NOISE=settings.noise,
                 SECOND=second,
                 EVEN=depth % tile.k == 0,
                 **_parameters(tile),
@@ -99,18 +103,18 @@ def backward(
     x_inside: Tensor,
     weight: Tensor,
     used: Tensor,
-    levels: int,
-    lut_min: float,
+    settings: Settings,
     x_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.backward`.
+    """As `cpu.backward`.
 
     The products are the vendor library's, on the integers c, which the gradient's type holds
     exactly; steps and offsets are applied to their results.
     """
+    levels = settings.levels
     kind = grad.dtype if levels <= 256 else torch.float32
     grad, weight = grad.to(kind), weight.contiguous()
-    w_operand, _ = operand(weight, used, 1, levels, lut_min, kind)
+    w_operand, _ = operand(weight, used, 1, levels, settings.lut_min, kind)
     total = grad.sum(1, dtype=torch.float32)
     grad_x = finish_grad(_matmul(grad, w_operand), total, x_inside, used, 0, levels, x_dtype)
     del w_operand
@@ -129,7 +133,7 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def _parameters(tile: LinearTile) -> dict[str, Any]:
     return {
-        # the read-out is rounded where the reference rounds it
+        # the read-out is rounded where `cpu.py` rounds it
         "enable_fp_fusion": False,
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,
@@ -145,11 +149,29 @@ def _code(x: Tensor, used: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     if x.numel():
         launch: Any = _code_kernel[(triton.cdiv(x.numel(), FLAT),)]
-        launch(x, codes, bits, used, x.numel(), LEVELS=levels, BLOCK=FLAT)
+        launch(
+            x_ptr=x,
+            code_ptr=codes,
+            bits_ptr=bits,
+            used_ptr=used,
+            n=x.numel(),
+            LEVELS=levels,
+            BLOCK=FLAT,
+        )
     sums = torch.empty(len(x), dtype=torch.float32, device=x.device)
     if len(x):
         launch = _row_sums_kernel[(triton.cdiv(len(x), 16),)]
-        launch(x, codes, sums, used, *x.shape, LEVELS=levels, ROWS=16, BLOCK=256)
+        launch(
+            x_ptr=x,
+            code_ptr=codes,
+            sum_ptr=sums,
+            used_ptr=used,
+            n_rows=len(x),
+            depth=x.shape[1],
+            LEVELS=levels,
+            ROWS=16,
+            BLOCK=256,
+        )
     return codes, bits, sums
 
 
@@ -158,25 +180,29 @@ def _centred(codes: Tensor, used: Tensor, levels: int, dtype: torch.dtype) -> Te
     out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     if codes.numel():
         launch: Any = _centred_kernel[(triton.cdiv(codes.numel(), FLAT),)]
-        launch(codes, out, used, codes.numel(), LEVELS=levels, BLOCK=FLAT)
+        launch(
+            code_ptr=codes, out_ptr=out, used_ptr=used, n=codes.numel(), LEVELS=levels, BLOCK=FLAT
+        )
     return out
 
 
 @triton.jit
 def _code_kernel(x_ptr, code_ptr, bits_ptr, used_ptr, n, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
     lo, _, per_level, _ = grid(used_ptr, 0, LEVELS)
-    hi = tl.load(used_ptr + 1)
+    hi = tl.load(used_ptr + 1)  # []
     first = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = first + tl.arange(0, BLOCK)
     mask = offsets < n
     # what lies behind the end is not inside
-    x = tl.load(x_ptr + offsets, mask=mask, other=float("nan")).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=mask, other=float("nan")).to(tl.float32)  # [BLOCK]
     is_inside = inside(x, lo, hi)
     code = position(tl.where(x == x, x, lo), lo, per_level, LEVELS)
+    # [BLOCK]
     tl.store(code_ptr + offsets, code.to(tl.int32).to(code_ptr.dtype.element_ty), mask=mask)
     weights = tl.full((8,), 1, tl.int32) << tl.arange(0, 8)
     packed = tl.sum(tl.reshape(is_inside.to(tl.int32), (BLOCK // 8, 8)) * weights[None, :], 1)
     places = first // 8 + tl.arange(0, BLOCK // 8)
+    # [BLOCK / 8]
     tl.store(bits_ptr + places, packed.to(tl.uint8), mask=places < (n + 7) // 8)
 
 
@@ -185,7 +211,8 @@ def _centred_kernel(code_ptr, out_ptr, used_ptr, n, LEVELS: tl.constexpr, BLOCK:
     _, _, _, centre = grid(used_ptr, 0, LEVELS)
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
-    code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)
+    code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)  # [BLOCK]
+    # [BLOCK]
     tl.store(out_ptr + offsets, (code - centre).to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -208,11 +235,11 @@ def _row_sums_kernel(
         columns = start + tl.arange(0, BLOCK)
         mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
         offsets = rows[:, None] * depth + columns[None, :]
-        code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)  # [ROWS, BLOCK]
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
         # a code cannot say NaN; the sum of its row does
         total += tl.sum(tl.where(mask, tl.where(x == x, code - centre, x), 0.0), 1)
-    tl.store(sum_ptr + rows, total, mask=rows < n_rows)
+    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
 
 
 # the seed is another number for every layer, which must not compile the kernel anew
@@ -242,7 +269,7 @@ def _product(
 ):
     if SECOND:  # noqa: SIM102 (a constant, which Triton decides on as it compiles)
         # the first launch had its range, and has read out
-        if tl.load(ranges_ptr + 4) <= tl.load(ranges_ptr + 5):
+        if tl.load(ranges_ptr + 4) <= tl.load(ranges_ptr + 5):  # [], []
             return
     n_tiles = tl.cdiv(N, BLOCK_N)
     m_first = (tl.program_id(0) // n_tiles) * BLOCK_M
@@ -260,33 +287,37 @@ def _product(
         if not EVEN:
             x_mask = x_mask & (inner[None, :] < K)
             w_mask = w_mask & (inner[:, None] < K)
+        # [BLOCK_M, BLOCK_K]
         code = tl.load(code_ptr + rows[:, None] * K + inner[None, :], mask=x_mask, other=0)
-        # behind the end both operands would have to be 0: the weight's is
+        # behind the end both operands would have to be 0: the weight's is; [BLOCK_K, BLOCK_N]
         w = tl.load(w_ptr + columns[None, :] * K + inner[:, None], mask=w_mask, other=0.0)
+        # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         acc = tl.dot(code.to(element) - centre, w, acc, input_precision="ieee")
 
     _, w_step, _, w_centre = grid(used_ptr, 1, LEVELS)
-    x_offset = tl.load(used_ptr) + x_centre * x_step
-    w_offset = tl.load(used_ptr + 2) + w_centre * w_step
+    x_offset = tl.load(used_ptr) + x_centre * x_step  # []
+    w_offset = tl.load(used_ptr + 2) + w_centre * w_step  # []
     row_mask, column_mask = rows < M, columns < N
     mask = row_mask[:, None] & column_mask[None, :]
-    x_sum = tl.load(x_sum_ptr + rows, mask=row_mask, other=0.0)
-    w_sum = tl.load(w_sum_ptr + columns, mask=column_mask, other=0.0)
-    by_row = x_step * w_offset * x_sum + K * x_offset * w_offset
+    x_sum = tl.load(x_sum_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
+    w_sum = tl.load(w_sum_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
+    by_row = x_step * w_offset * x_sum + K * x_offset * w_offset  # [BLOCK_M]
+    # [BLOCK_M, BLOCK_N]
     acc = x_step * w_step * acc + by_row[:, None] + (x_offset * w_step * w_sum)[None, :]
 
     if not SECOND:
-        lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)
+        lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
         low, high = candidates(acc, mask)
-        clipped = tl.sum(are_clipped(low, high, ranges_ptr, 2), 1)
+        clipped = tl.sum(are_clipped(low, high, ranges_ptr, 2), 1)  # [BLOCK_M]
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
         store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), clipped, count)
     else:
-        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)
+        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
-    keys = row_keys(rows, tl.load(key_ptr), seed)
-    y = readout(acc, lo, step, per_level, keys, n_first, LEVELS, NOISE)
+    keys = row_keys(rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    y = readout(acc, lo, step, per_level, keys, n_first, LEVELS, NOISE)  # [BLOCK_M, BLOCK_N]
     if bias_ptr is not None:
+        # [1, BLOCK_N]
         y += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     y_offsets = rows[:, None] * N + columns[None, :]
-    tl.store(y_ptr + y_offsets, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + y_offsets, y.to(y_ptr.dtype.element_ty), mask=mask)  # [BLOCK_M, BLOCK_N]

@@ -1,6 +1,10 @@
-"""Random bit-flips as a Triton kernel: bit for bit what `reference.py` computes, in one pass.
+"""Random bit-flips as a Triton kernel: bit for bit what `cpu.py` computes, in one pass.
 
 Not tuned on a GPU. A word costs about twelve integer instructions a digit, whatever the tile.
+
+Legend: a program works on TILE_WORDS words, of a block of BLOCK_WORDS that share a key; `alive` are
+the bits of a word that are not decided yet, `flips` those that flip. A comment gives the shape of a
+value, [] of a number.
 """
 
 from typing import Any
@@ -10,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aixsim_kernels.bitflip.reference import BLOCK, DIGITS, FIELDS, numerator
+from aixsim_kernels.bitflip.cpu import BLOCK, DIGITS, FIELDS, numerator
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 
@@ -21,7 +25,7 @@ TILE = 1024
 def forward(
     x: Tensor, key: Tensor, stream: int, p_exp: float, p_frac: float, zero_out: float | None
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.forward`."""
+    """As `cpu.forward`."""
     count = x.numel()
     # a whole number of words, whatever the number of 16-bit values
     y = x.new_empty(count + count * x.element_size() % 4 // 2)
@@ -36,16 +40,16 @@ def forward(
         # triton's types take a launch for a call of the function itself
         launch: Any = _flip[(triton.cdiv(len(words), TILE),)]
         launch(
-            words,
-            y.view(torch.int32),
-            kept,
-            key,
-            count,
-            len(words),
-            n_exp,
-            n_frac,
-            0 if zero_out is None else magnitude_limit(zero_out, x.dtype),
-            seed_word(stream, 0),
+            x_ptr=words,
+            y_ptr=y.view(torch.int32),
+            kept_ptr=kept,
+            key_ptr=key,
+            count=count,
+            n_words=len(words),
+            n_exp=n_exp,
+            n_frac=n_frac,
+            limit=0 if zero_out is None else magnitude_limit(zero_out, x.dtype),
+            seed=seed_word(stream, 0),
             N_DIGITS=max(_n_digits(n_exp), _n_digits(n_frac)),
             EXP=exp_field,
             FRAC=frac_field,
@@ -114,7 +118,7 @@ def _flip(
     TILE_WORDS: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * TILE_WORDS
-    key32 = row_keys(first // BLOCK_WORDS, tl.load(key_ptr), seed)
+    key32 = row_keys(first // BLOCK_WORDS, tl.load(key_ptr), seed)  # [], of the key []
     place = (first % BLOCK_WORDS).to(tl.uint32) + tl.arange(0, TILE_WORDS).to(tl.uint32)
     n_exp = n_exp.to(tl.int64)
     n_frac = n_frac.to(tl.int64)
@@ -133,15 +137,15 @@ def _flip(
 
     offsets = first + tl.arange(0, TILE_WORDS)
     inside = offsets < n_words
-    y = tl.load(x_ptr + offsets, mask=inside).to(tl.uint32, bitcast=True) ^ flips
+    y = tl.load(x_ptr + offsets, mask=inside).to(tl.uint32, bitcast=True) ^ flips  # [TILE_WORDS]
     if ZERO_OUT and HALVES:
         low = (y & 0x7FFF) < limit
         high = ((y >> 16) & 0x7FFF) < limit
         y &= tl.where(low, 0xFFFF, 0).to(tl.uint32) | tl.where(high, 0xFFFF0000, 0).to(tl.uint32)
-        tl.store(kept_ptr + 2 * offsets, low, mask=inside)
-        tl.store(kept_ptr + 2 * offsets + 1, high, mask=2 * offsets + 1 < count)
+        tl.store(kept_ptr + 2 * offsets, low, mask=inside)  # [TILE_WORDS]
+        tl.store(kept_ptr + 2 * offsets + 1, high, mask=2 * offsets + 1 < count)  # [TILE_WORDS]
     elif ZERO_OUT:
         low = (y & 0x7FFFFFFF) < limit
         y = tl.where(low, y, 0)
-        tl.store(kept_ptr + offsets, low, mask=inside)
-    tl.store(y_ptr + offsets, y.to(tl.int32, bitcast=True), mask=inside)
+        tl.store(kept_ptr + offsets, low, mask=inside)  # [TILE_WORDS]
+    tl.store(y_ptr + offsets, y.to(tl.int32, bitcast=True), mask=inside)  # [TILE_WORDS]

@@ -1,6 +1,6 @@
-"""Optical attention on a GPU: what `reference.py` computes, without ever holding the scores.
+"""Optical attention on a GPU: what `cpu.py` computes, without ever holding the scores.
 
-Operands are the integers c of `triton_quantize.py`; see there. The forward goes over the keys
+Operands are the integers c of `triton_grid.py`; see there. The forward goes over the keys
 twice: first for each row's largest detected score and the sum of its exponentials, then for the
 quantised probabilities and their product with the values. The backward goes over them once for the
 queries and once for the keys; the noise, a function of row and column, is drawn again.
@@ -10,7 +10,7 @@ The softmax's gradient takes the probabilities before they were quantised, and s
     delta = sum_j p_j (g . v_j) = g . smooth,        smooth = sum_j p_j v_j
 
 which the forward leaves behind beside the rows' largest scores and sums. Ranges never set are
-found on the device as in `linear/kernel.py`: each pass is launched a second time, for nothing but
+found on the device as in `linear/triton.py`: each pass is launched a second time, for nothing but
 in the first step.
 """
 
@@ -21,7 +21,6 @@ import triton
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.optical.attention.reference import Settings
 from aixsim_kernels.optical.attention.triton_backward import (
     key_grad_pass,
     mask_grad_pass,
@@ -29,14 +28,9 @@ from aixsim_kernels.optical.attention.triton_backward import (
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_quantize import (
-    extremes,
-    new_found,
-    new_partial,
-    operand,
-    operand_type,
-    settle,
-)
+from aixsim_kernels.optical.settings import Settings
+from aixsim_kernels.optical.triton_grid import operand, operand_type
+from aixsim_kernels.optical.triton_ranges import extremes, new_found, new_partial, settle
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2
@@ -52,7 +46,7 @@ def forward(
     settings: Settings,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.forward`, with ranges by the extremes.
+    """As `cpu.forward`, with ranges by the extremes.
 
     Returns:
         What that returns; rows' largest scores and sums, float32 (2, B, H, M); product of the
@@ -64,27 +58,27 @@ def forward(
     for index, t in ((0, q), (1, k), (3, v)):
         settle(extremes(t, ranges, index), ranges, found, index)
     kind = operand_type(out_dtype, settings.levels)
-    q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
+    operands = _operands(q, k, v, mask, used, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     smooth = torch.empty_like(out)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
     kept = torch.empty_like(rows[0])
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
-    tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1])
-    where = (ranges, used, key, seed_word(settings.stream, 0))
-    output_seed = seed_word(settings.stream, 1)
-    passes: list[tuple[int, AttentionTile, Any, tuple, tuple]] = [
-        (2, tiles.rows, row_pass, tensors, where),
-        (4, tiles.values, value_pass, (*tensors, out, smooth, kept), (*where, output_seed)),
+    tensors = operands | _rows(rows) | {"ranges_ptr": ranges, "used_ptr": used, "key_ptr": key}
+    of_values: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "kept_ptr": kept}
+    of_values["output_seed"] = seed_word(settings.stream, 1)
+    passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
+        (2, tiles.rows, row_pass, {}),
+        (4, tiles.values, value_pass, of_values),
     ]
-    for index, tile, kernel, first, last in passes:
+    for index, tile, kernel, own in passes:
         programs = _programs(q, tile.m)
         partial = new_partial(programs, q.device)
-        common = _arguments(q, k, v, mask, settings, tile)
+        how = tensors | own | _shapes_and_settings(q, k, v, mask, settings, tile)
         for second in (False, True):
             if programs:
-                kernel[(programs,)](*first, partial, *last, SECOND=second, **common)
+                kernel[(programs,)](partial_ptr=partial, SECOND=second, **how)
             if not second:
                 settle(partial, ranges, found, index)
     mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
@@ -104,36 +98,37 @@ def backward(
     settings: Settings,
     wants_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.backward`; rows and smooth as the forward left them."""
+    """As `cpu.backward`; rows and smooth as the forward left them."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     kind = operand_type(smooth.dtype, settings.levels)
-    q_c, q_sum, k_c, k_sum, v_c = _operands(q, k, v, used, settings, kind)
+    operands = _operands(q, k, v, mask, used, settings, kind)
     # the type of the products: the gradient's range, and tensor cores where the forward had them
     grad = grad.to(torch.float32 if kind == torch.float32 else grad.dtype).contiguous()
     exact = grad.dtype == torch.float32
     delta = torch.empty_like(rows[0])
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), exact)
-    tensors = (q_c, q_sum, k_c, k_sum, v_c, *_mask_pointer(mask), rows[0], rows[1], grad, delta)
-    where = (used, key, seed_word(settings.stream, 0))
-    passes: list[tuple[int, AttentionTile, Any, tuple]] = [
+    tensors = operands | _rows(rows) | {"used_ptr": used, "key_ptr": key}
+    tensors |= {"grad_ptr": grad, "delta_ptr": delta}
+    of_queries = {"smooth_ptr": smooth, "x_ptr": q, "out_ptr": dq}
+    of_keys = {"k_value_ptr": k, "v_value_ptr": v, "k_out_ptr": dk, "v_out_ptr": dv}
+    passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
         # the first leaves delta for the second
-        (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, (smooth, q, dq)),
-        (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, (k, v, dk, dv)),
+        (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, of_queries),
+        (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, of_keys),
     ]
     for programs, tile, kernel, own in passes:
+        how = tensors | own | _shapes_and_settings(q, k, v, mask, settings, tile)
         if programs:
-            kernel[(programs,)](*tensors, *own, *where, **_arguments(q, k, v, mask, settings, tile))
+            kernel[(programs,)](**how)
     grad_mask = q.new_empty(0, dtype=torch.float32)
     if mask is not None and wants_mask:
-        arguments = _arguments(q, k, v, mask, settings, tiles.key_grad)
-        grad_mask = _mask_grad(mask, q, tiles.key_grad, (*tensors,), where, arguments)
+        how = tensors | _shapes_and_settings(q, k, v, mask, settings, tiles.key_grad)
+        grad_mask = _mask_grad(mask, q, tiles.key_grad, how)
     return dq, dk, dv, grad_mask
 
 
-def _mask_grad(
-    mask: Tensor, q: Tensor, tile: AttentionTile, tensors: tuple, where: tuple, arguments: dict
-) -> Tensor:
+def _mask_grad(mask: Tensor, q: Tensor, tile: AttentionTile, how: dict[str, Any]) -> Tensor:
     """Gradient of the mask, in its own shape: tiles that share its elements are summed in turn."""
     batches, heads, rows, columns = shape = (1,) * (4 - mask.dim()) + mask.shape
     out = torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device)
@@ -142,12 +137,10 @@ def _mask_grad(
         launch: Any = mask_grad_pass[(programs,)]
         ones = zip(("ONE_BATCH", "ONE_HEAD", "ONE_ROW", "ONE_COLUMN"), shape, strict=True)
         launch(
-            *tensors,
-            out,
-            *where,
-            q.shape[0],
+            mask_out_ptr=out,
+            batches=q.shape[0],
             **{name: size == 1 for name, size in ones},
-            **arguments,
+            **how,
         )
     return out
 
@@ -158,26 +151,40 @@ def _programs(x: Tensor, height: int) -> int:
 
 
 def _operands(
-    q: Tensor, k: Tensor, v: Tensor, used: Tensor, settings: Settings, kind: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """c of the three operands, and the sums of the first two over the head dimension."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    used: Tensor,
+    settings: Settings,
+    kind: torch.dtype,
+) -> dict[str, Tensor | None]:
+    """c of the three operands, sums of the first two over the head dimension, and the mask."""
     levels, floor = settings.levels, settings.lut_min
     v_c, _ = operand(v, used, 3, levels, floor, kind)
-    return (
-        *operand(q, used, 0, levels, 0.0, kind),
-        *operand(k, used, 1, levels, floor, kind),
-        v_c,
-    )
+    q_c, q_sum = operand(q, used, 0, levels, 0.0, kind)
+    k_c, k_sum = operand(k, used, 1, levels, floor, kind)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
+    return {
+        "q_ptr": q_c,
+        "q_sum_ptr": q_sum,
+        "k_ptr": k_c,
+        "k_sum_ptr": k_sum,
+        "v_ptr": v_c,
+        "mask_ptr": mask,
+    }
 
 
-def _mask_pointer(mask: Tensor | None) -> tuple[Tensor | None]:
-    return (mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask,)
+def _rows(rows: Tensor) -> dict[str, Tensor]:
+    """The rows' largest scores and sums, (2, B, H, M)."""
+    return {"peak_ptr": rows[0], "total_ptr": rows[1]}
 
 
-def _arguments(
+def _shapes_and_settings(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, tile: AttentionTile
 ) -> dict[str, Any]:
-    """Shapes, strides and constants that all kernels take."""
+    """Shapes, strides, numbers and constants that all passes take."""
     batches, heads, queries, head_dim = q.shape
     strides, kind, shut = (0, 0, 0, 0), _NONE, 0.0
     if mask is not None:
@@ -185,7 +192,7 @@ def _arguments(
         kind = _BOOL if mask.dtype == torch.bool else _ADDITIVE
         shut = 0.0 if kind == _BOOL else torch.finfo(mask.dtype).min / 2
     return {
-        # the read-out is rounded where the reference rounds it
+        # the read-out is rounded where `cpu.py` rounds it
         "enable_fp_fusion": False,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
@@ -194,6 +201,7 @@ def _arguments(
         "stride_m": strides[2],
         "stride_l": strides[3],
         "shut": shut,
+        "seed": seed_word(settings.stream, 0),
         "scale": settings.scale,
         "heads": heads,
         "M": queries,

@@ -1,0 +1,186 @@
+"""Ranges on a GPU: what each program saw, and the range that all of it makes, without the host.
+
+`ranges.py` in two steps. Programs leave partial findings (n, 4): lowest, highest, how many elements
+or rows lie beyond the range that was set, of how many. One program then settles the range.
+
+Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `high`, `beyond` and
+`count` are a program's findings so far, one for each lane. A comment gives the shape of a value,
+[] of a number.
+"""
+
+# triton's types say that a jit function returns nothing
+# pyright: reportGeneralTypeIssues=false
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# elements a program of an element-wise kernel works on
+FLAT = 4096
+# programs that share the reduction of a tensor
+_REDUCERS = 256
+
+
+class Found(NamedTuple):
+    """What a call finds out about the tensors that it quantises, n of them.
+
+    Args:
+        observed: float32 (n, 2), their extremes.
+        clipped: float32 (n,), shares beyond the range that was set.
+        used: float32 (n, 2), the range that was set, or the extremes.
+    """
+
+    observed: Tensor
+    clipped: Tensor
+    used: Tensor
+
+
+def new_found(ranges: Tensor) -> Found:
+    """Room for what a call with these ranges (n, 2) finds out."""
+    return Found(torch.empty_like(ranges), ranges.new_empty(len(ranges)), torch.empty_like(ranges))
+
+
+def new_partial(programs: int, device: torch.device) -> Tensor:
+    """Room for what each program finds out: float32 (programs, 4); see `store_partial`."""
+    partial = torch.empty(max(programs, 1), 4, device=device)
+    if not programs:
+        # filled, not copied from the host
+        partial.zero_()
+        partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
+    return partial
+
+
+def extremes(x: Tensor, ranges: Tensor, index: int) -> Tensor:
+    """What programs find out about a contiguous tensor with the range `ranges[index]`: (n, 4)."""
+    blocks = triton.cdiv(x.numel(), FLAT)
+    count = max(1, min(blocks, _REDUCERS))
+    partial = new_partial(count, x.device)  # pyright: ignore[reportArgumentType]
+    launch: Any = _extremes_kernel[(count,)]
+    launch(
+        x_ptr=x,
+        partial_ptr=partial,
+        ranges_ptr=ranges,
+        index=index,
+        n=x.numel(),
+        BLOCK=FLAT,
+    )
+    return partial
+
+
+def settle(partial: Tensor, ranges: Tensor, found: Found, index: int) -> None:
+    """Reduce what programs found out to row `index` of `found`, and find the range to use."""
+    launch: Any = _settle_kernel[(1,)]
+    launch(
+        partial_ptr=partial,
+        ranges_ptr=ranges,
+        observed_ptr=found.observed,
+        clipped_ptr=found.clipped,
+        used_ptr=found.used,
+        index=index,
+        n=len(partial),
+        BLOCK=1024,
+    )
+
+
+@triton.jit
+def clips(ranges_ptr, index):
+    """Between which values nothing is clipped: the range, or all where it was never set."""
+    lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
+    is_set = lo <= hi
+    return tl.where(is_set, lo, float("-inf")), tl.where(is_set, hi, float("inf"))
+
+
+@triton.jit
+def candidates(acc, mask):
+    """What each element says the extremes are: itself; NaN -inf and inf; (inf, -inf) if masked."""
+    good = acc == acc
+    low = tl.where(mask, tl.where(good, acc, float("-inf")), float("inf"))
+    high = tl.where(mask, tl.where(good, acc, float("inf")), float("-inf"))
+    return low, high
+
+
+@triton.jit
+def row_extremes(acc, mask):
+    """Extremes of each row where the mask lets through; (-inf, inf) where there is a NaN."""
+    low, high = candidates(acc, mask)
+    return tl.min(low, 1), tl.max(high, 1)
+
+
+@triton.jit
+def are_clipped(low, high, ranges_ptr, index):
+    """1 where a range does not hold these extremes, 0 where it does or was never set."""
+    lo, hi = clips(ranges_ptr, index)
+    return tl.where((low < lo) | (high > hi), 1.0, 0.0)
+
+
+@triton.jit
+def store_partial(partial_ptr, low, high, beyond, count):
+    """Store a program's extremes and how many are clipped, of how many, from those of its rows."""
+    partial_ptr += 4 * tl.program_id(0)
+    tl.store(partial_ptr, tl.min(low, 0))  # []
+    tl.store(partial_ptr + 1, tl.max(high, 0))  # []
+    tl.store(partial_ptr + 2, tl.sum(beyond, 0))  # []
+    tl.store(partial_ptr + 3, tl.sum(count, 0))  # []
+
+
+@triton.jit
+def _extremes_kernel(x_ptr, partial_ptr, ranges_ptr, index, n, BLOCK: tl.constexpr):
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    beyond = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.float32)
+    lo, hi = clips(ranges_ptr, index)
+    stride = tl.num_programs(0).to(tl.int64) * BLOCK
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    for start in range(first, n, stride):
+        offsets = start + tl.arange(0, BLOCK)
+        mask = offsets < n
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
+        # a NaN is no extreme, but must not be forgotten
+        least, most = candidates(x, mask)
+        low, high = tl.minimum(low, least), tl.maximum(high, most)
+        beyond += tl.where((least < lo) | (most > hi), 1.0, 0.0)
+        count += mask.to(tl.float32)
+    store_partial(partial_ptr, low, high, beyond, count)
+
+
+@triton.jit
+def _settle_kernel(
+    partial_ptr,
+    ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
+    used_ptr,
+    index,
+    n,
+    BLOCK: tl.constexpr,
+):
+    low = tl.full((BLOCK,), float("inf"), tl.float32)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    beyond = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n, BLOCK):
+        programs = start + tl.arange(0, BLOCK)
+        mask = programs < n
+        one = partial_ptr + 4 * programs  # [BLOCK]
+        low = tl.minimum(low, tl.load(one, mask, other=float("inf")))  # [BLOCK]
+        high = tl.maximum(high, tl.load(one + 1, mask, other=float("-inf")))  # [BLOCK]
+        beyond += tl.load(one + 2, mask, other=0.0)  # [BLOCK]
+        count += tl.load(one + 3, mask, other=0.0)  # [BLOCK]
+    lo = tl.min(low, 0)
+    hi = tl.max(high, 0)
+    is_finite = (lo > float("-inf")) & (hi < float("inf"))  # pyright: ignore[reportOperatorIssue]
+    lo = tl.where(is_finite, lo, float("inf"))
+    hi = tl.where(is_finite, hi, float("-inf"))
+    tl.store(observed_ptr + 2 * index, lo)  # []
+    tl.store(observed_ptr + 2 * index + 1, hi)  # []
+    # rows of NaN are clipped, but attend to nothing
+    share = tl.minimum(tl.sum(beyond, 0) / tl.maximum(tl.sum(count, 0), 1.0), 1.0)
+    tl.store(clipped_ptr + index, share)  # []
+    set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
+    unset = set_lo > set_hi
+    tl.store(used_ptr + 2 * index, tl.where(unset, lo, set_lo))  # []
+    tl.store(used_ptr + 2 * index + 1, tl.where(unset, hi, set_hi))  # []
