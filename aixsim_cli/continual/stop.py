@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from aixsim_cli.run.ranks import Agreement
 from aixsim_cli.run.signals import StopSignals
 
 
@@ -15,24 +14,15 @@ class StopCallback(TrainerCallback):
     def __init__(self) -> None:
         self.signals = StopSignals()
         self.stopped_by = 0  # number of the signal
-        self._group: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Meet on the host: no rank waits for its accelerator."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+        self.agreement = Agreement()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Agree on a signal; after the last step a run ends by itself."""
-        received = torch.tensor(self.signals.received)
-        if self._group is not None:
-            dist.all_reduce(received, op=dist.ReduceOp.MAX, group=self._group)
+        (received,) = self.agreement.of(self.signals.received)
         if state.global_step < state.max_steps:
-            self.stopped_by = int(received)
+            self.stopped_by = received
         if self.stopped_by:
             control.should_save = control.should_training_stop = True
             # who sent the signal waits for seconds, not for an evaluation
@@ -51,5 +41,5 @@ class StopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A launcher ends all ranks when the first one ends: not while another one saves."""
-        if self.stopped_by and self._group is not None:
-            dist.barrier(self._group)
+        if self.stopped_by:
+            self.agreement.meet()

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from aixsim_cli.continual.data import load_blocks
 from aixsim_cli.continual.save import check_writable, push, save_finished, write_results
 from aixsim_cli.continual.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
-from aixsim_cli.errors import RunError, UserError, first_line
+from aixsim_cli.errors import RunError, Stopped, UserError, first_line
 from aixsim_cli.models.hf import saved as hf_folder
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import check_hf_source
@@ -32,7 +31,7 @@ from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_free_space, locked
 from aixsim_cli.run.replace import finish_publishing
 from aixsim_cli.run.resume import describe
-from aixsim_cli.run.signals import EXIT_CODES
+from aixsim_cli.run.signals import say_stopped
 from aixsim_cli.transforms.config import (
     TransformConfig,
     load_transform_file,
@@ -65,7 +64,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
     Raises:
         UserError: a model, text, folder or setting that cannot be used.
         RunError: the loss or the weights stopped being finite, or a save failed.
-        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
+        Stopped: by a signal, after a checkpoint.
     """
     output = Path(str(arguments.training.output_dir))
     _log_on_main(arguments.training)
@@ -218,15 +217,10 @@ def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, flo
     goes_on = "the same command with --resume_from_checkpoint true goes on from there"
     if trainer.args.save_only_model:
         goes_on = "which --save_only_model left without what going on needs"
-    logger.info(
-        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; %s",
-        signal.Signals(stop.stopped_by).name,
-        trainer.state.global_step,
-        trainer.args.output_dir,
-        trainer.state.global_step,
-        goes_on,
-    )
-    raise SystemExit(EXIT_CODES[stop.stopped_by])
+    step = trainer.state.global_step
+    kept = f"checkpoint {trainer.args.output_dir}/checkpoint-{step}; {goes_on}"
+    say_stopped(stop.stopped_by, step, kept)
+    raise Stopped(stop.stopped_by)
 
 
 def _transform(arguments: Arguments) -> TransformConfig | None:

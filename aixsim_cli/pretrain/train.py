@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torchtitan.protocols.train_spec import register_train_spec
 
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.config.pretrain import CONVERTER_NAME, PretrainConfig
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, Stopped, UserError
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.checkpointer import Checkpointer, checkpoints_in
 from aixsim_cli.pretrain.converter import TransformConverter
@@ -26,7 +25,7 @@ from aixsim_cli.pretrain.plan import describe_moved_budget, make_plan
 from aixsim_cli.pretrain.spec import build_train_spec
 from aixsim_cli.pretrain.trainer import PretrainTrainer
 from aixsim_cli.run import folder, launcher, ranks
-from aixsim_cli.run.signals import EXIT_CODES
+from aixsim_cli.run.signals import say_stopped
 
 logger = logging.getLogger("aixsim")
 _FOLDER_KEY = "job.dump_folder"
@@ -56,7 +55,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         UserError: the ranks at launch do not fit the config, or a checkpoint does not; the folder
             is in use, full or not writable.
         RunError: the loss or gradient is not finite, or a checkpoint could not be written.
-        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
+        Stopped: by a signal, after a checkpoint.
     """
     compat.install()
     launcher.complete_environment()
@@ -75,7 +74,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     with _held(config, dump) if is_main else contextlib.nullcontext():
         trainer = _train(config, dump)
     if trainer.stopped_by:
-        raise SystemExit(EXIT_CODES[trainer.stopped_by])
+        raise Stopped(trainer.stopped_by)
     last = trainer.checkpoints.root / f"step-{trainer.step}" if config.checkpoint.enable else None
     return Outcome(last, trainer.step - trainer.checkpoints.began_at)
 
@@ -162,14 +161,11 @@ def _with_what_is_saved(trainer: PretrainTrainer, failure: RunError | UserError)
 
 
 def _report_stop(trainer: PretrainTrainer) -> None:
-    name = signal.Signals(trainer.stopped_by).name
-    saved = f"checkpoint {trainer.checkpoints.root}/step-{trainer.step}"
-    logger.info(
-        "stopped by %s after step %d, %s; the same command goes on from there",
-        name,
-        trainer.step,
-        saved if trainer.config.checkpoint.enable else "without a checkpoint: none are enabled",
-    )
+    kept = f"checkpoint {trainer.checkpoints.root}/step-{trainer.step}"
+    if not trainer.config.checkpoint.enable:
+        kept = "without a checkpoint: none are enabled"
+    kept += "; the same command goes on from there"
+    say_stopped(trainer.stopped_by, trainer.step, kept)
 
 
 def _init_logging() -> None:

@@ -56,13 +56,10 @@ class PretrainTrainer(Trainer):
         self.transform_state = getattr(self.model_parts[0], "transform_state", None)
         dims = self.parallel_dims
         self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
-        # on the host, whatever the device: a flag must not wait for the accelerator's queue
-        self._flags = None
-        if dist.get_world_size() > 1:
-            # the first step, where ranks may compile, is part of the start
-            comm = job_config.comm
-            longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
-            self._flags = dist.new_group(backend="gloo", timeout=timedelta(seconds=longest))
+        # the first step, where ranks may compile, is part of the start
+        comm = job_config.comm
+        longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
+        self._agreement = ranks.Agreement(timedelta(seconds=longest))
         self._trained = 0  # steps of this process
         self._given_up = 0  # steps, since the last checkpoint
         self._counted_from: int | None = None
@@ -105,7 +102,7 @@ class PretrainTrainer(Trainer):
                 self._data_error = error
             else:
                 yield batch
-        if self._flags is None:
+        if not ranks.several():
             self.failure = self._data_failure()
             raise _StepGivenUp
         training = self.config.training
@@ -130,10 +127,9 @@ class PretrainTrainer(Trainer):
             loss = loss.full_tensor()
         finite = torch.isfinite(torch.stack([loss, grad_norm.to(loss)])).tolist()
         unread = self._data_error is not None
-        flags = torch.tensor([self.signals.received, unread, not finite[0], not finite[1]])
-        if self._flags is not None:
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._flags)
-        self.stopped_by, unread, bad_loss, bad_gradient = flags.tolist()
+        self.stopped_by, unread, bad_loss, bad_gradient = self._agreement.of(
+            self.signals.received, unread, not finite[0], not finite[1]
+        )
         if unread:
             self.failure = self._data_failure()
             raise _StepGivenUp
