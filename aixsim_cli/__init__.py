@@ -9,7 +9,7 @@ from wrapt import register_post_import_hook
 __version__ = "0.1.0"
 
 # torchtitan looks for its device while it is imported
-register_post_import_hook("aixsim_cli.run.device:prepare", "torchtitan.tools")
+register_post_import_hook("aixsim_cli.run.device:prepare", "torchtitan.tools.logging")
 # when transformers is imported, not before: `aixsim --help` must not wait for it
 register_post_import_hook(
     "aixsim_cli.models.hf.quantizer:register_quantizer", "transformers.quantizers.auto"

@@ -12,16 +12,18 @@ def device_type() -> str:
     return accelerator.type if accelerator is not None else "cpu"
 
 
-def prepare(tools: types.ModuleType) -> None:
+def prepare(logging: types.ModuleType) -> None:
     """Let torchtitan see this machine's device.
 
     torchtitan 0.2.2 looks for its device while `torchtitan.tools.utils` is being imported, and
     falls back to "cuda" where there is no accelerator. On such a machine this names "cpu" as the
     device and gives `torch.cpu` the few functions that torchtitan asks of a device module.
-    Nothing is changed where an accelerator is present.
+    Nothing is changed where an accelerator is present. So this patch alone is made while
+    torchtitan is being imported; all others are in `pretrain/compat.py`.
 
     Args:
-        tools: the package `torchtitan.tools`, nothing in it imported yet.
+        logging: the module `torchtitan.tools.logging`, which torchtitan imports before all that
+            asks for a device. Its package has no file of its own that a hook could follow.
     """
     if device_type() == "cpu":
         torch_utils._get_available_device_type = lambda: "cpu"
