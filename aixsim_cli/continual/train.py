@@ -27,8 +27,9 @@ from aixsim_cli.errors import RunError, Stopped, UserError, first_line
 from aixsim_cli.models.hf import saved as hf_folder
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import check_hf_source
-from aixsim_cli.run import ranks
+from aixsim_cli.run import log, ranks
 from aixsim_cli.run.folder import check_free_space, locked
+from aixsim_cli.run.nonfinite import NonfinitePolicy
 from aixsim_cli.run.replace import finish_publishing
 from aixsim_cli.run.resume import describe
 from aixsim_cli.run.signals import say_stopped
@@ -67,7 +68,7 @@ def continual_pretrain(arguments: Arguments) -> Result:
         Stopped: by a signal, after a checkpoint.
     """
     output = Path(str(arguments.training.output_dir))
-    _log_on_main(arguments.training)
+    _set_up_logs(arguments.training.process_index == 0)
     if not ranks.is_main():
         return _run(arguments, output)
     with locked(output, _FOLDER_KEY):
@@ -97,6 +98,9 @@ def _run(arguments: Arguments, output: Path) -> Result:
     blocks = load_blocks(arguments, tokenizer, block_size)
     trainer = SimulationTrainer(
         transform=state_of(model),
+        policy=NonfinitePolicy(
+            arguments.simulation.on_nonfinite, arguments.simulation.max_nonfinite, "--max_nonfinite"
+        ),
         model=model,
         args=training,
         train_dataset=blocks.get("train"),
@@ -209,7 +213,7 @@ def _evaluate(trainer: SimulationTrainer) -> dict[str, float]:
 
 
 def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, float]:
-    stop, path = trainer.stop, None if checkpoint is None else str(checkpoint)
+    stop, path = trainer.watch, None if checkpoint is None else str(checkpoint)
     with stop.signals:
         metrics = trainer.train(resume_from_checkpoint=path).metrics
     if not stop.stopped_by:
@@ -327,11 +331,10 @@ def _parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in skipped)
 
 
-def _log_on_main(training: Any) -> None:
-    main = training.process_index == 0
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO if main else logging.ERROR)
-    if not main:
+def _set_up_logs(is_main: bool) -> None:
+    # all ranks meet the same, and one speaks of it
+    log.set_up(is_main=is_main, others=logging.ERROR)
+    if not is_main:
         transformers.logging.set_verbosity_error()
     # many processes tokenise; the library's own threads would fight with them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,16 +1,25 @@
-"""Pretrain from scratch: torchtitan's Trainer in a run's folder, and how a run ends."""
+"""Pretrain from scratch: torchtitan's Trainer in a run's folder, and how a run ends.
+
+A step of training, in order (`trainer.PretrainTrainer.train_step` around torchtitan's own):
+
+1. `TransformState.begin_step` sets the noise counters; the loader marks where it reads.
+2. Forward and backward: simulated modules draw noise and record the extremes that they see.
+3. torchtitan clips the gradient; `WatchedOptimizers.step` asks, and all ranks agree on a signal, on
+   data and on numbers (`_agree`): Adam steps, or nothing changes and the step leaves no record.
+4. `TransformConverter.post_optimizer_hook` moves all ranges, by one all-reduce; the schedule steps.
+5. `RunMetrics.log` shows and records the step; a bad one is skipped or rolled back (`_recover`).
+6. Weights are looked at where a checkpoint is due, and `Checkpointer.save` writes it.
+"""
 
 import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-import torchtitan.train
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 
@@ -24,7 +33,7 @@ from aixsim_cli.pretrain.metrics import METRICS_FILE
 from aixsim_cli.pretrain.plan import describe_moved_budget, make_plan
 from aixsim_cli.pretrain.spec import build_train_spec
 from aixsim_cli.pretrain.trainer import PretrainTrainer
-from aixsim_cli.run import folder, launcher, ranks
+from aixsim_cli.run import folder, launcher, log, ranks
 from aixsim_cli.run.signals import say_stopped
 
 logger = logging.getLogger("aixsim")
@@ -57,20 +66,19 @@ def pretrain(config: PretrainConfig) -> Outcome:
         RunError: the loss or gradient is not finite, or a checkpoint could not be written.
         Stopped: by a signal, after a checkpoint.
     """
-    compat.install()
+    compat.install(Checkpointer)
     launcher.complete_environment()
     check_ranks(config, int(os.environ["WORLD_SIZE"]))
-    _init_logging()
-    if os.environ["RANK"] == "0":
+    is_main = os.environ["RANK"] == "0"
+    log.set_up(is_main=is_main, noise=compat.NOISE)
+    if is_main:
         moved = describe_moved_budget(config, make_plan(config, int(os.environ["WORLD_SIZE"])))
         if moved is not None:
             logger.info(moved)
-    torchtitan.train.CheckpointManager = Checkpointer
     register_train_spec(config.model.name, build_train_spec(config))
     if CONVERTER_NAME in config.model.converters:
         register_model_converter(TransformConverter, CONVERTER_NAME)  # pyright: ignore[reportArgumentType]
     dump = Path(config.job.dump_folder)
-    is_main = os.environ["RANK"] == "0"
     with _held(config, dump) if is_main else contextlib.nullcontext():
         trainer = _train(config, dump)
     if trainer.stopped_by:
@@ -166,17 +174,3 @@ def _report_stop(trainer: PretrainTrainer) -> None:
         kept = "without a checkpoint: none are enabled"
     kept += "; the same command goes on from there"
     say_stopped(trainer.stopped_by, trainer.step, kept)
-
-
-def _init_logging() -> None:
-    """Our own lines on stderr, of rank 0 alone; torchtitan's only from warnings up, or in debug."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    debug = os.environ.get("AIXSIM_DEBUG") == "1"
-    if not debug:
-        # torch and torchtitan warn of each other's deprecated calls, once a rank
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(titan|data)?\.")
-    root.setLevel(logging.INFO if debug else logging.WARNING)
-    logger.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
