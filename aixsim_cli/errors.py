@@ -6,6 +6,7 @@ picks the exit code. Everything else that is raised is a bug or a failed run.
 
 import difflib
 import pickle
+import signal
 from collections.abc import Iterable
 
 # what one message may take, and how many of them and of the words that they offer are shown
@@ -13,6 +14,9 @@ _LONGEST_MESSAGE = 2000
 LONGEST_VALUE = 200
 MOST_PROBLEMS = 20
 _MOST_WORDS = 20
+# of a signal that asks to stop; 75 is EX_TEMPFAIL, "try again later": what a scheduler may take
+# for "start it again"
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class _Told(Exception):
@@ -41,8 +45,26 @@ class ConfigError(UserError):
         self.problems = problems
 
 
+class SaidElsewhere(UserError):
+    """A mistake that another rank meets too, and speaks of: this one says nothing (exit 2)."""
+
+
 class RunError(_Told):
     """A run that started and failed for a reason that can be named (exit 1)."""
+
+
+class Stopped(BaseException):
+    """A signal ended a command, which has put in order what it was at (exit `EXIT_CODES`).
+
+    No `Exception`, as a KeyboardInterrupt is none: no library takes it for a failure of its own.
+
+    Args:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 def loss_not_finite(of: str) -> RunError:

@@ -16,7 +16,16 @@ from aixsim_cli.commands import (
     pretrain,
     transforms,
 )
-from aixsim_cli.errors import RunError, UserError, first_line, printable, shorten
+from aixsim_cli.errors import (
+    EXIT_CODES,
+    RunError,
+    SaidElsewhere,
+    Stopped,
+    UserError,
+    first_line,
+    printable,
+    shorten,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,9 +80,16 @@ def aixsim(
 
 
 def main() -> NoReturn:
-    """Run the command line; exit code 2 for a user's mistake, 1 for a run that failed."""
+    """Run the command line; exit code 2 for a user's mistake, 1 for a run that failed.
+
+    A run that a signal stopped ends with the code of that signal.
+    """
     try:
         app(args=aliases.translate(sys.argv[1:]))
+    except Stopped as stop:
+        sys.exit(EXIT_CODES.get(stop.signal, 1))
+    except SaidElsewhere:
+        sys.exit(2)
     except UserError as error:
         _fail(f"aixsim: error: {error}", 2, error)
     except RunError as error:

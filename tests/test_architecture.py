@@ -194,6 +194,20 @@ def test_no_host_reads_and_no_prints_where_models_run(path):
             assert call.func.id != "print", f"line {call.lineno}: print"
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.name not in ("main.py", "__main__.py")], ids=ids
+)
+def test_processes_end_in_main_alone(path):
+    # what raises says what happened; which exit code that is, `main` knows
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            assert ast.unparse(raised) != "SystemExit", f"line {node.lineno}"
+        if isinstance(node, ast.Call):
+            ended = ("sys.exit", "exit", "quit", "os._exit", "SystemExit")
+            assert ast.unparse(node.func) not in ended, f"line {node.lineno}"
+
+
 def test_one_script_runs_every_long_test():
     words = (REPOSITORY / "scripts" / "test_long.sh").read_text(encoding="utf-8").split()
     folders = [REPOSITORY / word for word in words if word.startswith("tests/")]

@@ -16,8 +16,8 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch.distributed import DistNetworkError
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import HubStrategy
 
+from aixsim_cli.continual.refused import cannot_recover, not_supported
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
@@ -92,6 +92,12 @@ class SimulationArguments:
     transform_config: str | None = _help("Hardware to simulate: a transform file.")
     token_num_scale: float | None = _help("Tokens to train on, per parameter of the model.")
     effective_batch_size: int | None = _help("Sequences a step over all processes.")
+    on_nonfinite: Literal["stop", "skip", "rollback"] = _help(
+        "A step whose loss or gradient is not finite: stop, skip it, or rollback to the last "
+        "checkpoint and go on with the data that follow.",
+        "stop",
+    )
+    max_nonfinite: int = _help("Steps skipped or rolled back between two checkpoints.", 10)
     strict: bool = _help("Save a folder that cannot be loaded without aixsim.", False)
     plain: bool = _help("Save digital weights with the transform in files beside them.", False)
 
@@ -274,32 +280,19 @@ def _check(arguments: Arguments, given: set[str], launched: int) -> None:
     if "output_dir" not in given:
         problems.append("--output_dir: missing; expected a new folder for what the run writes")
     problems += _wrong_numbers(arguments)
-    problems += _not_supported(arguments.training)
+    problems += not_supported(arguments.training)
+    problems += cannot_recover(
+        arguments.training,
+        simulation.on_nonfinite,
+        simulation.max_nonfinite,
+        streaming=data.streaming,
+    )
     if problems:
         raise ConfigError(problems)
     if arguments.training.world_size != launched:
         raise RunError(
             f"the launcher started {launched} processes, and transformers sees "
             f"{arguments.training.world_size}: each would train a model of its own"
-        )
-
-
-def _not_supported(training: TrainingArguments) -> Iterator[str]:
-    if training.fsdp and training.use_cpu:
-        yield (
-            "--fsdp: accelerate shards on accelerators alone, and would copy the model to every "
-            "rank here; expected no --fsdp, or an accelerator"
-        )
-    strategy = HubStrategy(training.hub_strategy)
-    if strategy != HubStrategy.END:
-        yield (
-            f"--hub_strategy: got {strategy.value}; expected end: the finished model alone is "
-            "pushed"
-        )
-    if training.save_on_each_node:
-        yield (
-            "--save_on_each_node: a checkpoint is one folder that all nodes see; expected a shared "
-            "--output_dir"
         )
 
 

@@ -70,7 +70,12 @@ def find_checkpoint(arguments: Arguments) -> Path | None:
     if asked is None:
         _refuse(output, checkpoints=True)
     elif str(asked).lower() == "true":
-        found = _newest(checkpoints)
+        began = ranks.from_main(bool(checkpoints.steps()))
+        found = newest(checkpoints)
+        if found is None:
+            # nothing, or nothing but torn ones: the run was killed before, or in, its first save
+            why = "no checkpoint was saved to its end" if began else "holds no checkpoint-N"
+            logger.warning("%s: %s; the run starts anew", checkpoints.root, why)
     elif str(asked).lower() != "false":
         found = Path(asked)
         if not ranks.from_main(found.is_dir()):
@@ -118,8 +123,18 @@ def _refuse(output: Path, *, checkpoints: bool) -> None:
         )
 
 
-def _newest(checkpoints: Checkpoints) -> Path | None:
-    began = ranks.from_main(bool(checkpoints.steps()))
+def last_checkpoint(output: str | Path | None) -> str:
+    """What a message says of the newest checkpoint in a run's folder."""
+    last = checkpoints_in(Path(str(output))).newest_complete()
+    return f"the newest whole checkpoint is {last}" if last else "there is no checkpoint yet"
+
+
+def newest(checkpoints: Checkpoints) -> Path | None:
+    """The newest checkpoint that is whole and holds numbers, the same on all ranks; a collective.
+
+    Raises:
+        UserError: as `Checkpoints.agree`.
+    """
     unusable: dict[int, str] = {}
     while (step := checkpoints.agree(unusable)) is not None:
         folder = checkpoints.folder(step)
@@ -127,9 +142,6 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
         if problem is None:
             return folder
         unusable[step] = problem
-    # nothing, or nothing but torn ones: the run was killed before, or in, its first save
-    why = "no checkpoint was saved to its end" if began else "holds no checkpoint-N"
-    logger.warning("%s: %s; the run starts anew", checkpoints.root, why)
     return None
 
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,16 @@ from aixsim_cli.continual.data import load_blocks
 from aixsim_cli.continual.save import check_writable, push, save_finished, write_results
 from aixsim_cli.continual.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
-from aixsim_cli.errors import RunError, UserError, first_line
+from aixsim_cli.errors import RunError, Stopped, UserError, first_line
 from aixsim_cli.models.hf import saved as hf_folder
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import check_hf_source
-from aixsim_cli.run import ranks
+from aixsim_cli.run import log, ranks
 from aixsim_cli.run.folder import check_free_space, locked
+from aixsim_cli.run.nonfinite import NonfinitePolicy
 from aixsim_cli.run.replace import finish_publishing
 from aixsim_cli.run.resume import describe
-from aixsim_cli.run.signals import EXIT_CODES
+from aixsim_cli.run.signals import say_stopped
 from aixsim_cli.transforms.choice import Choice, read_choice
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.lora import add_lora
@@ -62,10 +62,10 @@ def continual_pretrain(arguments: Arguments) -> Result:
     Raises:
         UserError: a model, text, folder or setting that cannot be used.
         RunError: the loss or the weights stopped being finite, or a save failed.
-        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
+        Stopped: by a signal, after a checkpoint.
     """
     output = Path(str(arguments.training.output_dir))
-    _log_on_main(arguments.training)
+    _set_up_logs(arguments.training.process_index == 0)
     if not ranks.is_main():
         return _run(arguments, output)
     with locked(output, _FOLDER_KEY):
@@ -95,6 +95,9 @@ def _run(arguments: Arguments, output: Path) -> Result:
     blocks = load_blocks(arguments, tokenizer, block_size)
     trainer = SimulationTrainer(
         transform=state_of(model),
+        policy=NonfinitePolicy(
+            arguments.simulation.on_nonfinite, arguments.simulation.max_nonfinite, "--max_nonfinite"
+        ),
         model=model,
         args=training,
         train_dataset=blocks.get("train"),
@@ -207,7 +210,7 @@ def _evaluate(trainer: SimulationTrainer) -> dict[str, float]:
 
 
 def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, float]:
-    stop, path = trainer.stop, None if checkpoint is None else str(checkpoint)
+    stop, path = trainer.watch, None if checkpoint is None else str(checkpoint)
     with stop.signals:
         metrics = trainer.train(resume_from_checkpoint=path).metrics
     if not stop.stopped_by:
@@ -215,15 +218,10 @@ def _train(trainer: SimulationTrainer, checkpoint: Path | None) -> dict[str, flo
     goes_on = "the same command with --resume_from_checkpoint true goes on from there"
     if trainer.args.save_only_model:
         goes_on = "which --save_only_model left without what going on needs"
-    logger.info(
-        "stopped by %s after step %d, checkpoint %s/checkpoint-%d; %s",
-        signal.Signals(stop.stopped_by).name,
-        trainer.state.global_step,
-        trainer.args.output_dir,
-        trainer.state.global_step,
-        goes_on,
-    )
-    raise SystemExit(EXIT_CODES[stop.stopped_by])
+    step = trainer.state.global_step
+    kept = f"checkpoint {trainer.args.output_dir}/checkpoint-{step}; {goes_on}"
+    say_stopped(stop.stopped_by, step, kept)
+    raise Stopped(stop.stopped_by)
 
 
 def _tokenizer(arguments: Arguments) -> Any:
@@ -319,11 +317,10 @@ def _parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in skipped)
 
 
-def _log_on_main(training: Any) -> None:
-    main = training.process_index == 0
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO if main else logging.ERROR)
-    if not main:
+def _set_up_logs(is_main: bool) -> None:
+    # all ranks meet the same, and one speaks of it
+    log.set_up(is_main=is_main, others=logging.ERROR)
+    if not is_main:
         transformers.logging.set_verbosity_error()
     # many processes tokenise; the library's own threads would fight with them
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

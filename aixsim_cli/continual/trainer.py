@@ -1,6 +1,6 @@
 """HF's Trainer around a simulated model: no silent NaN, and checkpoints that are whole.
 
-Noise and ranges are the business of `callback.py`, signals that of `stop.py`.
+Noise and ranges are the business of `callback.py`, signals and numbers that of `steps.py`.
 """
 
 import logging
@@ -14,21 +14,20 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from aixsim_cli.continual.best import BestCallback, check_best
 from aixsim_cli.continual.console import shorten_records
 from aixsim_cli.continual.identity import read_settings, write_settings
-from aixsim_cli.continual.resume import checkpoints_in, read_state, readable
-from aixsim_cli.continual.stop import StopCallback
+from aixsim_cli.continual.resume import checkpoints_in, last_checkpoint, read_state, readable
+from aixsim_cli.continual.steps import WatchedTrainer
 from aixsim_cli.errors import RunError, UserError, first_line
 from aixsim_cli.models.hf.saved import load_model
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import remove
-from aixsim_cli.run.finite import all_finite
 from aixsim_cli.run.inputs import Inputs, write_inputs
 from aixsim_cli.run.manifest import begin_saving, is_complete, write_manifest
+from aixsim_cli.run.nonfinite import NonfinitePolicy
 from aixsim_cli.run.replace import open_to_all
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.transforms.state import TransformState
@@ -36,73 +35,30 @@ from aixsim_cli.transforms.state import TransformState
 logger = logging.getLogger("aixsim")
 
 
-class FiniteCallback(TrainerCallback):
-    """Ends a run whose loss is not finite; its weights are looked at where they are saved.
-
-    transformers logs such a loss as the average of earlier ones, saves the weights and exits
-    with 0.
-    """
-
-    def __init__(self) -> None:
-        self.finite: Tensor | None = None
-
-    def record(self, loss: Tensor) -> None:
-        """Remember whether a micro-batch's loss was finite; no synchronisation."""
-        finite = torch.isfinite(loss.detach())
-        self.finite = finite if self.finite is None else self.finite & finite
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look at the record when something is about to be shown or saved, on all ranks."""
-        due = control.should_log or control.should_save or control.should_evaluate
-        if (due or state.global_step >= state.max_steps) and self.finite is not None:
-            stop_unless(self.finite, args, state)
-
-
-def stop_unless(finite: Tensor, args: TrainingArguments, state: TrainerState) -> None:
-    """End a run, on all ranks.
-
-    Args:
-        finite: () bool on the run's device.
-        args: name the run's folder.
-        state: at the step to be named.
-
-    Raises:
-        RunError: it is false on one of them.
-    """
-    if ranks.true_on_all(finite):
-        return
-    raise RunError(
-        f"loss or weights, their moments or ranges are not finite at step {state.global_step}; "
-        f"nothing was saved of it, {_last_checkpoint(Path(str(args.output_dir)))}; expected a "
-        "lower --learning_rate"
-    )
-
-
-class SimulationTrainer(Trainer):
+class SimulationTrainer(WatchedTrainer):
     """HF's Trainer with these callbacks, and with checkpoints that are whole or are none.
 
     `settings` and `inputs` are written into every checkpoint.
 
     Args:
         transform: state of the model's transform; None for a digital model.
+        policy: for steps that come to no number.
         arguments: Trainer's own.
     """
 
-    def __init__(self, *, transform: TransformState | None, **arguments: Any) -> None:
+    def __init__(
+        self, *, transform: TransformState | None, policy: NonfinitePolicy, **arguments: Any
+    ) -> None:
+        self.transform, self.policy = transform, policy
         super().__init__(**arguments)
-        self.transform = transform
         self.settings: dict[str, Any] = {}
         self.inputs = Inputs()
         self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
         # Trainer would delete before a checkpoint is whole, and by age
         self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
-        self.stop, self.finite, self.best = StopCallback(), FiniteCallback(), BestCallback()
+        self.best = BestCallback()
         self.add_callback(self.best)
-        # in this order: what is saved at a signal is looked at too
-        self.add_callback(self.stop)
-        self.add_callback(self.finite)
+        self.add_callback(self.watch)
         shorten_records(self)
 
     def planned_steps(self) -> int:
@@ -163,16 +119,6 @@ class SimulationTrainer(Trainer):
             for module, name, before in buffers:
                 module._buffers[name] = before
 
-    def check_weights(self) -> None:
-        """See that what is about to be saved can be trained on: a loss knows no later step.
-
-        Raises:
-            RunError: a weight, moment or range is not finite; on all ranks.
-        """
-        model: Any = self.model
-        optimizer: Any = self.optimizer
-        stop_unless(all_finite(model, [optimizer] if optimizer else []), self.args, self.state)
-
     def _load_best_model(self) -> None:
         """Trainer's, which reads what is there, and logs where nothing is."""
         best = str(self.state.best_model_checkpoint)
@@ -203,6 +149,7 @@ class SimulationTrainer(Trainer):
             if not is_complete(folder) and ranks.is_main():
                 remove(folder)
             raise not_written(self.checkpoints.root, folder.name, error) from error
+        self.saved = self.state.global_step
         if self._keep > 0 and ranks.is_main():
             best = self.state.best_model_checkpoint
             self.checkpoints.remove_old(self._keep, Path(best) if best else None)
@@ -299,12 +246,6 @@ class SimulationTrainer(Trainer):
             with readable(checkpoint):
                 super()._load_rng_state(checkpoint)
 
-    def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
-        """One micro-batch; its loss is remembered."""
-        loss = super().training_step(*arguments, **keywords)
-        self.finite.record(loss)
-        return loss
-
     def create_model_card(self, *arguments: Any, **keywords: Any) -> None:
         """Nothing: the card of a trained folder is written by `card.py`."""
 
@@ -328,10 +269,5 @@ def not_written(output: Path, what: str, error: BaseException) -> RunError:
     """
     reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return RunError(
-        f"{output}: {what} could not be written to disk: {reason}; {_last_checkpoint(output)}"
+        f"{output}: {what} could not be written to disk: {reason}; {last_checkpoint(output)}"
     )
-
-
-def _last_checkpoint(output: Path) -> str:
-    last = checkpoints_in(output).newest_complete()
-    return f"the newest whole checkpoint is {last}" if last else "there is no checkpoint yet"

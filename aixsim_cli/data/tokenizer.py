@@ -15,7 +15,7 @@ from typing import Any
 
 from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.data.corpus import builtin_documents
-from aixsim_cli.errors import UserError, first_line, reason_of, shown
+from aixsim_cli.errors import Stopped, UserError, first_line, reason_of, shown
 from aixsim_cli.run.inputs import definition_digest
 from aixsim_cli.run.manifest import verify, write_manifest
 from aixsim_cli.settings.json_object import load_json_object
@@ -197,7 +197,7 @@ class DocumentEncoder:
             return self._tokenizer.encode(text, verbose=False)
         except BaseException as error:
             # a panic of the library, of an expression that takes for ever for instance
-            if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+            if isinstance(error, Exception | KeyboardInterrupt | Stopped):
                 raise
             raise UserError(
                 f"the tokenizer cannot read {shown(text)}: {first_line(error)}; expected a "

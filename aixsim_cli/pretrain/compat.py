@@ -1,11 +1,10 @@
-"""Every mend of torchtitan 0.2.2, in one place.
+"""Every patch of torchtitan 0.2.2 but that of `run/device.py`, which is made during its import.
 
-Each function says what is wrong in that version. `test_train.py` and `test_agreement.py` fail
-without it. `install` refuses any other version.
+Of each: what breaks without it, where that is known upstream, the test that fails without it, and
+when it can go. `install` refuses any other version. What merely warns is no patch: `NOISE`, and the
+filter of `run/log.py`.
 """
 
-import contextlib
-import os
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -13,24 +12,34 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torchtitan.distributed.utils as dist_utils
-import torchtitan.tools.utils as titan_utils
 import torchtitan.train
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
+from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.distributed import ParallelDims
 from torchtitan.models.llama3.infra import parallelize
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.run import device
+from aixsim_cli.transforms.state import TransformState
 
 TORCHTITAN_VERSION = "0.2.2"
+# what torchtitan warns of where nothing is wrong
+NOISE = (
+    # it sets some variables whatever they are, and torchrun has set them before
+    "will be overridden to",
+    # its table of peak FLOPS knows no CPU
+    "Error running lspci",
+    "Peak flops undefined for",
+)
 
 
 @cache
-def install() -> None:
-    """Apply all mends that are global. Idempotent.
+def install(manager: type[CheckpointManager]) -> None:
+    """Apply all patches that are global. Idempotent.
+
+    Args:
+        manager: as of `use_checkpoints`.
 
     Raises:
         UserError: another version of torchtitan is installed.
@@ -38,48 +47,47 @@ def install() -> None:
     found = version("torchtitan")
     if found != TORCHTITAN_VERSION:
         raise UserError(f"torchtitan: found {found}; expected {TORCHTITAN_VERSION}")
-    forget_launcher_settings()
+    use_checkpoints(manager)
     save_simulated_ops()
-    skip_autocast_to_float32()
     take_odd_lengths()
-    if device.device_type() == "cpu":
-        # the table of peak FLOPS runs lspci and warns for each CPU; utilisation means nothing here
-        titan_utils.get_peak_flops = lambda device_name: float("inf")
 
 
-def forget_launcher_settings() -> None:
-    """torchtitan sets these variables whatever they are, and warns of what torchrun had set."""
-    for name in (
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-        "TORCH_NCCL_DUMP_ON_TIMEOUT",
-        "TORCH_FR_BUFFER_SIZE",
-        "TORCH_FR_DUMP_TEMP_FILE",
-    ):
-        os.environ.pop(name, None)
+def use_checkpoints(manager: type[CheckpointManager]) -> None:
+    """Have the Trainer build our checkpoint manager.
+
+    Breaks: checkpoints have no config and no manifest, and a torn one is loaded.
+    Upstream: none known; a TrainSpec has builders for all its parts but this one.
+    Test: tests/faults/test_nonfinite.py::test_what_the_policy_says
+    Remove when: a TrainSpec can name a checkpoint manager.
+
+    Args:
+        manager: its class.
+    """
+    torchtitan.train.CheckpointManager = manager
 
 
 def save_simulated_ops() -> None:
-    """Selective "op" checkpointing recomputes whatever is not on its list: put our ops there."""
+    """Put our ops on the list of what selective "op" checkpointing saves.
+
+    Breaks: every simulated product is computed twice a step; losses are equal.
+    Upstream: none known; the list is a private one of each model.
+    Test: tests/aixsim_cli/pretrain/test_compat.py::test_selective_recomputation_saves_simulated_ops
+    Remove when: a model's list can be given, or added to.
+    """
     import aixsim_kernels  # noqa: F401  (registers torch.ops.aixsim)
 
     for name in ("optical_linear", "optical_attention"):
         parallelize._op_sac_save_list.add(getattr(torch.ops.aixsim, name).default)
 
 
-def skip_autocast_to_float32() -> None:
-    """Asked for float32, torchtitan enters an autocast that torch refuses with a warning."""
-    original = dist_utils.maybe_enable_amp
-
-    def maybe_enable_amp(parallel_dims, mixed_precision_param: str, device_type: str):
-        if mixed_precision_param == "float32":
-            return contextlib.nullcontext()
-        return original(parallel_dims, mixed_precision_param, device_type)
-
-    torchtitan.train.dist_utils.maybe_enable_amp = maybe_enable_amp
-
-
 def take_odd_lengths() -> None:
-    """torchtitan asks for an even sequence length, for the sake of a context parallelism of 1."""
+    """Ask for an even sequence length only where there is context parallelism.
+
+    Breaks: a run with an odd `training.seq_len` is refused, for a context parallelism of 1.
+    Upstream: none known.
+    Test: tests/faults/test_places.py::test_an_odd_length_trains
+    Remove when: `ParallelDims.seq_len_divisor` looks at `cp_enabled`.
+    """
 
     def seq_len_divisor(dims: ParallelDims) -> int:
         return dims.tp * (2 * dims.cp if dims.cp_enabled else 1)
@@ -91,8 +99,13 @@ def sum_gradients_over_replicas(model: nn.Module) -> None:
     """Make DDP add gradients up instead of averaging them.
 
     torchtitan divides the loss by the global number of tokens, so gradients must be summed over
-    ranks; its FSDP path switches the division off, its DDP path does not, and its gradients come
-    out divided by the number of replicas (torchtitan issue 2318).
+    ranks; its FSDP path switches the division off, its DDP path does not.
+
+    Breaks: gradients of replicas are divided by their number.
+    Upstream: https://github.com/pytorch/torchtitan/issues/2318 and, closed without a merge,
+        https://github.com/pytorch/torchtitan/pull/2323
+    Test: tests/distributed/test_agreement.py::test_loss_and_gradient_norm
+    Remove when: the gradient norm of two replicas is that of one rank.
 
     Args:
         model: after `parallelize_llama`; unchanged unless it was replicated.
@@ -111,7 +124,16 @@ def sum_gradients_over_replicas(model: nn.Module) -> None:
 
 
 def reduce_by_sum_on_gloo(model: nn.Module) -> None:
-    """FSDP asks for PREMUL_SUM, which gloo lacks; ask it for plain sums."""
+    """Have FSDP ask gloo for plain sums.
+
+    Breaks: FSDP asks for PREMUL_SUM, which gloo lacks; shards do not train on a CPU.
+    Upstream: https://github.com/pytorch/torchtitan/pull/2332, the same on Intel's GPUs.
+    Test: tests/distributed/test_agreement.py::test_loss_and_gradient_norm
+    Remove when: torchtitan asks for sums where the backend has nothing else.
+
+    Args:
+        model: after `parallelize_llama`; unchanged unless it was sharded.
+    """
     if dist.get_backend() != "gloo":
         return
     for module in model.modules():
@@ -119,11 +141,15 @@ def reduce_by_sum_on_gloo(model: nn.Module) -> None:
             module.set_force_sum_reduction_for_comms(True)
 
 
-def init_as_one_rank(model: Any, whole: Any) -> None:
+def init_as_one_rank_on_cpu(model: Any, whole: Any) -> None:
     """Draw the initial weights of a sharded model as one rank would.
 
-    DTensor draws random numbers for a shard as a part of the whole on accelerators alone. On a CPU
-    every rank fills its shard from the same seed, and all shards come out equal.
+    DTensor draws random numbers for a shard as a part of the whole on accelerators alone.
+
+    Breaks: on a CPU every rank fills its shard from the same seed, and all shards come out equal.
+    Upstream: none known.
+    Test: tests/aixsim_cli/pretrain/test_compat.py::test_shards_begin_as_one_rank_does
+    Remove when: DTensor's random numbers are those of one rank on a CPU too.
 
     Args:
         model: after `parallelize_llama`; unchanged unless its weights are sharded on a CPU.
@@ -153,20 +179,24 @@ def _like(full: Tensor, sharded: DTensor) -> DTensor:
     return replicated.redistribute(placements=sharded.placements)
 
 
-def watch_gradient_norm(callback: Callable[[Tensor], None]) -> None:
-    """Call back with every gradient norm, before the optimizer's step.
+def reset_after_init(model: Any, state: TransformState) -> None:
+    """Set the state of simulated modules up where the weights are.
 
-    torchtitan computes the norm inside `train_step` and shows it to nobody before the weights
-    have been changed by it. The callback may raise to stop the step.
+    `to_empty` leaves garbage in buffers, and the model's `init_weights` knows none of ours.
+
+    Breaks: ranges begin as whatever the memory held.
+    Upstream: none known; a model converter has no hook after the weights are drawn.
+    Test: tests/aixsim_cli/pretrain/test_compat.py::test_ranges_begin_unset
+    Remove when: converters have that hook.
 
     Args:
-        callback: takes the norm, a scalar tensor.
+        model: torchtitan's, on the meta device.
+        state: of its transform.
     """
-    original = dist_utils.clip_grad_norm_
+    init_weights = model.init_weights
 
-    def clip_grad_norm_(*args, **kwargs) -> Tensor:
-        norm = original(*args, **kwargs)
-        callback(norm)
-        return norm
+    def init_weights_and_state(*args: Any, **kwargs: Any) -> None:
+        init_weights(*args, **kwargs)
+        state.reset()
 
-    torchtitan.train.dist_utils.clip_grad_norm_ = clip_grad_norm_
+    model.init_weights = init_weights_and_state

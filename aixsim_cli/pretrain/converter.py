@@ -8,6 +8,7 @@ from torchtitan.distributed import ParallelDims
 
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.models.titan.sites import titan_sites
+from aixsim_cli.pretrain import compat
 from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.state import TransformState
 
@@ -27,20 +28,9 @@ class TransformConverter:
         self.state, report = apply_transform(model, self.config, titan_sites(model))
         for line in str(report).splitlines():
             logger.info(line)
-        _reset_after_init(model, self.state)
+        compat.reset_after_init(model, self.state)
 
     def post_optimizer_hook(self, model: Any) -> None:
         """Update the ranges, once a step."""
         assert self.state is not None
         self.state.end_step()
-
-
-def _reset_after_init(model: Any, state: TransformState) -> None:
-    """`to_empty` leaves garbage in buffers and the model's `init_weights` knows none of ours."""
-    init_weights = model.init_weights
-
-    def init_weights_and_state(*args: Any, **kwargs: Any) -> None:
-        init_weights(*args, **kwargs)
-        state.reset()
-
-    model.init_weights = init_weights_and_state

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aixsim_cli.config.pretrain import PretrainConfig
-from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.run.signals import EXIT_CODES
+from aixsim_cli.errors import EXIT_CODES, RunError, SaidElsewhere, Stopped, UserError
 
 if TYPE_CHECKING:
     from aixsim_cli.pretrain.train import Outcome
@@ -46,7 +45,7 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
     Raises:
         UserError: the ranks do not fit the config.
         RunError: a rank failed; its own message is on stderr already.
-        SystemExit: a signal stopped the run (see `signals.EXIT_CODES`).
+        Stopped: by a signal, after a checkpoint.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -78,11 +77,12 @@ def launch(config: PretrainConfig, ranks: int, max_restarts: int = 0) -> None:
     try:
         elastic_launch(settings, command[0])(*command[1:])
     except SignalException as error:
-        raise SystemExit(EXIT_CODES.get(error.sigval, 1)) from error
+        raise Stopped(error.sigval) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in EXIT_CODES.values():
-            raise SystemExit(failure.exitcode) from error
+        for number, code in EXIT_CODES.items():
+            if failure.exitcode == code:
+                raise Stopped(number) from error
         if failure.exitcode == 2:
             raise UserError(f"rank {rank} refused to start (its message is above)") from error
         raise RunError(f"rank {rank} ended with exit code {failure.exitcode}") from error
@@ -102,5 +102,5 @@ def errors_of_rank_zero() -> Iterator[None]:
             raise
         time.sleep(GRACE_SECONDS)
         if isinstance(error, UserError):
-            raise SystemExit(2) from None
+            raise SaidElsewhere from None
         raise

@@ -122,10 +122,13 @@ class RunMetrics(MetricsProcessor):
         self.file = Sturdy(MetricsFile(self.folder / METRICS_FILE), self.folder / METRICS_FILE)
         self.started = time.perf_counter()
         self.last_step: int | None = None
+        self.is_left_out = False  # the step at hand: it came to nothing
         self.progress = _progress_bar(self.total_steps) if self.is_main else None
 
     def should_log(self, step: int) -> bool:
-        """Every `log_freq` steps, the first and the last."""
+        """Every `log_freq` steps, the first and the last; none that was given up."""
+        if self.is_left_out:
+            return False
         return super().should_log(step) or step == self.total_steps
 
     def log(

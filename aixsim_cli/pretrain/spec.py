@@ -17,11 +17,12 @@ from aixsim_cli.models.titan.sites import StateDictAdapter
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.dataloader import build_dataloader
 from aixsim_cli.pretrain.metrics import build_metrics_processor
+from aixsim_cli.pretrain.optimizers import build_optimizers
 from aixsim_cli.pretrain.tensor_parallel import compute_whole
 
 
 def build_train_spec(config: PretrainConfig) -> TrainSpec:
-    """torchtitan's Llama spec with our model arguments, data, tokenizer, metrics and mends.
+    """torchtitan's Llama spec with our model arguments, data, tokenizer, metrics and patches.
 
     Raises:
         UserError: unknown tokenizer, or one that does not fit the model.
@@ -33,6 +34,7 @@ def build_train_spec(config: PretrainConfig) -> TrainSpec:
         get_llama3_spec(),
         model_args={config.model.flavor: args},
         parallelize_fn=_parallelize,
+        build_optimizers_fn=build_optimizers,
         build_tokenizer_fn=lambda job_config: tokenizer,
         build_dataloader_fn=build_dataloader_for,
         build_metrics_processor_fn=build_metrics_processor,
@@ -66,7 +68,7 @@ def _parallelize(
 ) -> nn.Module:
     whole = copy.deepcopy(model)
     model = parallelize_llama(model, parallel_dims, job_config)
-    compat.init_as_one_rank(model, whole)
+    compat.init_as_one_rank_on_cpu(model, whole)
     compat.sum_gradients_over_replicas(model)
     compat.reduce_by_sum_on_gloo(model)
     if parallel_dims.tp_enabled:

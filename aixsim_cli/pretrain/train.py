@@ -1,23 +1,31 @@
-"""Pretrain from scratch: torchtitan's Trainer in a run's folder, and how a run ends."""
+"""Pretrain from scratch: torchtitan's Trainer in a run's folder, and how a run ends.
+
+A step of training, in order (`trainer.PretrainTrainer.train_step` around torchtitan's own):
+
+1. `TransformState.begin_step` sets the noise counters; the loader marks where it reads.
+2. Forward and backward: simulated modules draw noise and record the extremes that they see.
+3. torchtitan clips the gradient; `WatchedOptimizers.step` asks, and all ranks agree on a signal, on
+   data and on numbers (`_agree`): Adam steps, or nothing changes and the step leaves no record.
+4. `TransformConverter.post_optimizer_hook` moves all ranges, by one all-reduce; the schedule steps.
+5. `RunMetrics.log` shows and records the step; a bad one is skipped or rolled back (`_recover`).
+6. Weights are looked at where a checkpoint is due, and `Checkpointer.save` writes it.
+"""
 
 import contextlib
 import logging
 import os
-import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-import torchtitan.train
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 
 from aixsim_cli.config.budget import check_ranks
 from aixsim_cli.config.pretrain import CONVERTER_NAME, PretrainConfig
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, Stopped, UserError
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.checkpointer import Checkpointer, checkpoints_in
 from aixsim_cli.pretrain.converter import TransformConverter
@@ -25,8 +33,8 @@ from aixsim_cli.pretrain.metrics import METRICS_FILE
 from aixsim_cli.pretrain.plan import describe_moved_budget, make_plan
 from aixsim_cli.pretrain.spec import build_train_spec
 from aixsim_cli.pretrain.trainer import PretrainTrainer
-from aixsim_cli.run import folder, launcher, ranks
-from aixsim_cli.run.signals import EXIT_CODES
+from aixsim_cli.run import folder, launcher, log, ranks
+from aixsim_cli.run.signals import say_stopped
 
 logger = logging.getLogger("aixsim")
 _FOLDER_KEY = "job.dump_folder"
@@ -56,26 +64,25 @@ def pretrain(config: PretrainConfig) -> Outcome:
         UserError: the ranks at launch do not fit the config, or a checkpoint does not; the folder
             is in use, full or not writable.
         RunError: the loss or gradient is not finite, or a checkpoint could not be written.
-        SystemExit: a signal stopped the run, after a checkpoint (see `signals.EXIT_CODES`).
+        Stopped: by a signal, after a checkpoint.
     """
-    compat.install()
+    compat.install(Checkpointer)
     launcher.complete_environment()
     check_ranks(config, int(os.environ["WORLD_SIZE"]))
-    _init_logging()
-    if os.environ["RANK"] == "0":
+    is_main = os.environ["RANK"] == "0"
+    log.set_up(is_main=is_main, noise=compat.NOISE)
+    if is_main:
         moved = describe_moved_budget(config, make_plan(config, int(os.environ["WORLD_SIZE"])))
         if moved is not None:
             logger.info(moved)
-    torchtitan.train.CheckpointManager = Checkpointer
     register_train_spec(config.model.name, build_train_spec(config))
     if CONVERTER_NAME in config.model.converters:
         register_model_converter(TransformConverter, CONVERTER_NAME)  # pyright: ignore[reportArgumentType]
     dump = Path(config.job.dump_folder)
-    is_main = os.environ["RANK"] == "0"
     with _held(config, dump) if is_main else contextlib.nullcontext():
         trainer = _train(config, dump)
     if trainer.stopped_by:
-        raise SystemExit(EXIT_CODES[trainer.stopped_by])
+        raise Stopped(trainer.stopped_by)
     last = trainer.checkpoints.root / f"step-{trainer.step}" if config.checkpoint.enable else None
     return Outcome(last, trainer.step - trainer.checkpoints.began_at)
 
@@ -162,25 +169,8 @@ def _with_what_is_saved(trainer: PretrainTrainer, failure: RunError | UserError)
 
 
 def _report_stop(trainer: PretrainTrainer) -> None:
-    name = signal.Signals(trainer.stopped_by).name
-    saved = f"checkpoint {trainer.checkpoints.root}/step-{trainer.step}"
-    logger.info(
-        "stopped by %s after step %d, %s; the same command goes on from there",
-        name,
-        trainer.step,
-        saved if trainer.config.checkpoint.enable else "without a checkpoint: none are enabled",
-    )
-
-
-def _init_logging() -> None:
-    """Our own lines on stderr, of rank 0 alone; torchtitan's only from warnings up, or in debug."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    debug = os.environ.get("AIXSIM_DEBUG") == "1"
-    if not debug:
-        # torch and torchtitan warn of each other's deprecated calls, once a rank
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(titan|data)?\.")
-    root.setLevel(logging.INFO if debug else logging.WARNING)
-    logger.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
+    kept = f"checkpoint {trainer.checkpoints.root}/step-{trainer.step}"
+    if not trainer.config.checkpoint.enable:
+        kept = "without a checkpoint: none are enabled"
+    kept += "; the same command goes on from there"
+    say_stopped(trainer.stopped_by, trainer.step, kept)

@@ -1,35 +1,33 @@
 """torchtitan's Trainer, with noise by step and a watch on NaN, on data and on signals."""
 
 import contextlib
-import logging
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.train import Trainer
 
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.checkpointer import Checkpointer
 from aixsim_cli.pretrain.culprit import first_culprit
 from aixsim_cli.pretrain.dataloader import ResumableLoader
+from aixsim_cli.pretrain.metrics import RunMetrics
+from aixsim_cli.pretrain.optimizers import WatchedOptimizers, clipped_norm, whole_norm
 from aixsim_cli.run import ranks
 from aixsim_cli.run.finite import first_nonfinite
+from aixsim_cli.run.nonfinite import NonfinitePolicy
+from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
 
-logger = logging.getLogger("aixsim")
 _Batch = tuple[dict[str, Tensor], Tensor]
 _SPOILT = "weights, ranges or moments are not finite"
-
-
-class _StepGivenUp(Exception):
-    """Leaves torchtitan's step before the optimizer's."""
 
 
 class PretrainTrainer(Trainer):
@@ -49,47 +47,42 @@ class PretrainTrainer(Trainer):
         self._data_error: Exception | None = None
         self.failure: UserError | RunError | None = None
         self.config = job_config
-        compat.watch_gradient_norm(self._agree)
         super().__init__(job_config)
         self.checkpoints = cast(Checkpointer, self.checkpointer)
         self.checkpoints.run_config = job_config
+        self.weights = [p for part in self.model_parts for p in part.parameters()]
+        cast(WatchedOptimizers, self.optimizers).may_step = self._agree
+        rules = job_config.reliability
+        self._policy = NonfinitePolicy(
+            rules.on_nonfinite, rules.max_nonfinite, "reliability.max_nonfinite"
+        )
         self.transform_state = getattr(self.model_parts[0], "transform_state", None)
         dims = self.parallel_dims
         self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
-        # on the host, whatever the device: a flag must not wait for the accelerator's queue
-        self._flags = None
-        if dist.get_world_size() > 1:
-            # the first step, where ranks may compile, is part of the start
-            comm = job_config.comm
-            longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
-            self._flags = dist.new_group(backend="gloo", timeout=timedelta(seconds=longest))
+        # the first step, where ranks may compile, is part of the start
+        comm = job_config.comm
+        longest = max(comm.init_timeout_seconds, comm.train_timeout_seconds)
+        self._agreement = ranks.Agreement(timedelta(seconds=longest))
         self._trained = 0  # steps of this process
-        self._given_up = 0  # steps, since the last checkpoint
-        self._counted_from: int | None = None
 
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes on the disk: weights and Adam's two moments."""
-        weights = (p for part in self.model_parts for p in part.parameters())
-        return 3 * sum(p.numel() * p.element_size() for p in weights)
+        return 3 * sum(p.numel() * p.element_size() for p in self.weights)
 
     def train_step(self, data_iterator: Iterator[_Batch]) -> None:
         self._inputs, self._losses = [], []
         if self.transform_state is not None:
             self.transform_state.begin_step(self.step, self.data_rank)
-        loader, tokens = cast(ResumableLoader, self.dataloader), self.ntokens_seen
-        loader.mark()
-        try:
-            super().train_step(self._read(data_iterator))
+        metrics = cast(RunMetrics, self.metrics_processor)
+        metrics.is_left_out = False
+        before = _Before(self)
+        super().train_step(self._read(data_iterator))
+        if self.failure is not None:
+            before.put_back()
+        elif metrics.is_left_out:
+            self._recover("loss or gradient is not finite", spoilt=not self.checkpoints.is_finite())
+        else:
             self._trained += 1
-        except _StepGivenUp:
-            self._forget_records()
-            if self.failure is None:
-                self._recover(
-                    "loss or gradient is not finite", spoilt=not self.checkpoints.is_finite()
-                )
-            else:
-                self.step, self.ntokens_seen = self.step - 1, tokens
-                loader.return_to_mark()
         self.checkpoints.save_now = bool(self.stopped_by or self.failure)
         self._check_weights()
 
@@ -97,7 +90,10 @@ class PretrainTrainer(Trainer):
         return not self.stopped_by and self.failure is None and super().should_continue_training()
 
     def _read(self, data_iterator: Iterator[_Batch]) -> Iterator[_Batch]:
-        """A step's batches; where they cannot be read, empty ones up to where the ranks agree."""
+        """A step's batches; where they cannot be read, empty ones up to where the ranks agree.
+
+        So torchtitan's step runs to its end, and nothing has to be thrown through it.
+        """
         while self._data_error is None:
             try:
                 batch = next(data_iterator)
@@ -105,9 +101,6 @@ class PretrainTrainer(Trainer):
                 self._data_error = error
             else:
                 yield batch
-        if self._flags is None:
-            self.failure = self._data_failure()
-            raise _StepGivenUp
         training = self.config.training
         tokens = torch.zeros(training.local_batch_size, training.seq_len, dtype=torch.int64)
         while True:
@@ -123,29 +116,42 @@ class PretrainTrainer(Trainer):
         self._losses.append(loss.detach())
         return loss
 
-    def _agree(self, grad_norm: Tensor) -> None:
-        """Called with the gradient norm: the weights are still those of the last good step."""
+    def _agree(self) -> bool:
+        """Whether the optimizer may step: the weights are still those of the last good step.
+
+        Where it may not, torchtitan's step ends without a change and without a record.
+        """
         loss = torch.stack(self._losses).sum()
         if isinstance(loss, DTensor):  # under tensor parallelism
             loss = loss.full_tensor()
-        finite = torch.isfinite(torch.stack([loss, grad_norm.to(loss)])).tolist()
-        unread = self._data_error is not None
-        flags = torch.tensor([self.signals.received, unread, not finite[0], not finite[1]])
-        if self._flags is not None:
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._flags)
-        self.stopped_by, unread, bad_loss, bad_gradient = flags.tolist()
+        values = torch.stack([loss, clipped_norm(self.weights).to(loss)])
+        found, norm = values.tolist()
+        if norm == 0:
+            norm = whole_norm(self.weights).item()
+        self.stopped_by, unread, bad_loss, bad_gradient, has_gradient = self._agreement.of(
+            self.signals.received,
+            self._data_error is not None,
+            not math.isfinite(found),
+            not math.isfinite(norm),
+            norm != 0,
+        )
+        # clipping makes 0 of all of them where their norm overflows
+        bad_gradient = bad_gradient or not has_gradient
         if unread:
             self.failure = self._data_failure()
-            raise _StepGivenUp
-        if not bad_loss and not bad_gradient:
-            return
-        if self.config.reliability.on_nonfinite == "stop":
-            raise RunError(self._describe(loss, grad_norm, bool(bad_gradient)))
-        raise _StepGivenUp
+        elif not bad_loss and not bad_gradient:
+            return True
+        elif self._policy.action == "stop":
+            norm = norm if has_gradient else math.inf
+            raise RunError(self._describe(found, norm, bool(bad_gradient)))
+        cast(RunMetrics, self.metrics_processor).is_left_out = True
+        # the ranges stay, too: after the optimizer's step they follow what was recorded
+        self._forget_records()
+        return False
 
-    def _describe(self, loss: Tensor, grad_norm: Tensor, everywhere: bool) -> str:
-        what, value = ("gradient norm", grad_norm) if torch.isfinite(loss) else ("loss", loss)
-        # the norm is the same on all ranks; a loss alone may be one rank's, without a forward
+    def _describe(self, loss: float, norm: float, everywhere: bool) -> str:
+        what, value = ("gradient norm", norm) if math.isfinite(loss) else ("loss", loss)
+        # a gradient is bad on all ranks; a loss alone may be one rank's, without a forward
         where = (
             first_culprit(self.model_parts[0], self._inputs)
             if everywhere
@@ -156,7 +162,7 @@ class PretrainTrainer(Trainer):
             if self.checkpoints.is_finite()
             else f"{_SPOILT} since an earlier step; {self._newest()}"
         )
-        return f"step {self.step}: {what} is {float(value)}; {where}. {kept}"
+        return f"step {self.step}: {what} is {value}; {where}. {kept}"
 
     def _newest(self) -> str:
         with contextlib.suppress(RunError):  # one that is being saved may be the newest
@@ -178,7 +184,7 @@ class PretrainTrainer(Trainer):
         due = self.step == self.config.training.steps or self.checkpoints.is_due(self.step)
         if self.failure is not None or not due or self.checkpoints.is_finite():
             return
-        if self.config.reliability.on_nonfinite == "stop":
+        if self._policy.action == "stop":
             name = first_nonfinite(self.model_parts[0])
             raise RunError(
                 f"step {self.step}: {_SPOILT} after the update{f', {name} first' if name else ''}; "
@@ -198,31 +204,33 @@ class PretrainTrainer(Trainer):
             what: is wrong.
             spoilt: the weights themselves, so that leaving out an update does not help.
         """
-        policy, limit = self.config.reliability.on_nonfinite, self.config.reliability.max_nonfinite
-        if self.checkpoints.last_saved != self._counted_from:
-            self._counted_from, self._given_up = self.checkpoints.last_saved, 0
-        failed, self._given_up = self.step, self._given_up + 1
-        if self._given_up > limit:
-            raise RunError(
-                f"step {failed}: {what}, for the {self._given_up}th time since the last "
-                f"checkpoint; reliability.max_nonfinite allows {limit}"
-            )
-        if policy == "skip" and not spoilt:
-            self.lr_schedulers.step()
-            went = "skipped"
-        elif self.checkpoints.roll_back():
-            went = f"rolled back to step {self.step}, on with the data that follow"
-        else:
-            raise RunError(f"step {failed}: {what}, and there is no checkpoint to roll back to")
-        if dist.get_rank() == 0:
-            logger.warning(
-                "step %d: %s; %s (%d of at most %d until the next checkpoint)",
-                failed,
-                what,
-                went,
-                self._given_up,
-                limit,
-            )
+        self._policy.recover(
+            self.step,
+            what,
+            spoilt=spoilt,
+            saved=self.checkpoints.last_saved,
+            roll_back=lambda: self.step if self.checkpoints.roll_back() else None,
+        )
+
+
+class _Before:
+    """A trainer before a step, to be put back where the step's data cannot be read."""
+
+    def __init__(self, trainer: PretrainTrainer) -> None:
+        self._trainer = trainer
+        self._counters = (trainer.step - 1, trainer.ntokens_seen)
+        self._schedule = trainer.lr_schedulers.state_dict()
+        self._settings = hyperparameters(list(trainer.optimizers))
+        cast(ResumableLoader, trainer.dataloader).mark()
+
+    def put_back(self) -> None:
+        """The counters, the schedule and the position in the data; weights have not changed."""
+        trainer = self._trainer
+        trainer.step, trainer.ntokens_seen = self._counters
+        trainer.lr_schedulers.load_state_dict(self._schedule)
+        schedulers = cast(list[LambdaLR], list(trainer.lr_schedulers))
+        set_hyperparameters(list(trainer.optimizers), schedulers, self._settings)
+        cast(ResumableLoader, trainer.dataloader).return_to_mark()
 
 
 def _in_words(error: Exception) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aixsim_cli.errors import UserError
+from aixsim_cli.files import write_whole
 
 MANIFEST_FILE = "manifest.json"
 # is there from before the first file is written until the manifest is: tells a torn folder from
@@ -101,14 +102,10 @@ def write_manifest(
     paths = [folder / name for name in names]
     for path in {*paths, *(path.parent for path in paths)}:
         sync(path)
-    temporary = folder / f".{MANIFEST_FILE}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        noted: dict[str, Any] = {} if maker is None else {"maker": maker}
-        noted |= {"beside": beside} if beside else {}
-        json.dump({"format": _FORMAT, **noted, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST_FILE)
+    noted: dict[str, Any] = {} if maker is None else {"maker": maker}
+    noted |= {"beside": beside} if beside else {}
+    text = json.dumps({"format": _FORMAT, **noted, "files": files}, indent=1)
+    write_whole(folder / MANIFEST_FILE, text)
     sync(folder)
     (folder / SAVING_FILE).unlink(missing_ok=True)
 

@@ -46,6 +46,32 @@ def true_on_all(flag: Tensor) -> bool:
     return bool(flag.item())
 
 
+class Agreement:
+    """What all ranks act on in the same step: flags of each, by one all-reduce.
+
+    On the host, whatever the device: a flag must not wait for the accelerator's queue.
+
+    Args:
+        timeout: how long ranks wait for each other; None = torch's default.
+    """
+
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if several() else None
+
+    def of(self, *flags: int) -> list[int]:
+        """The largest value of each flag on any rank, the same on all of them."""
+        if self._group is None:
+            return [int(flag) for flag in flags]
+        values = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._group)
+        return values.tolist()
+
+    def meet(self) -> None:
+        """Return when all ranks are here."""
+        if self._group is not None:
+            dist.barrier(self._group)
+
+
 def answering(seconds: float) -> list[int]:
     """The ranks that call this within some seconds of each other, after a collective has failed.
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-# 75 is EX_TEMPFAIL, "try again later": what a scheduler may take for "start it again"
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+from aixsim_cli.errors import EXIT_CODES, Stopped
+
 _IMPATIENT_AFTER = 1.0
 
 logger = logging.getLogger("aixsim")
@@ -54,10 +54,9 @@ def ends_on_sigterm() -> Iterator[None]:
     """Make a SIGTERM in the block end it as an exception does, so that it cleans up after itself.
 
     Raises:
-        SystemExit: with the exit code of `EXIT_CODES`.
+        Stopped: where one came.
     """
-
-    stop = SystemExit(EXIT_CODES[signal.SIGTERM])
+    stop = Stopped(signal.SIGTERM)
     received = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -81,3 +80,15 @@ def ends_on_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def say_stopped(number: int, step: int, kept: str) -> None:
+    """Log the end of a run that a signal stopped.
+
+    Args:
+        number: of the signal.
+        step: the last one.
+        kept: what there is of it, and how to go on.
+    """
+    name = signal.Signals(number).name
+    logger.info("stopped by %s after step %d, %s", name, step, kept)

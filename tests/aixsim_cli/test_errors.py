@@ -1,11 +1,20 @@
 """Messages are for a terminal: bounded, whatever a stranger's file holds, and plain text."""
 
+import signal
 from dataclasses import dataclass
 
 import pytest
 
 from aixsim_cli import main
-from aixsim_cli.errors import ConfigError, RunError, UserError, first_line, nearest
+from aixsim_cli.errors import (
+    ConfigError,
+    RunError,
+    SaidElsewhere,
+    Stopped,
+    UserError,
+    first_line,
+    nearest,
+)
 from aixsim_cli.run.resume import listing
 from aixsim_cli.settings.load import Document, build
 
@@ -57,6 +66,20 @@ def test_an_error_nobody_expected_is_no_other(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert ended.value.code == 1 and len(said) < 1200 and said.count("\n") == 1
     assert said.startswith("aixsim: run failed: ValueError: where \\x1b]0;title\\x07 x")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Stopped(signal.SIGTERM), 75), (Stopped(signal.SIGINT), 130), (SaidElsewhere(), 2)],
+)
+def test_who_has_spoken_already_ends_without_a_word(monkeypatch, capsys, error, code):
+    def fail(**keywords):
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == code and capsys.readouterr().err == ""
 
 
 def test_settings_of_a_checkpoint_are_told_within_bounds():

@@ -113,7 +113,7 @@ def write_checkpoint(state_dict: dict[str, Tensor], folder: str | Path) -> None:
 def _alone() -> Iterator[None]:
     """DCP warns that there is no process group, even when told so, and wraps what is raised.
 
-    Its wrapper is no `Exception`, and hides a signal's SystemExit or KeyboardInterrupt.
+    Its wrapper is no `Exception`, and hides a signal's Stopped or KeyboardInterrupt.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

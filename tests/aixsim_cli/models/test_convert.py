@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aixsim_cli.config.flavors import FLAVORS
 from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size
-from aixsim_cli.errors import RunError, UserError
+from aixsim_cli.errors import RunError, Stopped, UserError
 from aixsim_cli.models import convert, llama
 from aixsim_cli.models.hf.saved import ranges_of, write_model
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
@@ -179,7 +180,7 @@ def test_a_target_that_appears_during_the_conversion_is_kept(checkpoint, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "step-1"]
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(75)])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM)])
 def test_who_stops_it_finds_no_damage(checkpoint, tmp_path, monkeypatch, stop):
     def stopped(*_):
         raise stop

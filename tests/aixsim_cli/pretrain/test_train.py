@@ -142,6 +142,13 @@ def test_parallelism_that_would_be_wrong_is_refused(aixsim, config, tmp_path, ki
     assert f"parallelism.{kind}_parallel_degree: got 2" in done.stderr
 
 
+def test_what_libraries_say_of_each_other_is_not_shown(aixsim, config, tmp_path):
+    # in float32 torch refuses torchtitan's autocast, with a warning
+    said = pretrain(aixsim, config, tmp_path, "--training.steps", 1).stderr
+    for word in ("autocast", "Warning", "lspci", "Peak flops"):
+        assert word not in said, said
+
+
 def test_without_checkpoints(aixsim, config, plain, tmp_path):
     done = pretrain(aixsim, config, tmp_path, "--checkpoint.enable", "false")
     assert "checkpoint: none, checkpoint.enable is false" in done.stdout

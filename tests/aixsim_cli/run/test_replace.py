@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aixsim_cli.errors import UserError
+from aixsim_cli.errors import Stopped, UserError
 from aixsim_cli.models.kind import find_source
 from aixsim_cli.run import replace
 from aixsim_cli.run.manifest import verify, write_manifest
@@ -251,6 +251,7 @@ def killed_at(target, call, count, how="SIGKILL"):
     code = f"""
 import os, signal, shutil
 from pathlib import Path
+from aixsim_cli import main
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
 real, seen = getattr({call}), [0]
@@ -260,8 +261,12 @@ def hurt(*a, **k):
         os.kill(os.getpid(), signal.{how})
     return real(*a, **k)
 setattr({call}, hurt)
-with ends_on_sigterm(), new_folder(Path({str(target)!r}), maker="tests", force=True) as folder:
-    (folder / "weights").write_text("new")
+def make(**keywords):
+    target = Path({str(target)!r})
+    with ends_on_sigterm(), new_folder(target, maker="tests", force=True) as folder:
+        (folder / "weights").write_text("new")
+main.app = make
+main.main()
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
@@ -310,13 +315,13 @@ def test_sigterm_cleans_up(made, call, count):
 
 
 def test_sigterm_within_a_library_that_makes_another_error_of_it():
-    with pytest.raises(SystemExit) as end, ends_on_sigterm():
+    with pytest.raises(Stopped) as end, ends_on_sigterm():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
         except BaseException as error:
             raise ValueError("damaged") from error
-    assert end.value.code == 75
+    assert end.value.signal == signal.SIGTERM
 
 
 def test_sigterm_is_the_process_again_afterwards():

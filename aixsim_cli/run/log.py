@@ -1,0 +1,29 @@
+"""What a run says on its standard error, and what it keeps quiet of."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+
+
+def set_up(*, is_main: bool, others: int = logging.WARNING, noise: Sequence[str] = ()) -> None:
+    """Our own lines on stderr, of rank 0; those of libraries from warnings up, or in debug.
+
+    Args:
+        is_main: this is rank 0, or the only one.
+        others: the level from which the other ranks speak.
+        noise: pieces of libraries' warnings that tell a user nothing.
+    """
+    debug = os.environ.get("AIXSIM_DEBUG") == "1"
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    if not debug:
+        handler.addFilter(lambda record: not any(piece in record.getMessage() for piece in noise))
+        # torch and torchtitan warn of each other's deprecated calls, once a rank
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(titan|data)?\.")
+    root = logging.getLogger()
+    # in the place of one that a library has put there; who listens otherwise goes on
+    root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if debug else logging.WARNING)
+    logging.getLogger("aixsim").setLevel(logging.INFO if is_main else others)
