@@ -55,6 +55,8 @@ class _Blank:
     """Has any attribute: stands for the schema, whose import takes seconds."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         section = _Blank()
         setattr(self, name, section)
         return section
