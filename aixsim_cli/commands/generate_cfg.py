@@ -73,7 +73,7 @@ def generate_cfg(
         raise UserError("--save-path: missing; expected the file to write, or --dry-run")
     from aixsim_cli.config import budget, render
     from aixsim_cli.config.pretrain import PretrainConfig, build_config
-    from aixsim_cli.settings.load import Document
+    from aixsim_cli.settings.document import Document
     from aixsim_cli.transforms.config import load_transform_file
 
     config = follow(PretrainConfig())

@@ -16,8 +16,9 @@ from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.files import write_whole
 from aixsim_cli.run import device
 from aixsim_cli.settings import overrides
+from aixsim_cli.settings.build import build
+from aixsim_cli.settings.document import PRETRAIN, Document, check_purpose, load_yaml
 from aixsim_cli.settings.formats import dump_yaml
-from aixsim_cli.settings.load import PRETRAIN, Document, build, check_purpose, load_yaml
 from aixsim_cli.transforms.config import load_transform_file, parse_transform
 
 CONVERTER_NAME = "aixsim"

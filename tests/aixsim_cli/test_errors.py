@@ -7,7 +7,8 @@ import pytest
 from aixsim_cli import main
 from aixsim_cli.errors import ConfigError, RunError, UserError, first_line, nearest
 from aixsim_cli.run.resume import listing
-from aixsim_cli.settings.load import Document, build
+from aixsim_cli.settings.build import build
+from aixsim_cli.settings.document import Document
 
 
 @dataclass

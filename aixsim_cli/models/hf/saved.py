@@ -36,9 +36,9 @@ from aixsim_cli.models.hf.inspection import (
 )
 from aixsim_cli.models.hf.strict import MODEL_TYPE, make_strict
 from aixsim_cli.models.hf.transform import transform_hf_model
+from aixsim_cli.settings.document import load_yaml
 from aixsim_cli.settings.formats import dump_yaml
 from aixsim_cli.settings.json_object import load_json_object
-from aixsim_cli.settings.load import load_yaml
 from aixsim_cli.transforms.config import (
     TransformConfig,
     asks_for_lora,

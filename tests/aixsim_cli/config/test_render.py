@@ -14,7 +14,7 @@ from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.config.recipe import follow
 from aixsim_cli.config.render import render, shell_words, write_new, written
 from aixsim_cli.errors import UserError
-from aixsim_cli.settings.load import load_yaml
+from aixsim_cli.settings.document import load_yaml
 
 PLAN = Plan(1, 2, 3, 4, 5, 6, 7, 8)
 # whatever a name may hold, bytes that are no UTF-8 (as lone surrogates) too
