@@ -14,6 +14,7 @@ from aixsim_cli.commands import (
     generate_cfg,
     generate_hf,
     pretrain,
+    schema,
     transforms,
 )
 from aixsim_cli.errors import (
@@ -53,6 +54,7 @@ app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
 app.command("generate-hf")(generate_hf.generate_hf)
 app.add_typer(transforms.app, name="transforms")
+app.command("schema")(schema.schema)
 
 
 def _print_version(value: bool) -> None:

@@ -12,16 +12,26 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 from torch.distributed.checkpoint import FileSystemWriter
 
-from aixsim_cli.config.generate import Request, make_config, make_plan
-from aixsim_cli.config.pretrain import build_config
+from aixsim_cli.config.budget import fit_to_budget
+from aixsim_cli.config.pretrain import PretrainConfig
+from aixsim_cli.config.recipe import follow
 from aixsim_cli.pretrain import checkpointer, launch
-from aixsim_cli.settings.load import Document
+
+AsyncMode = Literal["disabled", "async", "async_with_pinned_mem"]
+# what is timed -> the mode it is saved in
+KINDS: dict[str, AsyncMode] = {
+    "plain": "disabled",
+    "manifest": "disabled",
+    "async": "async",
+    "async_with_pinned_mem": "async_with_pinned_mem",
+}
 
 
-def seconds_of_saves(flavor: str, saves: int, async_mode: str) -> list[float]:
+def seconds_of_saves(flavor: str, saves: int, async_mode: AsyncMode) -> list[float]:
     """Seconds of each save but the first.
 
     Args:
@@ -29,18 +39,14 @@ def seconds_of_saves(flavor: str, saves: int, async_mode: str) -> list[float]:
         saves: how many to time.
         async_mode: of `checkpoint.async_mode`.
     """
-    request = Request(
-        model_flavor=flavor,
-        tokenizer_path="builtin",
-        dataset="builtin",
-        batch_size=1,
-        seq_len=64,
-        steps=saves + 2,
-        mixed_precision_param="float32",
-        keep_last_k_ckpts=2,
-    )
-    values = make_config(request, make_plan(request))
-    values["checkpoint"] |= {"interval": 1, "async_mode": async_mode}
+    config = follow(PretrainConfig())
+    config.model.flavor, config.model.hf_assets_path = flavor, "builtin"
+    config.training.dataset = "builtin"
+    config.training.local_batch_size, config.training.seq_len = 1, 64
+    config.training.mixed_precision_param = "float32"
+    config.checkpoint.keep_latest_k = 2
+    config.checkpoint.interval, config.checkpoint.async_mode = 1, async_mode
+    fit_to_budget(config, token_num_scale=1, steps=saves + 2)
     times: list[float] = []
     save = checkpointer.Checkpointer.save
 
@@ -51,10 +57,10 @@ def seconds_of_saves(flavor: str, saves: int, async_mode: str) -> list[float]:
         times.append(time.perf_counter() - begin)
 
     with tempfile.TemporaryDirectory(dir=os.environ.get("AIXSIM_BENCH_DIR")) as folder:
-        values["job"]["dump_folder"] = str(Path(folder) / "run")
+        config.job.dump_folder = str(Path(folder) / "run")
         checkpointer.Checkpointer.save = timed
         try:
-            launch.run(build_config(Document(values, "bench")))
+            launch.run(config)
         finally:
             checkpointer.Checkpointer.save = save
     # the first one warms up; the last one is never in the background
@@ -65,14 +71,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds that a save keeps the training waiting.")
     parser.add_argument("--flavor", default="60M")
     parser.add_argument("--saves", type=int, default=5)
-    parser.add_argument(
-        "--kind", choices=["plain", "manifest", "async", "async_with_pinned_mem"], required=True
-    )
+    parser.add_argument("--kind", choices=KINDS, required=True)
     options = parser.parse_args()
     if options.kind == "plain":
         checkpointer.CheckpointWriter = FileSystemWriter  # pyright: ignore[reportAttributeAccessIssue]
-    mode = options.kind if options.kind.startswith("async") else "disabled"
-    times = seconds_of_saves(options.flavor, options.saves, mode)
+    times = seconds_of_saves(options.flavor, options.saves, KINDS[options.kind])
     shown = " ".join(f"{seconds:.3f}" for seconds in times)
     print(f"{options.kind}: median {statistics.median(times):.3f} s of {shown}")
 

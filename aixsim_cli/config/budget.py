@@ -1,27 +1,127 @@
-"""From parameters to tokens to steps. Whole numbers only; no torch."""
+"""From parameters to tokens to steps, in whole numbers."""
 
 from dataclasses import dataclass
 
+from torchtitan.config import Parallelism
+
+from aixsim_cli.config.flavors import count_parameters, find_flavor, model_vocab_size
+from aixsim_cli.config.pretrain import Budget, PretrainConfig
+from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.errors import UserError
 
 WARMUP_SHARE = 0.2
+# models of this many parameters and more recompute every second block's activations
+_RECOMPUTE_FROM = 300_000_000
 # how far the ranks at launch may move the token budget
 TOLERANCE = 0.01
 
 
-@dataclass
-class Budget:
-    """What a config's number of steps was computed from.
+@dataclass(frozen=True)
+class Plan:
+    """The numbers behind a config.
 
     Args:
-        parameters: of the model, without the input embedding.
-        tokens: that the steps consume.
-        num_ranks: ranks that the computation assumed; 0 = nothing was assumed.
+        parameters: without the input embedding.
+        all_parameters: with it.
+        tokens: consumed by all steps.
+        tokens_per_step: by one.
+        steps: of the optimizer.
+        warmup_steps: of the learning rate.
+        data_ranks: that see different data.
+        num_ranks: in all.
     """
 
-    parameters: int = 0
-    tokens: int = 0
-    num_ranks: int = 0
+    parameters: int
+    all_parameters: int
+    tokens: int
+    tokens_per_step: int
+    steps: int
+    warmup_steps: int
+    data_ranks: int
+    num_ranks: int
+
+    def __str__(self) -> str:
+        rows = {
+            "parameters": f"{self.parameters:,} ({self.all_parameters:,} with the embedding)",
+            "ranks": f"{self.num_ranks} ({self.data_ranks} see different data)",
+            "tokens per step": f"{self.tokens_per_step:,}",
+            "steps": f"{self.steps:,} ({self.warmup_steps:,} warm-up)",
+            "tokens": f"{self.tokens:,}",
+        }
+        return "\n".join(f"{name:<16} {value}" for name, value in rows.items())
+
+
+def make_plan(config: PretrainConfig, num_ranks: int) -> Plan:
+    """What a config comes to, overrides included.
+
+    Raises:
+        UserError: the ranks cannot be divided as the config says, the model is unknown, or the
+            tokenizer is missing.
+    """
+    per_step = tokens_per_step(config, num_ranks)
+    return Plan(
+        parameters=_parameters(config),
+        all_parameters=_parameters(config, embedding=True),
+        tokens=config.training.steps * per_step,
+        tokens_per_step=per_step,
+        steps=config.training.steps,
+        warmup_steps=config.lr_scheduler.warmup_steps,
+        data_ranks=data_ranks(config, num_ranks),
+        num_ranks=num_ranks,
+    )
+
+
+def _parameters(config: PretrainConfig, *, embedding: bool = False) -> int:
+    arch, flavor = config.model.name, config.model.flavor
+    size = find_flavor(arch, flavor)
+    rows = model_vocab_size(arch, flavor, vocab_size(config.model.hf_assets_path))
+    return count_parameters(size, rows, embedding=embedding)
+
+
+def fit_to_budget(
+    config: PretrainConfig,
+    *,
+    token_num_scale: float,
+    steps: int | None = None,
+    gradient_accumulation: int = 1,
+    num_gpus: int | None = None,
+) -> Plan:
+    """Set what follows from the size of a model: batch, steps, warm-up, recomputation; in place.
+
+    Args:
+        config: its model, batch a rank, sequence length and parallelism are read.
+        token_num_scale: tokens a parameter.
+        steps: instead of those that the tokens take.
+        gradient_accumulation: batches a step.
+        num_gpus: ranks that a shard degree of -1 divides; None = replicas x tensor.
+
+    Returns:
+        The plan of the config.
+
+    Raises:
+        UserError: unknown model, or ranks that cannot be divided as asked.
+    """
+    parameters, training = _parameters(config), config.training
+    num_ranks = _ranks_of(config, num_gpus)
+    ranks = data_ranks(config, num_ranks)
+    if gradient_accumulation > 1:
+        training.global_batch_size = training.local_batch_size * ranks * gradient_accumulation
+    tokens = token_budget(parameters, token_num_scale)
+    training.steps = steps or steps_for(tokens, tokens_per_step(config, num_ranks))
+    config.lr_scheduler.warmup_steps = warmup_steps(training.steps)
+    plan = make_plan(config, num_ranks)
+    recomputes = plan.all_parameters >= _RECOMPUTE_FROM
+    config.activation_checkpoint.mode = "selective" if recomputes else "none"
+    config.budget = Budget(parameters, plan.tokens, num_ranks)
+    return plan
+
+
+def _ranks_of(config: PretrainConfig, num_gpus: int | None) -> int:
+    layout = config.parallelism
+    least = layout.data_parallel_replicate_degree * _other_degrees(layout)
+    if layout.data_parallel_shard_degree == -1:
+        return num_gpus or least
+    return least * layout.data_parallel_shard_degree
 
 
 def token_budget(parameters: int, token_num_scale: float) -> int:
@@ -36,18 +136,6 @@ def token_budget(parameters: int, token_num_scale: float) -> int:
             f"token_num_scale: got {token_num_scale}; expected more than 0, and finite tokens"
         )
     return int(parameters * token_num_scale)
-
-
-def tokens_per_step(batch_size: int, data_ranks: int, accumulation: int, seq_len: int) -> int:
-    """Tokens that one optimizer step consumes.
-
-    Args:
-        batch_size: sequences a rank and micro-batch.
-        data_ranks: ranks that see different data, replicate x shard.
-        accumulation: micro-batches a step.
-        seq_len: tokens a sequence.
-    """
-    return batch_size * data_ranks * accumulation * seq_len
 
 
 def steps_for(tokens: int, per_step: int) -> int:
@@ -84,8 +172,8 @@ def shard_degree(shard: int, *, num_ranks: int, replicate: int, other: int) -> i
     return left
 
 
-def data_ranks(config, num_ranks: int) -> int:
-    """Ranks of a `PretrainConfig` that see different data, of `num_ranks` in all.
+def data_ranks(config: PretrainConfig, num_ranks: int) -> int:
+    """Ranks that see different data, of `num_ranks` in all.
 
     Raises:
         UserError: the ranks cannot be divided as the config says.
@@ -97,8 +185,8 @@ def data_ranks(config, num_ranks: int) -> int:
     )
 
 
-def config_tokens_per_step(config, num_ranks: int) -> int:
-    """Tokens that an optimizer step of a `PretrainConfig` consumes on `num_ranks` ranks.
+def tokens_per_step(config: PretrainConfig, num_ranks: int) -> int:
+    """Tokens that an optimizer step consumes on `num_ranks` ranks.
 
     Raises:
         UserError: the ranks cannot be divided as the config says.
@@ -106,10 +194,10 @@ def config_tokens_per_step(config, num_ranks: int) -> int:
     training, ranks = config.training, data_ranks(config, num_ranks)
     if training.global_batch_size > 0:
         return training.global_batch_size * training.seq_len
-    return tokens_per_step(training.local_batch_size, ranks, 1, training.seq_len)
+    return training.local_batch_size * ranks * training.seq_len
 
 
-def _other_degrees(layout) -> int:
+def _other_degrees(layout: Parallelism) -> int:
     return (
         layout.tensor_parallel_degree
         * layout.context_parallel_degree
@@ -117,11 +205,11 @@ def _other_degrees(layout) -> int:
     )
 
 
-def check_ranks(config, world_size: int) -> None:
+def check_ranks(config: PretrainConfig, world_size: int) -> None:
     """Refuse ranks that do not fit a config's parallelism or its token budget.
 
     Args:
-        config: a `PretrainConfig`.
+        config: as a run would have it.
         world_size: ranks at launch.
 
     Raises:
@@ -138,8 +226,8 @@ def check_ranks(config, world_size: int) -> None:
         )
 
     steps = config.training.steps
-    actual = steps * config_tokens_per_step(config, world_size)
-    planned = steps * config_tokens_per_step(config, assumed or world_size)
+    actual = steps * tokens_per_step(config, world_size)
+    planned = steps * tokens_per_step(config, assumed or world_size)
     if abs(actual - planned) > TOLERANCE * planned:
         raise UserError(
             f"{world_size} rank(s) would train on {actual:,} tokens; the config was made for "

@@ -1,4 +1,6 @@
-"""The pretraining config: torchtitan's sections, and two of ours."""
+"""The pretraining config: torchtitan's sections, and three of ours."""
+
+# ruff: noqa: RUF009 (fields that a function makes)
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -7,16 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torchtitan.config import JobConfig
+from torchtitan.config import JobConfig, job_config
 
-from aixsim_cli.config.budget import Budget
 from aixsim_cli.config.flavors import FLAVORS, find_flavor
+from aixsim_cli.data.sources import SOURCES
 from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.files import write_whole
 from aixsim_cli.run import device
 from aixsim_cli.settings import overrides
+from aixsim_cli.settings.build import build
+from aixsim_cli.settings.document import PRETRAIN, Document, check_purpose, load_yaml
 from aixsim_cli.settings.formats import dump_yaml
-from aixsim_cli.settings.load import PRETRAIN, Document, build, check_purpose, load_yaml
 from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.read import parse_transform
@@ -29,6 +32,12 @@ OPTIMIZERS = ("Adam", "AdamW")
 CODE_KEYS = ("experimental.custom_import", "experimental.custom_args_module")
 
 _MOST_STEPS = 2**31 - 1  # a C int, in torch and datasets
+# what a text may be
+_CHOICES: dict[str, Collection[str]] = {
+    "model.name": FLAVORS,
+    "training.dataset": SOURCES,
+    "optimizer.name": OPTIMIZERS,
+}
 # what a number may be, and which may; that it is finite is checked for every field
 _RANGES: dict[tuple[Callable[[Any], bool], str], tuple[str, ...]] = {
     (lambda value: value > 0, "more than 0"): (
@@ -96,17 +105,71 @@ class Reliability:
 
 
 @dataclass
+class Budget:
+    """What a config's number of steps was computed from.
+
+    Args:
+        parameters: of the model, without the input embedding.
+        tokens: that the steps consume.
+        num_ranks: ranks that the computation assumed; 0 = nothing was assumed.
+    """
+
+    parameters: int = 0
+    tokens: int = 0
+    num_ranks: int = 0
+
+
+def _section(section: Any, meaning: str) -> Any:
+    """A field that holds a section of keys; generate-cfg writes its meaning above it."""
+    return field(default_factory=section, metadata={"description": meaning})
+
+
+@dataclass
 class PretrainConfig(JobConfig):
     """torchtitan's job config with the transform, the token budget and what to do about faults."""
 
-    transform: dict[str, Any] | None = None
-    """A transform config (docs/transforms.md); null = digital."""
+    job: job_config.Job = _section(
+        job_config.Job, "where the run's files go: checkpoints, metrics.jsonl, logs"
+    )
+    model: job_config.Model = _section(
+        job_config.Model,
+        "architecture, size, and the tokenizer (a folder, a hub name or `builtin`)",
+    )
+    training: job_config.Training = _section(
+        job_config.Training,
+        "data; local_batch_size is per rank, global_batch_size -1 = no accumulation",
+    )
+    parallelism: job_config.Parallelism = _section(
+        job_config.Parallelism,
+        "replicate = DDP, shard = FSDP (-1: all ranks that are left), both = HSDP",
+    )
+    optimizer: job_config.Optimizer = _section(job_config.Optimizer, "AdamW")
+    lr_scheduler: job_config.LRScheduler = _section(
+        job_config.LRScheduler, "linear warm-up, then cosine decay to min_lr_factor x lr"
+    )
+    checkpoint: job_config.Checkpoint = _section(
+        job_config.Checkpoint,
+        "every `interval` steps, and a full one at the end; keep_latest_k 0 = keep all",
+    )
+    activation_checkpoint: job_config.ActivationCheckpoint = _section(
+        job_config.ActivationCheckpoint, "none, selective or full: memory for time"
+    )
+    compile: job_config.Compile = _section(job_config.Compile, "torch.compile of every block")
+    metrics: job_config.Metrics = _section(
+        job_config.Metrics, "log_freq in steps; W&B and TensorBoard are torchtitan's"
+    )
+    debug: job_config.Debug = _section(job_config.Debug, "seed of initialisation")
 
-    budget: Budget = field(default_factory=Budget)
-    """What the number of steps was computed from."""
-
-    reliability: Reliability = field(default_factory=Reliability)
-    """What to do when something goes wrong."""
+    transform: dict[str, Any] | None = field(
+        default=None,
+        metadata={"description": "hardware to simulate (docs/transforms.md); null = digital"},
+    )
+    budget: Budget = _section(
+        Budget, "what training.steps was computed from; other ranks than these are refused"
+    )
+    reliability: Reliability = _section(
+        Reliability, "on_nonfinite stop, skip or rollback; on_save_error stop or continue"
+    )
 
     @cached_property
     def transform_config(self) -> TransformConfig | None:
@@ -175,74 +238,50 @@ def check(config: PretrainConfig) -> list[tuple[str, str]]:
         (dotted key, what is wrong) of each.
     """
     return [
+        *_check_choices(config),
         *_check_model(config),
         *_check_ranges(config),
-        *_check_batch(config),
-        *_check_data(config),
         *_check_transform(config),
-        *_check_layout(config),
-        *_check_checkpoint(config),
-        *_check_unused(config),
-        *_check_code(config),
+        *((key, said) for key, said in (_impossible(config) | _unused(config)).items() if said),
+    ]
+
+
+def _value(config: PretrainConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def _check_choices(config: PretrainConfig) -> list[tuple[str, str]]:
+    found = {key: (_value(config, key), choices) for key, choices in _CHOICES.items()}
+    return [
+        (key, f"got {value!r}{nearest(value, choices)}")
+        for key, (value, choices) in found.items()
+        if value not in choices
     ]
 
 
 def _check_model(config: PretrainConfig) -> list[tuple[str, str]]:
-    arch, flavor = config.model.name, config.model.flavor
-    if arch not in FLAVORS:
-        return [("model.name", f"got {arch!r}{nearest(arch, FLAVORS)}")]
+    if config.model.name not in FLAVORS:
+        return []
     try:
-        size = find_flavor(arch, flavor)
+        size = find_flavor(config.model.name, config.model.flavor)
     except UserError as error:
         return [("model.flavor", str(error))]
     degree = config.parallelism.tensor_parallel_degree
-    if degree > 0 and (size.n_heads % degree or size.n_kv_heads % degree):
-        return [
-            (
-                "parallelism.tensor_parallel_degree",
-                f"got {degree}; expected a divisor of {size.n_heads} heads and "
-                f"{size.n_kv_heads} key-value heads",
-            )
-        ]
-    return []
+    if degree <= 0 or not (size.n_heads % degree or size.n_kv_heads % degree):
+        return []
+    heads = f"{size.n_heads} heads and {size.n_kv_heads} key-value heads"
+    said = f"got {degree}; expected a divisor of {heads}"
+    return [("parallelism.tensor_parallel_degree", said)]
 
 
 def _check_ranges(config: PretrainConfig) -> list[tuple[str, str]]:
-    problems = []
-    for (is_valid, expected), keys in _RANGES.items():
-        for key in keys:
-            section, name = key.split(".")
-            value = getattr(getattr(config, section), name)
-            if value is not None and not is_valid(value):
-                problems.append((key, f"got {value}; expected {expected}"))
-    return problems
-
-
-def _check_batch(config: PretrainConfig) -> list[tuple[str, str]]:
-    local, whole = config.training.local_batch_size, config.training.global_batch_size
-    if whole != -1 and (whole <= 0 or (local > 0 and whole % local)):
-        return [
-            (
-                "training.global_batch_size",
-                f"got {whole}; expected -1 or a multiple of local_batch_size ({local})",
-            )
-        ]
-    return []
-
-
-def _check_data(config: PretrainConfig) -> list[tuple[str, str]]:
-    from aixsim_cli.data.sources import SOURCES
-
-    name, path = config.training.dataset, config.training.dataset_path
-    if name not in SOURCES:
-        return [("training.dataset", f"got {name!r}{nearest(name, SOURCES)}")]
-    if name == "local" and not path:
-        return [
-            ("training.dataset_path", "got null; dataset local needs files, a glob or a folder")
-        ]
-    if config.validation.enable:
-        return [("validation.enable", "got true; expected false, use `aixsim eval ppl`")]
-    return []
+    return [
+        (key, f"got {value}; expected {expected}")
+        for (is_valid, expected), keys in _RANGES.items()
+        for key in keys
+        if (value := _value(config, key)) is not None and not is_valid(value)
+    ]
 
 
 def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
@@ -256,93 +295,79 @@ def _check_transform(config: PretrainConfig) -> list[tuple[str, str]]:
     return []
 
 
-def _check_layout(config: PretrainConfig) -> list[tuple[str, str]]:
-    reasons = {
-        "pipeline_parallel_degree": "torchtitan 0.2.2's pipeline gives gradients of another size",
-        "context_parallel_degree": "torchtitan 0.2.2's attention over shards is not tested here",
+# key -> what is wrong with it, or nothing
+_Refused = dict[str, Any]
+
+
+def _impossible(config: PretrainConfig) -> _Refused:
+    """Values that cannot be, or not together."""
+    training, layout, checkpoint = config.training, config.parallelism, config.checkpoint
+    local, whole = training.local_batch_size, training.global_batch_size
+    tensor, folder = layout.tensor_parallel_degree, Path(checkpoint.folder)
+    other_degree = "got {}; torchtitan 0.2.2's {}, expected 1 (use data_parallel_shard_degree)"
+    return {
+        "training.global_batch_size": whole != -1
+        and (whole <= 0 or (local > 0 and whole % local))
+        and f"got {whole}; expected -1 or a multiple of local_batch_size ({local})",
+        "training.dataset_path": training.dataset == "local"
+        and not training.dataset_path
+        and "got null; dataset local needs files, a glob or a folder",
+        "parallelism.pipeline_parallel_degree": layout.pipeline_parallel_degree > 1
+        and other_degree.format(
+            layout.pipeline_parallel_degree, "pipeline gives gradients of another size"
+        ),
+        "parallelism.context_parallel_degree": layout.context_parallel_degree > 1
+        and other_degree.format(
+            layout.context_parallel_degree, "attention over shards is not tested here"
+        ),
+        "training.seq_len": tensor > 1
+        and training.seq_len % tensor
+        and f"got {training.seq_len}; its ranks share every sequence, expected a multiple of "
+        f"tensor_parallel_degree ({tensor})",
+        "compile.enable": tensor > 1
+        and config.compile.enable
+        and f"got true with tensor_parallel_degree {tensor}; the backward of compiled blocks over "
+        "shards fails in torch 2.13, expected false",
+        "checkpoint.keep_latest_k": (checkpoint.keep_latest_k < 0 or checkpoint.keep_latest_k == 1)
+        and f"got {checkpoint.keep_latest_k}; expected 0 (all) or at least 2, as the newest may be "
+        "being written",
+        "checkpoint.folder": (folder.is_absolute() or ".." in folder.parts)
+        and f"got {folder}; expected a folder inside job.dump_folder",
     }
-    problems = [
-        (
-            f"parallelism.{name}",
-            f"got {getattr(config.parallelism, name)}; {reason}, expected 1 "
-            "(use data_parallel_shard_degree)",
-        )
-        for name, reason in reasons.items()
-        if getattr(config.parallelism, name) > 1
-    ]
-    tensor, length = config.parallelism.tensor_parallel_degree, config.training.seq_len
-    if tensor > 1 and length % tensor:
-        said = f"got {length}; its ranks share every sequence, expected a multiple of"
-        problems.append(("training.seq_len", f"{said} tensor_parallel_degree ({tensor})"))
-    if tensor > 1 and config.compile.enable:
-        reason = "the backward of compiled blocks over shards fails in torch 2.13"
-        problems.append(
-            (
-                "compile.enable",
-                f"got true with tensor_parallel_degree {tensor}; {reason}, expected false",
-            )
-        )
-    return problems
 
 
-def _check_checkpoint(config: PretrainConfig) -> list[tuple[str, str]]:
-    keep = config.checkpoint.keep_latest_k
-    problems = []
-    if keep < 0 or keep == 1:
-        problems.append(
-            (
-                "checkpoint.keep_latest_k",
-                f"got {keep}; expected 0 (all) or at least 2, as the newest may be being written",
-            )
-        )
-    if config.checkpoint.async_mode == "async_with_pinned_mem" and device.device_type() == "cpu":
-        problems.append(
-            (
-                "checkpoint.async_mode",
-                "got async_with_pinned_mem; pinned memory needs an accelerator, expected async",
-            )
-        )
-    folder = Path(config.checkpoint.folder)
-    if folder.is_absolute() or ".." in folder.parts:
-        problems.append(
-            ("checkpoint.folder", f"got {folder}; expected a folder inside job.dump_folder")
-        )
-    return problems
-
-
-def _check_unused(config: PretrainConfig) -> list[tuple[str, str]]:
+def _unused(config: PretrainConfig) -> _Refused:
     """Keys of torchtitan's that would do nothing here, or something else than they say."""
-    problems = []
-    if config.optimizer.name not in OPTIMIZERS:
-        got = f"got {config.optimizer.name!r}{nearest(config.optimizer.name, OPTIMIZERS)}"
-        problems.append(("optimizer.name", got))
-    if config.optimizer.early_step_in_backward:
-        reason = "weights would change before a gradient that is not finite is seen"
-        problems.append(("optimizer.early_step_in_backward", f"got true; {reason}, expected false"))
     others = [name for name in config.model.converters if name != CONVERTER_NAME]
-    if others:
-        said = f"got {others}; expected none, `transform` says what is simulated"
-        problems.append(("model.converters", said))
-    if config.quantize != JobConfig().quantize:
-        problems.append(("quantize", "is not used here; `transform` says what is simulated"))
-    if config.fault_tolerance.enable:
-        said = "got true; torchft is not used here, expected false (see reliability)"
-        problems.append(("fault_tolerance.enable", said))
-    if config.training.enable_cpu_offload and device.device_type() == "cpu":
-        said = "got true; there is no accelerator to offload from, expected false"
-        problems.append(("training.enable_cpu_offload", said))
-    for key in ("enable_profiling", "enable_memory_snapshot"):
-        if getattr(config.profiling, key) and device.device_type() == "cpu":
-            said = "got true; torchtitan's profiler needs an accelerator, expected false"
-            problems.append((f"profiling.{key}", said))
-    return problems
-
-
-def _check_code(config: PretrainConfig) -> list[tuple[str, str]]:
-    set_keys = [key for key in CODE_KEYS if getattr(config.experimental, key.split(".")[1])]
-    if config.job.custom_config_module:
-        set_keys.append("job.custom_config_module")
-    return [(key, "would run code that a config names; expected ''") for key in set_keys]
+    profiler = "got true; torchtitan's profiler needs an accelerator, expected false"
+    on_cpu = device.device_type() == "cpu"
+    return {
+        "validation.enable": config.validation.enable
+        and "got true; expected false, use `aixsim eval ppl`",
+        "optimizer.early_step_in_backward": config.optimizer.early_step_in_backward
+        and "got true; weights would change before a gradient that is not finite is seen, expected "
+        "false",
+        "model.converters": others
+        and f"got {others}; expected none, `transform` says what is simulated",
+        "quantize": config.quantize != JobConfig().quantize
+        and "is not used here; `transform` says what is simulated",
+        "fault_tolerance.enable": config.fault_tolerance.enable
+        and "got true; torchft is not used here, expected false (see reliability)",
+        "checkpoint.async_mode": on_cpu
+        and config.checkpoint.async_mode == "async_with_pinned_mem"
+        and "got async_with_pinned_mem; pinned memory needs an accelerator, expected async",
+        "training.enable_cpu_offload": on_cpu
+        and config.training.enable_cpu_offload
+        and "got true; there is no accelerator to offload from, expected false",
+        "profiling.enable_profiling": on_cpu and config.profiling.enable_profiling and profiler,
+        "profiling.enable_memory_snapshot": on_cpu
+        and config.profiling.enable_memory_snapshot
+        and profiler,
+        **{
+            key: _value(config, key) and "would run code that a config names; expected ''"
+            for key in (*CODE_KEYS, "job.custom_config_module")
+        },
+    }
 
 
 def dump_config(config: PretrainConfig, path: str | Path) -> None:

@@ -21,7 +21,7 @@ from aixsim_cli.continual.refused import cannot_recover, not_supported
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
-from aixsim_cli.settings.load import CONTINUAL, check_purpose, load_yaml
+from aixsim_cli.settings.document import CONTINUAL, check_purpose, load_yaml
 
 # what earlier transformers, and the field's scripts, call the same thing
 ALIASES = {

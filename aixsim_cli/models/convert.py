@@ -28,7 +28,7 @@ from aixsim_cli.models.titan.tokenizer import trained_tokenizer
 from aixsim_cli.run.manifest import is_complete, maker_of
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
-from aixsim_cli.settings.load import Document
+from aixsim_cli.settings.document import Document
 from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN
 from aixsim_cli.transforms.config import TransformConfig
 

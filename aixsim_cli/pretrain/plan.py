@@ -1,8 +1,7 @@
 """What a run would do: shown by --dry-run, nothing is started."""
 
-from aixsim_cli.config.budget import TOLERANCE, config_tokens_per_step, data_ranks
-from aixsim_cli.config.flavors import count_parameters, find_flavor, model_vocab_size
-from aixsim_cli.config.generate import Plan
+from aixsim_cli.config.budget import TOLERANCE, Plan, make_plan
+from aixsim_cli.config.flavors import find_flavor
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.data.tokenizer import vocab_size
 from aixsim_cli.models.titan.model import meta_model, model_args
@@ -27,28 +26,6 @@ def describe(config: PretrainConfig, num_ranks: int) -> str:
     lines = [str(plan), describe_memory(config, plan.data_ranks)]
     moved = describe_moved_budget(config, plan)
     return "\n".join([*lines, describe_transform(config), *([moved] if moved else [])])
-
-
-def make_plan(config: PretrainConfig, num_ranks: int) -> Plan:
-    """What a config comes to, overrides included.
-
-    Raises:
-        UserError: the ranks cannot be divided as the config says, or the tokenizer is missing.
-    """
-    name, flavor = config.model.name, config.model.flavor
-    size = find_flavor(name, flavor)
-    words = model_vocab_size(name, flavor, vocab_size(config.model.hf_assets_path))
-    per_step = config_tokens_per_step(config, num_ranks)
-    return Plan(
-        parameters=count_parameters(size, words),
-        all_parameters=count_parameters(size, words, embedding=True),
-        tokens=config.training.steps * per_step,
-        tokens_per_step=per_step,
-        steps=config.training.steps,
-        warmup_steps=config.lr_scheduler.warmup_steps,
-        data_ranks=data_ranks(config, num_ranks),
-        num_ranks=num_ranks,
-    )
 
 
 def describe_moved_budget(config: PretrainConfig, plan: Plan) -> str | None:

@@ -26,8 +26,8 @@ from aixsim_cli.run.inputs import (
     weights_digest,
 )
 from aixsim_cli.run.resume import listing
+from aixsim_cli.settings.document import load_yaml
 from aixsim_cli.settings.json_object import load_json_object
-from aixsim_cli.settings.load import load_yaml
 from aixsim_cli.transforms.config import difference
 from aixsim_cli.transforms.read import parse_transform
 

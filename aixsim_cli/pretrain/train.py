@@ -23,14 +23,14 @@ import torch.distributed as dist
 from torchtitan.protocols.model_converter import register_model_converter
 from torchtitan.protocols.train_spec import register_train_spec
 
-from aixsim_cli.config.budget import check_ranks
+from aixsim_cli.config.budget import check_ranks, make_plan
 from aixsim_cli.config.pretrain import CONVERTER_NAME, PretrainConfig
 from aixsim_cli.errors import RunError, Stopped, UserError
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.checkpointer import Checkpointer, checkpoints_in
 from aixsim_cli.pretrain.converter import TransformConverter
 from aixsim_cli.pretrain.metrics import METRICS_FILE
-from aixsim_cli.pretrain.plan import describe_moved_budget, make_plan
+from aixsim_cli.pretrain.plan import describe_moved_budget
 from aixsim_cli.pretrain.spec import build_train_spec
 from aixsim_cli.pretrain.trainer import PretrainTrainer
 from aixsim_cli.run import folder, launcher, log, ranks

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from typing import Any
 
 from aixsim_cli.errors import ConfigError, UserError, closest, nearest, shown
+from aixsim_cli.settings.build import unknown_key
+from aixsim_cli.settings.document import Document
 from aixsim_cli.settings.formats import parse_yaml
-from aixsim_cli.settings.load import Document, unknown_key
 
 
 def parse_overrides(

@@ -21,8 +21,9 @@ from typing import Any
 
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.files import read_text
+from aixsim_cli.settings.build import build_dataclass
+from aixsim_cli.settings.document import TRANSFORM, check_purpose, load_yaml
 from aixsim_cli.settings.formats import MAX_TOML_SIZE, parse_toml
-from aixsim_cli.settings.load import TRANSFORM, build_dataclass, check_purpose, load_yaml
 from aixsim_cli.transforms.config import DEFAULT, LIST_KEY, Rule, Transform, TransformConfig
 from aixsim_cli.transforms.patterns import problems_of, quoted
 from aixsim_cli.transforms.protocol import Lora, Paradigm, as_in_file, defaults_before

@@ -16,7 +16,8 @@ from aixsim_cli.errors import (
     nearest,
 )
 from aixsim_cli.run.resume import listing
-from aixsim_cli.settings.load import Document, build
+from aixsim_cli.settings.build import build
+from aixsim_cli.settings.document import Document
 
 
 @dataclass

@@ -21,7 +21,7 @@ from aixsim_cli.models.titan.storage import (
     dcp_reason,
 )
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
-from aixsim_cli.settings.load import load_yaml
+from aixsim_cli.settings.document import load_yaml
 from aixsim_cli.transforms.choice import DIGITAL
 from aixsim_cli.transforms.loaded import check_numbers
 from aixsim_cli.transforms.read import require_paradigms

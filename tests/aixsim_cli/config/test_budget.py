@@ -4,30 +4,42 @@ from types import SimpleNamespace
 
 import pytest
 
-from aixsim_cli.config.budget import check_ranks, shard_degree
-from aixsim_cli.config.generate import Request, make_plan
+from aixsim_cli.config.budget import check_ranks, fit_to_budget, make_plan, shard_degree
+from aixsim_cli.config.pretrain import PretrainConfig
+from aixsim_cli.config.recipe import follow
 from aixsim_cli.errors import UserError
 
 
+def fitted(*, batch=48, replicate=1, shard=-1, tokenizer=None, flavor="60M", scale=22.0, **asked):
+    config = follow(PretrainConfig())
+    config.model.flavor = flavor
+    config.model.hf_assets_path = tokenizer or config.model.hf_assets_path
+    config.training.local_batch_size = batch
+    config.parallelism.data_parallel_replicate_degree = replicate
+    config.parallelism.data_parallel_shard_degree = shard
+    return config, fit_to_budget(config, token_num_scale=scale, **asked)
+
+
 def test_published_numbers_of_60m():
-    plan = make_plan(Request(model_flavor="60M", batch_size=48, data_parallel_shard_degree=2))
+    config, plan = fitted(shard=2)
     assert (plan.parameters, plan.steps, plan.warmup_steps) == (63_226_752, 7075, 1415)
     assert plan.tokens_per_step == 48 * 2 * 2048 and plan.num_ranks == 2
+    assert (config.training.steps, config.lr_scheduler.warmup_steps) == (7075, 1415)
+    assert config.budget.tokens == plan.tokens and config.activation_checkpoint.mode == "none"
+    assert make_plan(config, 2) == plan
 
 
 def test_all_ranks_left_come_from_num_gpus():
-    request = {"model_flavor": "60M", "batch_size": 48}
-    assert make_plan(Request(**request, num_gpus=2)).steps == 7075
-    assert make_plan(Request(**request)).steps == 14150
-    assert make_plan(Request(**request, data_parallel_replicate_degree=2)).steps == 7075
-    both = Request(**request, num_gpus=4, data_parallel_replicate_degree=2)
-    assert make_plan(both).data_ranks == 4
+    assert fitted(num_gpus=2)[1].steps == 7075
+    assert fitted()[1].steps == 14150
+    assert fitted(replicate=2)[1].steps == 7075
+    assert fitted(num_gpus=4, replicate=2)[1].data_ranks == 4
 
 
 def test_accumulation_counts_as_batch():
-    wide = make_plan(Request(model_flavor="60M", batch_size=48))
-    deep = make_plan(Request(model_flavor="60M", batch_size=12, gradient_accumulation=4))
-    assert wide.steps == deep.steps
+    _, wide = fitted()
+    config, deep = fitted(batch=12, gradient_accumulation=4)
+    assert wide.steps == deep.steps and config.training.global_batch_size == 48
 
 
 def test_ranks_that_do_not_divide():
@@ -69,4 +81,4 @@ def test_ranks_that_do_not_fit_the_parallelism():
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0, -1, 1e30])
 def test_a_token_scale_that_is_no_number_of_tokens_is_refused(scale):
     with pytest.raises(UserError, match=r"token_num_scale: got .*; expected more than 0"):
-        make_plan(Request(model_flavor="debug", tokenizer_path="builtin", token_num_scale=scale))
+        fitted(flavor="debug", tokenizer="builtin", scale=scale)

@@ -7,9 +7,9 @@ import pytest
 
 from aixsim_cli.config.pretrain import PretrainConfig, build_config, check
 from aixsim_cli.errors import ConfigError
-from aixsim_cli.settings.load import Document, load_yaml
+from aixsim_cli.settings.document import Document, load_yaml
 
-DEBUG = Path(__file__).parents[4] / "configs" / "pretrain" / "debug-optical.yaml"
+DEBUG = Path(__file__).parents[3] / "configs" / "pretrain" / "debug-optical.yaml"
 
 
 def changed(**sections):

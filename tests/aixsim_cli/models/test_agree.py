@@ -19,7 +19,7 @@ from aixsim_cli.models.load import load_model
 from aixsim_cli.models.names import hf_name
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
 from aixsim_cli.models.titan.saved import write_checkpoint
-from aixsim_cli.settings.load import Document
+from aixsim_cli.settings.document import Document
 from aixsim_cli.transforms import config as transform_config
 from aixsim_cli.transforms import registry
 from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, read_choice

@@ -16,7 +16,7 @@ from aixsim_cli.models.titan.model import build_model, meta_model, model_args
 from aixsim_cli.models.titan.saved import read_checkpoint
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.converter import TransformConverter
-from aixsim_cli.transforms.config import parse_transform
+from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.state import state_of
 
 REPOSITORY = Path(__file__).parents[3]

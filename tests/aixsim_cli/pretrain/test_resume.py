@@ -1,13 +1,12 @@
 """What a resumed run takes from its config, what it refuses, and what it says."""
 
-import dataclasses
 import json
 import shutil
 
 import pytest
 
-from aixsim_cli.config.generate import Request, default_dump_folder
-from aixsim_cli.config.pretrain import dump_config, load_config
+from aixsim_cli.config.pretrain import PretrainConfig, dump_config, load_config
+from aixsim_cli.config.recipe import default_dump_folder, follow
 from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import UserError
 from aixsim_cli.pretrain import resume
@@ -344,7 +343,8 @@ def test_a_second_seed_does_not_find_the_first_ones_model(aixsim, config, run):
 
 
 def test_seeds_have_folders_of_their_own():
-    request = Request(model_flavor="debug")
-    assert default_dump_folder(request) == "outputs/debug"
-    other = dataclasses.replace(request, seed=43, transform={"fc": {}})
-    assert default_dump_folder(other) == "outputs/debug-optical-seed43"
+    config = follow(PretrainConfig())
+    config.model.flavor = "debug"
+    assert default_dump_folder(config) == "outputs/debug"
+    config.debug.seed, config.transform = 43, {"fc": {}}
+    assert default_dump_folder(config) == "outputs/debug-optical-seed43"

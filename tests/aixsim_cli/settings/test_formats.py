@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aixsim_cli.errors import ConfigError, UserError
-from aixsim_cli.settings.load import load_yaml
+from aixsim_cli.settings.document import load_yaml
 from aixsim_cli.settings.overrides import parse_overrides
 from aixsim_cli.transforms.read import read_transform
 

@@ -10,7 +10,8 @@ from aixsim_cli.config import pretrain
 from aixsim_cli.continual.arguments import parse_arguments
 from aixsim_cli.errors import ConfigError, UserError
 from aixsim_cli.main import app
-from aixsim_cli.settings.load import Document, build
+from aixsim_cli.settings.build import build
+from aixsim_cli.settings.document import Document
 from aixsim_cli.settings.overrides import apply_overrides, parse_overrides
 from aixsim_cli.transforms.read import read_transform
 

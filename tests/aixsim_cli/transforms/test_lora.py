@@ -192,7 +192,7 @@ def test_without_lora_nothing_changes():
 
 def test_pretraining_from_scratch_refuses_it(data):
     from aixsim_cli.config.pretrain import build_config
-    from aixsim_cli.settings.load import Document
+    from aixsim_cli.settings.document import Document
 
     config = {"model": {"name": "aixsim", "flavor": "debug"}, "transform": data}
     with pytest.raises(ConfigError, match="lora: low-rank updates of random weights"):

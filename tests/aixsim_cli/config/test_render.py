@@ -3,16 +3,18 @@
 import os
 import stat
 import subprocess
-from dataclasses import replace
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aixsim_cli.config.generate import Plan, Request, make_config, render, shell_words, write_new
+from aixsim_cli.config.budget import Plan
+from aixsim_cli.config.pretrain import PretrainConfig
+from aixsim_cli.config.recipe import follow
+from aixsim_cli.config.render import render, shell_words, write_new, written
 from aixsim_cli.errors import UserError
-from aixsim_cli.settings.load import load_yaml
+from aixsim_cli.settings.document import load_yaml
 
 PLAN = Plan(1, 2, 3, 4, 5, 6, 7, 8)
 # whatever a name may hold, bytes that are no UTF-8 (as lone surrogates) too
@@ -28,12 +30,12 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.samp
 def test_every_text_reads_back_and_injects_nothing(
     tmp_path_factory, path, tokenizer, pattern, arch, flavor, dtype
 ):
-    request = replace(
-        Request(model_flavor=flavor), model_arch=arch, dataset_path=path, tokenizer_path=tokenizer,
-        mixed_precision_param=dtype, transform={"layer_name_to_config": {pattern: None}},
-    )  # fmt: skip
-    config = make_config(request, PLAN)
-    text = render(config, PLAN, f"aixsim generate-cfg {shell_words([path, tokenizer, flavor])}")
+    made = follow(PretrainConfig())
+    made.model.name, made.model.flavor, made.model.hf_assets_path = arch, flavor, tokenizer
+    made.training.dataset_path, made.training.mixed_precision_param = path, dtype
+    made.transform = {"layer_name_to_config": {pattern: None}}
+    config = written(made)
+    text = render(made, PLAN, f"aixsim generate-cfg {shell_words([path, tokenizer, flavor])}")
     file = tmp_path_factory.getbasetemp() / "round.yaml"
     write_new(file, text, force=True)
     assert load_yaml(file).data == config

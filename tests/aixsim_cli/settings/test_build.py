@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 
 from aixsim_cli.errors import ConfigError, UserError
-from aixsim_cli.settings.load import build, build_dataclass, load_yaml
+from aixsim_cli.settings.build import build, build_dataclass
+from aixsim_cli.settings.document import load_yaml
 
 
 @dataclass
@@ -61,6 +62,9 @@ def test_values_and_defaults(tmp_path):
         ("flag: 1", "got 1; expected true or false"),
         ("flag: 'yes'", "got 'yes'; expected true or false"),
         ("items: a", "expected a list, each a text"),
+        ("bounds: [0, true]", "got [0, True]; expected [a number, a number]"),
+        ("bounds: [0, x]", "got [0, 'x']; expected [a number, a number]"),
+        ("3: 4", "c.yaml:2: training.3: unknown key; expected one of: bounds"),
     ],
 )
 def test_mistakes_name_line_key_value_and_type(tmp_path, line, said):
@@ -74,6 +78,34 @@ def test_all_problems_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         build(Outer, read(tmp_path, text))
     assert len(caught.value.problems) == 4
+    # as they stand in the file
+    lines = [int(problem.split(":")[1]) for problem in caught.value.problems]
+    assert lines == [1, 3, 4, 5]
+
+
+@dataclass
+class Even:
+    steps: int = 0
+
+    def __post_init__(self):
+        if self.steps % 2:
+            raise ValueError(f"steps: got {self.steps}; expected an even number")
+
+
+@dataclass
+class Both:
+    a: Even = field(default_factory=Even)
+    b: Even = field(default_factory=Even)
+
+
+def test_what_a_section_says_of_itself_is_told_with_the_rest(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        build(Both, read(tmp_path, "a: {steps: 3}\nb: {steps: x}\n"))
+    first, second = caught.value.problems
+    assert first.endswith("c.yaml:1: a: steps: got 3; expected an even number")
+    assert second.endswith("c.yaml:2: b.steps: got 'x'; expected a whole number")
+    with pytest.raises(ConfigError, match=r"^here: steps: got 1; expected an even number"):
+        build_dataclass(Even, {"steps": 1}, where="here")
 
 
 @pytest.mark.parametrize(
