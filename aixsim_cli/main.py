@@ -17,8 +17,8 @@ from aixsim_cli.commands import (
     schema,
     transforms,
 )
+from aixsim_cli.commands.flags import Command
 from aixsim_cli.errors import RunError, UserError, first_line, printable, shorten
-from aixsim_cli.options import Command
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,9 +1,8 @@
 """Options that several commands share, so that each means one thing everywhere."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
 
 Source = Annotated[
     str, typer.Argument(help="A torchtitan step-N folder, a Hugging Face folder or a hub name.")
@@ -24,40 +23,3 @@ TrustRemoteCode = Annotated[
 DTypeName = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
 ]
-
-
-class Command(TyperCommand):
-    """A command whose flags may carry a value, as the field writes them: `--compile true`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words, those of flags as `--compile` or `--no-compile`."""
-        return super().parse_args(ctx, self._plain_flags(args))
-
-    def _plain_flags(self, args: list[str]) -> list[str]:
-        options = [option for option in self.params if option.param_type_name == "option"]
-        flags = {name: o for o in options if getattr(o, "is_flag", False) for name in o.opts}
-        valued = {name for option in options for name in option.opts} - flags.keys()
-        words, kept = list(args), []
-        while words:
-            word = words.pop(0)
-            name, equals, value = word.partition("=")
-            name = name.replace("_", "-")
-            if word == "--":
-                return [*kept, word, *words]
-            if name in valued and not equals:
-                # whatever its value is like
-                kept += [word, *words[:1]]
-                del words[:1]
-            elif name not in flags:
-                kept.append(word)
-            elif equals or (words and words[0].lower() in ("true", "false")):
-                kept += _as_flag(flags[name], name, value if equals else words.pop(0))
-            else:
-                kept.append(word)
-        return kept
-
-
-def _as_flag(option: Any, name: str, value: str) -> list[str]:
-    if value.lower() not in ("true", "false"):
-        raise typer.BadParameter(f"got {value!r}; expected true or false", param_hint=name)
-    return [name] if value.lower() == "true" else option.secondary_opts[:1]

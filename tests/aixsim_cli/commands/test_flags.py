@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aixsim_cli.options import Command
+from aixsim_cli.commands.flags import Command
 
 app = typer.Typer(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
 
