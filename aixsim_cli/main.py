@@ -17,6 +17,7 @@ from aixsim_cli.commands import (
     schema,
     transforms,
 )
+from aixsim_cli.commands.flags import Command
 from aixsim_cli.errors import (
     EXIT_CODES,
     RunError,
@@ -36,10 +37,12 @@ app = typer.Typer(
     # --model_flavor is --model-flavor, everywhere
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
-app.command("generate-cfg")(generate_cfg.generate_cfg)
+app.command("generate-cfg", cls=Command)(generate_cfg.generate_cfg)
 # what no option takes is a dotted override of the config
 app.command(
-    "pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    "pretrain",
+    cls=Command,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(pretrain.pretrain)
 # every word is for HF's parser, --help too
 app.command(
@@ -50,9 +53,9 @@ app.command(
         "help_option_names": [],
     },
 )(continual_pretrain.continual_pretrain)
-app.command("convert-ckpt")(convert_ckpt.convert_ckpt)
+app.command("convert-ckpt", cls=Command)(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
-app.command("generate-hf")(generate_hf.generate_hf)
+app.command("generate-hf", cls=Command)(generate_hf.generate_hf)
 app.add_typer(transforms.app, name="transforms")
 app.command("schema")(schema.schema)
 

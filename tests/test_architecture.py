@@ -52,9 +52,7 @@ def ids(path):
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_size(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= (
-        600 if path.name == "kernel.py" else 400
-    )
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False) or ""

@@ -1,7 +1,7 @@
 """`aixsim convert-ckpt`: torchtitan checkpoint <-> Hugging Face folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,12 +16,15 @@ def convert_ckpt(
     tokenizer_path: Annotated[
         str | None, typer.Option(help="Tokenizer to add; default: the training's.")
     ] = None,
-    strict: Annotated[
-        bool, typer.Option(help="A folder that nothing loads without aixsim.")
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option(help="Digital weights, the transform in files beside them.")
-    ] = False,
+    form: Annotated[
+        Literal["aixsim", "strict", "plain"] | None,
+        typer.Option(
+            help="Of a Hugging Face folder: aixsim, the default; strict, which nothing loads "
+            "without aixsim; plain, digital weights with the transform in files beside them."
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="The same as --form strict.")] = False,
+    plain: Annotated[bool, typer.Option(help="The same as --form plain.")] = False,
     no_transform: Annotated[
         bool, typer.Option(help="The weights alone, without the hardware they were trained on.")
     ] = False,
@@ -33,13 +36,11 @@ def convert_ckpt(
     The result is compared with the source, digitally and as simulated, before it gets its name.
     """
     from aixsim_cli.config.flavors import find_flavor
-    from aixsim_cli.errors import UserError
+    from aixsim_cli.models.form import choose_form
     from aixsim_cli.models.kind import SourceKind, find_source
 
     find_flavor(model_arch, model_flavor)
-    if strict and plain:
-        raise UserError("--strict and --plain: expected at most one of them")
-    form = "strict" if strict else "plain" if plain else "aixsim"
+    chosen = choose_form(form, strict, plain)
     kind = find_source(source)
 
     from aixsim_cli.models import convert
@@ -51,7 +52,7 @@ def convert_ckpt(
             Path(source),
             target,
             tokenizer=tokenizer_path,
-            form=form,
+            form=chosen,
             digital=no_transform,
             force=force,
             trust_remote_code=trust_remote_code,

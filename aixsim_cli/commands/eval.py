@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aixsim_cli.commands.flags import Command
 from aixsim_cli.commands.output import print_table, to_json
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_whole
@@ -47,7 +48,7 @@ Recalibrate = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=Command)
 def ppl(
     source: Source,
     dataset: Dataset = "builtin",
@@ -91,7 +92,7 @@ def ppl(
     _check_finite([record])
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Checkpoints, folders or hub names.")],
     dataset: Dataset = "builtin",
@@ -163,7 +164,9 @@ def compare(
 
 
 @app.command(
-    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": False}
+    "lm-eval",
+    cls=Command,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
 )
 def lm_eval(
     context: typer.Context,

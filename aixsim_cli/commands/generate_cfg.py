@@ -58,7 +58,7 @@ def generate_cfg(
     mixed_precision_param: Annotated[
         Literal["bfloat16", "float32"], typer.Option()
     ] = RECIPE.training.mixed_precision_param,
-    compile: Annotated[Literal["true", "false"], typer.Option(help="torch.compile.")] = "false",
+    compile: Annotated[bool, typer.Option(help="torch.compile.")] = RECIPE.compile.enable,
     keep_last_k_ckpts: Annotated[
         int, typer.Option(min=0, help="0 = all.")
     ] = RECIPE.checkpoint.keep_latest_k,
@@ -90,7 +90,7 @@ def generate_cfg(
     config.parallelism.tensor_parallel_degree = tensor_parallel_degree
     config.optimizer.lr = learning_rate
     config.checkpoint.keep_latest_k = keep_last_k_ckpts
-    config.compile.enable = compile == "true"
+    config.compile.enable = compile
     config.debug.seed = seed
     if transform_config is not None:
         config.transform = dict(read_transform(transform_config).mapping)
@@ -136,5 +136,5 @@ def _words(context: typer.Context) -> list[str]:
     for option in context.command.params:
         value = context.params.get(str(option.name))
         if option.name not in _NOT_OF_THE_CONFIG and value not in (None, option.default):
-            words += [option.opts[0], str(value)]
+            words += [option.opts[0], str(value).lower() if value is True else str(value)]
     return words

@@ -16,8 +16,8 @@ def generate_hf(
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 100,
     do_sample: Annotated[
-        str, typer.Option(help="true: draw each token; false: take the likeliest.")
-    ] = "false",
+        bool, typer.Option(help="Draw each token; otherwise the likeliest is taken.")
+    ] = False,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="Of the sampling, 0.0001 or more; default: 1.")
     ] = None,
@@ -36,15 +36,14 @@ def generate_hf(
     """Print the prompt and its continuation."""
     from aixsim_cli.errors import UserError
 
-    sample = _boolean(do_sample)
     asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     given = {name: value for name, value in asked.items() if value is not None}
-    if sample and temperature is not None and temperature < _LOWEST_TEMPERATURE:
+    if do_sample and temperature is not None and temperature < _LOWEST_TEMPERATURE:
         raise UserError(
             f"--temperature: got {temperature}; expected {_LOWEST_TEMPERATURE} or more, or "
             "--do-sample false for the likeliest"
         )
-    if given and not sample:
+    if given and not do_sample:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         typer.echo(f"aixsim: {names}: not used without --do-sample true", err=True)
     from aixsim_cli.eval.generate import generate
@@ -53,15 +52,8 @@ def generate_hf(
 
     transform = read_choice(transform_config, no_transform)
     model = load_for_generation(source, transform, dtype=dtype, trust_remote_code=trust_remote_code)
-    sampling = _SAMPLING | given if sample else {}
+    sampling = _SAMPLING | given if do_sample else {}
     text = generate(
-        model, prompt, max_new_tokens=max_new_tokens, do_sample=sample, seed=seed, **sampling
+        model, prompt, max_new_tokens=max_new_tokens, do_sample=do_sample, seed=seed, **sampling
     )
     typer.echo(text)
-
-
-def _boolean(text: str) -> bool:
-    # the field writes `--do-sample true`, which a flag would not accept
-    if text.lower() not in ("true", "false"):
-        raise typer.BadParameter(f"got {text!r}; expected true or false", param_hint="--do-sample")
-    return text.lower() == "true"

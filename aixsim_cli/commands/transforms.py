@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aixsim_cli.commands.flags import Command
 from aixsim_cli.commands.output import print_table, to_json
 from aixsim_cli.errors import UserError
 from aixsim_cli.options import AsJson, TrustRemoteCode
@@ -11,7 +12,7 @@ from aixsim_cli.options import AsJson, TrustRemoteCode
 app = typer.Typer(no_args_is_help=True, help="What can be simulated, and what a file does.")
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_paradigms(as_json: AsJson = False) -> None:
     """The paradigms that `transform:` accepts."""
     from aixsim_cli.transforms.registry import describe_paradigms
@@ -23,7 +24,7 @@ def list_paradigms(as_json: AsJson = False) -> None:
     print_table(("name", "simulates", "what", "from"), [row.values() for row in rows], "paradigms")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     paradigm: Annotated[str, typer.Argument(help="A name from `aixsim transforms list`.")],
     as_json: AsJson = False,
@@ -42,7 +43,7 @@ def show(
     print_table(columns, [row.values() for row in lora], "lora: {…}, for any transform")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
     file: Annotated[str, typer.Argument(help="A transform file.")],
     flavor: Annotated[

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from aixsim_cli.continual.refused import cannot_recover, not_supported
 from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
+from aixsim_cli.models.form import Form, choose_form
 from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
 from aixsim_cli.settings.document import CONTINUAL, check_purpose, load_yaml
@@ -98,13 +99,9 @@ class SimulationArguments:
         "stop",
     )
     max_nonfinite: int = _help("Steps skipped or rolled back between two checkpoints.", 10)
-    strict: bool = _help("Save a folder that cannot be loaded without aixsim.", False)
-    plain: bool = _help("Save digital weights with the transform in files beside them.", False)
-
-    @property
-    def form(self) -> Literal["aixsim", "strict", "plain"]:
-        """In which the finished model is saved."""
-        return "strict" if self.strict else "plain" if self.plain else "aixsim"
+    form: Form = _help("Of the saved model; default: aixsim.")  # noqa: RUF009 (a field)
+    strict: bool = _help("--form strict: nothing loads the folder without aixsim.", False)
+    plain: bool = _help("--form plain: digital weights, the transform in files beside.", False)
 
 
 @dataclass(frozen=True)
@@ -265,8 +262,10 @@ def _check(arguments: Arguments, given: set[str], launched: int) -> None:
         problems.append("no text; expected --dataset_name or --train_file/--validation_file")
     if data.dataset_name and (data.train_file or data.validation_file):
         problems.append("--dataset_name and --train_file/--validation_file: expected one of them")
-    if simulation.strict and simulation.plain:
-        problems.append("--strict and --plain: expected at most one of them")
+    try:
+        simulation.form = choose_form(simulation.form, simulation.strict, simulation.plain)
+    except UserError as error:
+        problems.append(str(error))
     if simulation.token_num_scale is not None:
         if simulation.token_num_scale <= 0:
             problems.append(f"--token_num_scale: got {simulation.token_num_scale}; expected > 0")

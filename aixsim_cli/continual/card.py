@@ -62,12 +62,12 @@ def _body(
     folder = Path(str(arguments.training.output_dir)).absolute().name
     parts = [f"# {folder}", f"Trained with aixsim {__version__}."]
     if transform is not None:
-        loud = ": it does not load at all" if arguments.simulation.strict else ""
+        loud = ": it does not load at all" if arguments.simulation.form == "strict" else ""
         described = dump_yaml(dict(transform.mapping)).strip()
         parts += [
             f"Its linear layers and attention run on simulated hardware: **{transform.name}**.",
             "Continue it, evaluate it or sample it with `aixsim`, which reads this folder as it is."
-            if arguments.simulation.plain
+            if arguments.simulation.form == "plain"
             else _LOAD.format(name=folder, loud=loud),
             "Runtimes that replace transformers' layers (vLLM, llama.cpp) cannot simulate it.",
             "## Transform",

@@ -299,7 +299,7 @@ def check_form(output: Path, asked: str) -> None:
     if form not in (asked, None):
         raise UserError(
             f"--output_dir: {output} holds the finished model in the form {form}, and this run "
-            f"asks for {asked} (--strict, --plain); expected the form that it has, or a new "
+            f"asks for {asked} (--form); expected the form that it has, or a new "
             "--output_dir"
         )
 

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from aixsim_cli.errors import UserError, shown
+from aixsim_cli.models.form import Form
 from aixsim_cli.models.hf.config import METHOD, AixsimConfig, transform_of
 from aixsim_cli.models.hf.inspection import (
     check_config,
@@ -49,7 +50,6 @@ from aixsim_cli.transforms.read import (
 )
 
 logger = logging.getLogger("aixsim")
-Form = Literal["aixsim", "strict", "plain"]
 TRANSFORM_FILE = "transform.yaml"
 TRANSFORM_STATE_FILE = "transform.safetensors"
 

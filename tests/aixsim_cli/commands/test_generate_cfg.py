@@ -52,6 +52,23 @@ def test_every_option_arrives(aixsim, tmp_path):
     assert config.model.converters == ["aixsim"]
 
 
+@pytest.mark.parametrize(
+    ("words", "compiles", "header"),
+    [
+        (["--compile"], True, "--compile true"),
+        (["--compile=true"], True, "--compile true"),
+        (["--compile", "false"], False, ""),
+        ([], False, ""),
+    ],
+)
+def test_compile_is_a_flag_that_takes_true_and_false(aixsim, tmp_path, words, compiles, header):
+    path, asked = tmp_path / "c.yaml", ("--model-flavor", "debug", "--tokenizer-path", "builtin")
+    aixsim("generate-cfg", *asked, *words, "--save-path", path)
+    assert load_config(path).compile.enable is compiles
+    command = " ".join(("# aixsim generate-cfg", *asked, header)).strip()
+    assert path.read_text().splitlines()[1] == command
+
+
 def test_existing_file_is_kept_without_force(aixsim, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("mine")

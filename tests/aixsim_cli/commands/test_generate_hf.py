@@ -41,6 +41,13 @@ def test_sampling_as_asked(run):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("words", [["--do-sample"], ["--do_sample", "True"], ["--do-sample=true"]])
+def test_sampling_is_a_flag_that_takes_true_and_false(run, words):
+    assert run(*words).exit_code == 0 and run.options["do_sample"] is True
+    run(*words, "--do-sample", "false")
+    assert run.options["do_sample"] is False
+
+
 def test_options_of_the_sampling_without_it_are_told(run):
     done = run("--temperature", "0.5", "--top_p", "0.9")
     assert done.stderr == "aixsim: --temperature, --top-p: not used without --do-sample true\n"

@@ -88,6 +88,8 @@ def test_unknown_key_of_a_config_file(parse, tmp_path):
         (["--token_num_scale", "-1"], "--token_num_scale: got -1.0; expected > 0"),
         (["--token_num_scale", "1", "--max_steps", "3"], "expected at most one of them"),
         (["--strict", "--plain"], "--strict and --plain: expected at most one"),
+        (["--form", "plain", "--strict"], "--form plain and --strict: expected at most one"),
+        (["--form", "plane"], "invalid choice: 'plane'"),
         (["--block_size", "1"], "--block_size: got 1; expected at least 2"),
         (["--streaming"], "--streaming: expected --max_steps"),
         (["--train_file", "x.txt"], "--dataset_name and --train_file"),
