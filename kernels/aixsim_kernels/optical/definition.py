@@ -12,7 +12,7 @@ from aixsim_kernels.optical.settings import Settings
 
 
 def used(bounds: Tensor, x: Tensor) -> Tensor:
-    """The range that x (...) is worked with, (2,): the one that was set, or the batch's own."""
+    """The range that x (...) is worked with, (2,): the one that was set, or x's extremes."""
     return (bounds if bounds[0] <= bounds[1] else torch.stack(x.detach().aminmax())).to(x)
 
 
