@@ -1,6 +1,7 @@
 """The `aixsim` command: its subcommands, and the one place where errors become exit codes."""
 
 import os
+import signal
 import sys
 from typing import Annotated, NoReturn
 
@@ -92,6 +93,8 @@ def main() -> NoReturn:
     try:
         app(args=aliases.translate(sys.argv[1:]))
     except Stopped as stop:
+        if stop.signal == signal.SIGINT:
+            print("aixsim: interrupted", file=sys.stderr)
         sys.exit(EXIT_CODES.get(stop.signal, 1))
     except SaidElsewhere:
         sys.exit(2)

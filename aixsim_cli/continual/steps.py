@@ -5,6 +5,7 @@ ends the run, is left out, or sends the run back to its last checkpoint (`run/no
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,13 @@ class WatchedTrainer(Trainer):
         super().__init__(**arguments)
         self.watch = StepCallback(self)
         self._losses = torch.tensor(0.0)
+        self._reads_on = self.policy.action != "stop"
+
+    def train(self, resume_from_checkpoint: str | None = None, **keywords: Any) -> Any:
+        """Trainer's; what it goes on from may have read ahead of its weights."""
+        if resume_from_checkpoint is not None:
+            self._reads_on |= steps_ahead(read_state(Path(resume_from_checkpoint))) > 0
+        return super().train(resume_from_checkpoint, **keywords)
 
     def training_step(self, *arguments: Any, **keywords: Any) -> Tensor:
         """One micro-batch; its loss is remembered."""
@@ -135,9 +143,9 @@ class WatchedTrainer(Trainer):
         return step
 
     def set_initial_training_values(self, *arguments: Any, **keywords: Any) -> Any:
-        """Trainer's; a run that may go back reads on beyond its epochs, up to its last step."""
+        """Trainer's; a run that goes back reads on beyond its epochs, up to its last step."""
         epochs, *others = super().set_initial_training_values(*arguments, **keywords)
-        return (epochs if self.policy.action == "stop" else sys.maxsize, *others)
+        return (sys.maxsize if self._reads_on else epochs, *others)
 
     def _init_training_state(self, max_steps: int, steps_an_epoch: int, *others: Any) -> Any:
         """Trainer's; the data go on where they were read to, which is not where the weights are."""

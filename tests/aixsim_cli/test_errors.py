@@ -70,17 +70,21 @@ def test_an_error_nobody_expected_is_no_other(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(Stopped(signal.SIGTERM), 75), (Stopped(signal.SIGINT), 130), (SaidElsewhere(), 2)],
+    ("error", "code", "said"),
+    [
+        (Stopped(signal.SIGTERM), 75, ""),
+        (Stopped(signal.SIGINT), 130, "aixsim: interrupted\n"),
+        (SaidElsewhere(), 2, ""),
+    ],
 )
-def test_who_has_spoken_already_ends_without_a_word(monkeypatch, capsys, error, code):
+def test_what_was_told_already_is_an_exit_code(monkeypatch, capsys, error, code, said):
     def fail(**keywords):
         raise error
 
     monkeypatch.setattr(main, "app", fail)
     with pytest.raises(SystemExit) as ended:
         main.main()
-    assert ended.value.code == code and capsys.readouterr().err == ""
+    assert ended.value.code == code and capsys.readouterr().err == said
 
 
 def test_settings_of_a_checkpoint_are_told_within_bounds():

@@ -205,10 +205,11 @@ def test_a_skipped_step_changes_nothing(trainer, tmp_path):
 
 def test_what_was_rolled_back_goes_on_bit_for_bit(trainer, tmp_path):
     folder = tmp_path / "o"
-    trainer.run(folder, "rollback", hurt=partial(nan_in, 4))
+    # twice: then the data last for more epochs than the steps
+    trainer.run(folder, "rollback", hurt=partial(nan_in, 4, 5))
     records, weights = trainer.records(folder), trainer.weights(folder, STEPS)
     trainer.forget(folder, STEPS)
-    trainer.resume(folder, "rollback")
+    trainer.resume(folder, "stop")
     # the data too: as far behind the weights' step as they were
     assert trainer.records(folder)[-2:] == records[-2:]
     found = trainer.weights(folder, STEPS)
