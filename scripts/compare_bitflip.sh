@@ -3,7 +3,7 @@
 # the first one after low-rank updates were trained with them.
 #   scripts/compare_bitflip.sh TRAIN.txt HELDOUT.txt OUT [P] [SEQ_LEN] [BATCH] [STEPS] [SEED]
 # Every bit of the linear layers' inputs and weights flips with probability P. The table of
-# docs/experiments.md is what it prints at the end.
+# docs/results.md is what it prints at the end.
 set -euo pipefail
 train=$1 heldout=$2 out=$3 p=${4:-0.01} seq_len=${5:-1024} batch=${6:-4} steps=${7:-500} seed=${8:-42}
 mkdir -p "$out"

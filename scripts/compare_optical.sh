@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Digital against optical pretraining from scratch: same model, seed, data and budget.
 #   scripts/compare_optical.sh TRAIN.txt HELDOUT.txt OUT [SEQ_LEN] [BATCH] [STEPS] [SEED]
-# The table of docs/experiments.md is what it prints at the end.
+# The table of docs/results.md is what it prints at the end.
 set -euo pipefail
 train=$1 heldout=$2 out=$3 seq_len=${4:-1024} batch=${5:-4} steps=${6:-500} seed=${7:-42}
 here=$(dirname "$0")/..

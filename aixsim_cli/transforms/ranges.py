@@ -13,7 +13,7 @@ from aixsim_cli.transforms.protocol import param
 # one weight for both, or those of growing and of shrinking
 SmoothFactor = float | tuple[float, float]
 
-# measured in docs/experiments.md, "How a range follows what it measures"
+# measured in docs/results.md, "How a range follows what it measures"
 DEFAULT: SmoothFactor = (0.0, 0.9)
 
 

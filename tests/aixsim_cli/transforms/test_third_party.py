@@ -12,7 +12,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.transforms.registry import describe_paradigms, get_paradigm
 
 REPOSITORY = Path(__file__).parents[3]
-GUIDE = REPOSITORY / "docs" / "add-a-paradigm.md"
+GUIDE = REPOSITORY / "docs" / "transforms.md"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def install(tmp_path, monkeypatch):
 
 def files_of_guide():
     """The guide's blocks that have a file name before them, and its commands."""
-    text = GUIDE.read_text(encoding="utf-8")
+    text = GUIDE.read_text(encoding="utf-8").partition("\n## Add a paradigm\n")[2]
     blocks = dict(re.findall(r"`([\w.]+)`[^`]*:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     (commands,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return blocks, commands
