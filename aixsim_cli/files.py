@@ -89,7 +89,7 @@ def check_new(path: Path, key: str) -> None:
         raise UserError(f"{key}: {path}: cannot be written: {error.strerror}") from None
 
 
-def write_whole(path: str | Path, text: str) -> None:
+def write_atomic(path: str | Path, text: str) -> None:
     """Write a file whole or not at all, in the place of one that may be there.
 
     Args:

@@ -1,7 +1,7 @@
 """Measure the launch parameters of the Triton kernels on the device at hand, and write the table.
 
 Every pass of every class of shapes is timed with each candidate, the others left as they are; the
-fastest goes into `aixsim_kernels/optical/launch.json` under the device's compute capability.
+fastest goes into `aixsim_kernels/optical/tiles.json` under the device's compute capability.
 
     python scripts/tune_kernels.py                     # needs a CUDA device
     python scripts/tune_kernels.py --classes large 64  # the shapes of 16-bit training alone
@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 from aixsim_kernels import optical_attention, optical_linear
-from aixsim_kernels.optical import launch
+from aixsim_kernels.optical import tiles
 
 OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
 # class -> type, rows, depth, columns
@@ -131,8 +131,8 @@ def main() -> int:
         print("tune_kernels: no CUDA device; expected one to measure on", file=sys.stderr)
         return 2
 
-    device = launch.capability(torch.device("cuda"))
-    table = launch.table()
+    device = tiles.capability(torch.device("cuda"))
+    table = tiles.table()
     mine = table.setdefault(device, deepcopy(table["other"]))
     for shapes in args.classes:
         if shapes in LINEAR_SHAPES:
@@ -148,8 +148,8 @@ def main() -> int:
     if args.dry_run:
         print(json.dumps(mine))
     else:
-        launch.write(table)
-        print(f"wrote {launch.TABLE}", file=sys.stderr)
+        tiles.write(table)
+        print(f"wrote {tiles.TABLE}", file=sys.stderr)
     return 0
 
 

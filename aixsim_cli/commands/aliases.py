@@ -10,15 +10,15 @@ _NAMES = {
 }
 
 
-def translate(words: list[str]) -> list[str]:
+def translate(argv: list[str]) -> list[str]:
     """A command line in our own names.
 
     Args:
-        words: after the program's name.
+        argv: after the program's name.
     """
-    name, rest = (words[0], words[1]) if len(words) > 1 else ("", ""), words[2:]
+    name, rest = (argv[0], argv[1]) if len(argv) > 1 else ("", ""), argv[2:]
     if name not in _NAMES:
-        return words
+        return argv
     if name == ("eval", "pt-ppl") and len(rest) > 2 and not any(w[:1] == "-" for w in rest[:3]):
         # architecture and flavor come before the folder there; here the folder tells them
         rest = rest[2:]

@@ -10,7 +10,7 @@ import typer
 from aixsim_cli.commands.flags import Command
 from aixsim_cli.commands.output import print_table, to_json
 from aixsim_cli.errors import loss_not_finite
-from aixsim_cli.files import check_new, write_whole
+from aixsim_cli.files import check_new, write_atomic
 from aixsim_cli.options import (
     AsJson,
     DTypeName,
@@ -236,7 +236,7 @@ def lm_eval(
     typer.echo(harness.table(found))
     if path is not None:
         found |= {"source": source, "transform": model.transform and model.transform.name}
-        write_whole(path, to_json(found, indent=2, default=str) + "\n")
+        write_atomic(path, to_json(found, indent=2, default=str) + "\n")
         typer.echo(f"wrote {path}")
 
 

@@ -10,28 +10,28 @@ class Command(TyperCommand):
     """A command whose flags may carry a value, as the field writes them: `--compile true`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words, those of flags as `--compile` or `--no-compile`."""
+        """Read the arguments, those of flags as `--compile` or `--no-compile`."""
         return super().parse_args(ctx, self._plain_flags(args))
 
     def _plain_flags(self, args: list[str]) -> list[str]:
         options = [option for option in self.params if option.param_type_name == "option"]
         flags = {name: o for o in options if getattr(o, "is_flag", False) for name in o.opts}
         valued = {name for option in options for name in option.opts} - flags.keys()
-        words, kept = list(args), []
-        while words:
-            word = words.pop(0)
+        argv, kept = list(args), []
+        while argv:
+            word = argv.pop(0)
             name, equals, value = word.partition("=")
             name = name.replace("_", "-")
             if word == "--":
-                return [*kept, word, *words]
+                return [*kept, word, *argv]
             if name in valued and not equals:
                 # whatever its value is like
-                kept += [word, *words[:1]]
-                del words[:1]
+                kept += [word, *argv[:1]]
+                del argv[:1]
             elif name not in flags:
                 kept.append(word)
-            elif equals or (words and words[0].lower() in ("true", "false")):
-                kept += _as_flag(flags[name], name, value if equals else words.pop(0))
+            elif equals or (argv and argv[0].lower() in ("true", "false")):
+                kept += _as_flag(flags[name], name, value if equals else argv.pop(0))
             else:
                 kept.append(word)
         return kept

@@ -111,11 +111,11 @@ def generate_cfg(
 
         typer.echo(describe(checked, plan.num_ranks))
     elif save_path is not None:
-        command = f"aixsim generate-cfg {render.shell_words(_words(context))}"
+        command = f"aixsim generate-cfg {render.shell_line(_argv(context))}"
         render.write_new(save_path, render.render(config, plan, command), force=force, read=read)
         typer.echo(str(plan))
         ranks = f" --nproc-per-node {plan.num_ranks}" if plan.num_ranks > 1 else ""
-        name = render.shell_words([str(save_path)])
+        name = render.shell_line([str(save_path)])
         typer.echo(f"wrote {name}; next: aixsim pretrain --config {name}{ranks}")
 
 
@@ -130,11 +130,11 @@ def _files_read(config: "PretrainConfig", transform_config: Path | None) -> list
     return [*read, *(tokenizer.iterdir() if tokenizer.is_dir() else ())]
 
 
-def _words(context: typer.Context) -> list[str]:
+def _argv(context: typer.Context) -> list[str]:
     """The words of the command line that makes the same config, defaults left out."""
-    words = []
+    argv = []
     for option in context.command.params:
         value = context.params.get(str(option.name))
         if option.name not in _NOT_OF_THE_CONFIG and value not in (None, option.default):
-            words += [option.opts[0], str(value).lower() if value is True else str(value)]
-    return words
+            argv += [option.opts[0], str(value).lower() if value is True else str(value)]
+    return argv

@@ -65,9 +65,9 @@ def pretrain(
         typer.echo(f"{what}; checkpoint: {done.folder or 'none, checkpoint.enable is false'}")
 
 
-def _without_config(words: list[str], options: list[str]) -> str:
+def _without_config(argv: list[str], options: list[str]) -> str:
     """What is wrong where there is no --config: a misspelling of it, if there is one."""
-    for word in (word.partition("=")[0] for word in words):
+    for word in (word.partition("=")[0] for word in argv):
         if word.startswith("--") and closest(word, options) == "--config":
             return f"{word}: unknown option; did you mean '--config'?"
     return "--config: missing; expected a pretraining config, from aixsim generate-cfg"

@@ -14,7 +14,7 @@ from torchtitan.config import JobConfig, job_config
 from aixsim_cli.config.flavors import FLAVORS, find_flavor
 from aixsim_cli.data.sources import SOURCES
 from aixsim_cli.errors import ConfigError, UserError, nearest
-from aixsim_cli.files import write_whole
+from aixsim_cli.files import write_atomic
 from aixsim_cli.run import device
 from aixsim_cli.settings import overrides
 from aixsim_cli.settings.build import build
@@ -372,4 +372,4 @@ def _unused(config: PretrainConfig) -> _Refused:
 
 def dump_config(config: PretrainConfig, path: str | Path) -> None:
     """Write a config whole, every key resolved; `load_config` reads it back."""
-    write_whole(path, dump_yaml(dataclasses.asdict(config)))
+    write_atomic(path, dump_yaml(dataclasses.asdict(config)))

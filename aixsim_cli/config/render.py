@@ -10,7 +10,7 @@ from typing import Any
 from aixsim_cli.config.budget import Plan
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.errors import UserError
-from aixsim_cli.files import NOT_THERE, kind_of, write_whole
+from aixsim_cli.files import NOT_THERE, kind_of, write_atomic
 from aixsim_cli.settings.formats import dump_yaml
 
 # the sections and keys of a file, in its order; all others keep their defaults
@@ -60,7 +60,7 @@ def render(config: PretrainConfig, plan: Plan, command: str) -> str:
     Args:
         config: of which `written` is shown.
         plan: shown in the header.
-        command: that makes this file, shown in the header; one line, see `shell_words`.
+        command: that makes this file, shown in the header; one line, see `shell_line`.
     """
     header = ["Pretraining config; sections and keys are torchtitan 0.2.2's. Made by:", command, ""]
     lines = [f"# {line}".rstrip() for line in [*header, *str(plan).splitlines()]]
@@ -70,9 +70,9 @@ def render(config: PretrainConfig, plan: Plan, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shell_words(words: list[str]) -> str:
-    """A command line that a shell reads as these words, in one line of printable characters."""
-    return " ".join(map(_shell_word, words))
+def shell_line(argv: list[str]) -> str:
+    """A command line that a shell reads as these arguments, in one line of printable characters."""
+    return " ".join(map(_shell_word, argv))
 
 
 def _shell_word(word: str) -> str:
@@ -110,6 +110,6 @@ def write_new(path: Path, text: str, *, force: bool, read: Iterable[str | Path] 
         # where a link points: it would otherwise be replaced, and its target left as it was
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, text)
+        write_atomic(target, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error

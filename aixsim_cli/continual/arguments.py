@@ -113,7 +113,7 @@ class Arguments:
         data: which text.
         simulation: which hardware, and how much training.
         training: transformers' own.
-        command: the words as given, for the model card.
+        command: the arguments as given, for the model card.
     """
 
     model: ModelArguments
@@ -128,7 +128,7 @@ class _Parser(HfArgumentParser):
         raise UserError(message)
 
 
-def parse_arguments(words: list[str]) -> Arguments:
+def parse_arguments(argv: list[str]) -> Arguments:
     """Read the command line.
 
     Raises:
@@ -141,7 +141,7 @@ def parse_arguments(words: list[str]) -> Arguments:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     parser = _make_parser()
     known = {action.dest for action in parser._actions}
-    spelled = _respell(_expand_config(words, known))
+    spelled = _respell(_expand_config(argv, known))
     with _quiet_exit():
         model, data, simulation, training, *_, unknown = parser.parse_args_into_dataclasses(
             spelled, return_remaining_strings=True
@@ -149,7 +149,7 @@ def parse_arguments(words: list[str]) -> Arguments:
     flags = [word for word in unknown if word.startswith("-")] or unknown
     if flags:
         raise ConfigError([f"{w}: unknown flag{nearest(_key(w), known)}" for w in flags])
-    arguments = Arguments(model, data, simulation, training, tuple(words))
+    arguments = Arguments(model, data, simulation, training, tuple(argv))
     refuse_several_gpus(training)
     asked = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
     if precision not in ("no", asked):
@@ -200,11 +200,11 @@ def _key(word: str) -> str:
     return word.lstrip("-").partition("=")[0].replace("-", "_")
 
 
-def _respell(words: list[str]) -> list[str]:
+def _respell(argv: list[str]) -> list[str]:
     """Aliases and kebab-case in transformers' own spelling."""
     spelled = []
     skip_value = False
-    for word in words:
+    for word in argv:
         if not word.startswith("--"):
             if not (skip_value and word.lower() in ("true", "false")):
                 spelled.append(word)
@@ -218,10 +218,10 @@ def _respell(words: list[str]) -> list[str]:
     return spelled
 
 
-def _expand_config(words: list[str], known: set[str]) -> list[str]:
-    """Put the keys of `--config FILE` before the other words."""
+def _expand_config(argv: list[str], known: set[str]) -> list[str]:
+    """Put the keys of `--config FILE` before the other arguments."""
     rest, path = [], None
-    iterator = iter(words)
+    iterator = iter(argv)
     for word in iterator:
         if _key(word) != "config" or not word.startswith("--"):
             rest.append(word)
@@ -370,11 +370,11 @@ def set_steps_and_batch(arguments: Arguments, parameters: int, block_size: int) 
         training.max_steps = max(1, -(-int(tokens) // a_step))
 
 
-def without_secrets(words: Sequence[str]) -> list[str]:
+def without_secrets(argv: Sequence[str]) -> list[str]:
     """A command line without its tokens, to be shown or kept."""
     kept: list[str] = []
     skip = False
-    for word in words:
+    for word in argv:
         if word.startswith("--"):
             is_secret = _key(word).endswith("token")
             skip = is_secret and "=" not in word

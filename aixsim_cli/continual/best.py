@@ -127,7 +127,7 @@ def check_best(folder: Path) -> None:
 
 def _not_taken(why: str) -> RunError:
     return RunError(
-        f"the best checkpoint cannot be taken: {why}; expected a whole copy of it, or "
+        f"the best checkpoint cannot be taken: {why}; expected a complete copy of it, or "
         "--resume_from_checkpoint true --load_best_model_at_end false to take the last one's "
         "weights"
     )

@@ -134,7 +134,7 @@ def read_settings(checkpoint: Path) -> dict[str, Any]:
             raise ValueError("is no object of settings")
         return found
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}; expected a whole checkpoint") from None
+        raise UserError(f"{path}: damaged: {error}; expected a complete checkpoint") from None
 
 
 def write_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
@@ -198,7 +198,7 @@ def check_model(checkpoint: Path, model: PreTrainedModel, arguments: Arguments) 
     Raises:
         UserError: it was trained on other hardware, or is another model.
     """
-    _check_hardware(checkpoint, model)
+    _check_transform(checkpoint, model)
     saved = hf_folder.load_config(
         str(checkpoint), trust_remote_code=arguments.model.trust_remote_code
     )
@@ -224,7 +224,7 @@ def _leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", json.loads(json.dumps(value, default=_plain))
 
 
-def _check_hardware(checkpoint: Path, model: PreTrainedModel) -> None:
+def _check_transform(checkpoint: Path, model: PreTrainedModel) -> None:
     differing = difference(hf_folder.transform_in(checkpoint), transform_of(model))
     if differing is None:
         return

@@ -126,7 +126,7 @@ def _refuse(output: Path, *, checkpoints: bool) -> None:
 def last_checkpoint(output: str | Path | None) -> str:
     """What a message says of the newest checkpoint in a run's folder."""
     last = checkpoints_in(Path(str(output))).newest_complete()
-    return f"the newest whole checkpoint is {last}" if last else "there is no checkpoint yet"
+    return f"the newest complete checkpoint is {last}" if last else "there is no checkpoint yet"
 
 
 def newest(checkpoints: Checkpoints) -> Path | None:
@@ -146,7 +146,7 @@ def newest(checkpoints: Checkpoints) -> Path | None:
 
 
 def _problem_of(folder: Path) -> str | None:
-    """Why no run can go on from a whole checkpoint: another step than its name's, no numbers."""
+    """Why no run can go on from a complete checkpoint: another step than its name's, no numbers."""
     try:
         name = re.fullmatch(r"checkpoint-(\d+)", folder.name)
         is_there = (folder / TRAINER_STATE_NAME).is_file()
@@ -190,8 +190,8 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             why = "a pickle that is damaged or holds more than tensors, and nothing of it was run"
         raise UserError(
-            f"{checkpoint}: cannot be loaded into this run: {why}; expected a whole checkpoint of "
-            "the same model"
+            f"{checkpoint}: cannot be loaded into this run: {why}; expected a complete "
+            "checkpoint of the same model"
         ) from error
 
 
@@ -201,7 +201,7 @@ def check_files(folder: Path, arguments: Arguments) -> None:
     Trainer begins anew, without a word, what it does not find.
 
     Args:
-        folder: a whole checkpoint, before the run's last step.
+        folder: a complete checkpoint, before the run's last step.
         arguments: of the run.
 
     Raises:
@@ -259,7 +259,7 @@ def read_state(folder: Path) -> TrainerState:
         return state
     except (OSError, ValueError, TypeError, AttributeError) as error:
         first = first_line(error)
-        raise UserError(f"{path}: damaged: {first}; expected a whole checkpoint") from error
+        raise UserError(f"{path}: damaged: {first}; expected a complete checkpoint") from error
 
 
 def holds_model_of(output: Path, checkpoint: Path, step: int) -> bool:

@@ -17,7 +17,7 @@ from aixsim_cli.continual.card import CARD_FILE, write_card
 from aixsim_cli.continual.resume import FINISHED, MAKERS, checkpoints_in
 from aixsim_cli.continual.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError, UserError
-from aixsim_cli.files import NOT_THERE, write_whole
+from aixsim_cli.files import NOT_THERE, write_atomic
 from aixsim_cli.models.hf import saved as hf_folder
 from aixsim_cli.models.hf.config import AixsimConfig
 from aixsim_cli.run import ranks
@@ -148,8 +148,8 @@ def write_results(folder: Path, metrics: Mapping[str, float]) -> None:
         before = {}
     for name, found in (("train_results.json", trained), ("eval_results.json", evaluated)):
         if found:
-            write_whole(folder / name, json.dumps(found | epoch, indent=4, sort_keys=True))
-    write_whole(path, json.dumps({**before, **metrics}, indent=4, sort_keys=True))
+            write_atomic(folder / name, json.dumps(found | epoch, indent=4, sort_keys=True))
+    write_atomic(path, json.dumps({**before, **metrics}, indent=4, sort_keys=True))
 
 
 def _merge(model: Any) -> None:

@@ -118,7 +118,7 @@ class WatchedTrainer(Trainer):
         return False
 
     def _roll_back(self) -> int | None:
-        """Go back to the newest whole checkpoint, but not back in the data."""
+        """Go back to the newest complete checkpoint, but not back in the data."""
         failed = self.state.global_step
         try:
             folder = newest(self.checkpoints)

@@ -19,7 +19,7 @@ from typing import Literal
 
 from aixsim_cli.data.cache import cache_folder, writing
 from aixsim_cli.errors import UserError
-from aixsim_cli.files import write_whole
+from aixsim_cli.files import write_atomic
 
 Split = Literal["train", "heldout"]
 
@@ -61,7 +61,7 @@ def builtin_documents(split: Split) -> list[str]:
         splits = _build()
         # several ranks may be here at once: each writes a whole file
         with writing(path):
-            write_whole(path, json.dumps(splits | {"digest": _digest(splits)}))
+            write_atomic(path, json.dumps(splits | {"digest": _digest(splits)}))
     return splits[split]
 
 

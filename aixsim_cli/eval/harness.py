@@ -197,18 +197,18 @@ def table(result: dict[str, Any]) -> str:
     return f"{shown}\nValue and Stdev: mean and standard deviation over {seeds} noise seeds"
 
 
-def run_lm_eval_command(words: list[str]) -> None:
+def run_lm_eval_command(argv: list[str]) -> None:
     """lm-eval's own command line, with the model type `aixsim` and our folders known to it.
 
     Args:
-        words: its arguments: `run --model aixsim --model_args pretrained=DIR --tasks …`.
+        argv: its arguments: `run --model aixsim --model_args pretrained=DIR --tasks …`.
     """
     import sys
 
     from lm_eval.__main__ import cli_evaluate
 
     before = sys.argv
-    sys.argv = ["lm-eval", *words]
+    sys.argv = ["lm-eval", *argv]
     try:
         cli_evaluate()
     finally:

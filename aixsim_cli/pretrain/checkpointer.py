@@ -48,7 +48,7 @@ logger = logging.getLogger("aixsim")
 
 
 class Checkpointer(CheckpointManager):
-    """Saves whole checkpoints, and loads the newest one that is still whole.
+    """Saves complete checkpoints, and loads the newest one that is still whole.
 
     `save_now` makes the next call of `save` write one, whatever the interval; `last_saved` is the
     step that this run saved last, or went on from.
@@ -223,7 +223,7 @@ class Checkpointer(CheckpointManager):
         dist.barrier()
 
     def roll_back(self) -> bool:
-        """Go back to the newest whole checkpoint, but not back in the data.
+        """Go back to the newest complete checkpoint, but not back in the data.
 
         Returns:
             Whether there was one.
@@ -249,7 +249,7 @@ class Checkpointer(CheckpointManager):
         return False
 
     def _load_step(self, step: int, *, rewind_data: bool = True) -> str | None:
-        """Load a whole checkpoint; what is wrong with what it holds."""
+        """Load a complete checkpoint; what is wrong with what it holds."""
         folder = Path(self._create_checkpoint_id(step))
         saved = resume.read_settings(folder)
         changed, other_data = {}, False
@@ -329,7 +329,7 @@ class Checkpointer(CheckpointManager):
         except (RuntimeError, ValueError, KeyError, OSError, CheckpointException) as error:
             raise UserError(
                 f"{checkpoint_id}: cannot be loaded into this run: {dcp_reason(error)}; "
-                "expected a whole checkpoint of the same model, tokenizer and transform, or "
+                "expected a complete checkpoint of the same model, tokenizer and transform, or "
                 "another job.dump_folder to start anew"
             ) from error
 

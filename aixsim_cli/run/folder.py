@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.files import kind_of, write_whole
+from aixsim_cli.files import kind_of, write_atomic
 
 LOCK_FILE = ".run.lock"
 OWNER_FILE = ".run.json"
@@ -77,7 +77,7 @@ def _check_ours(folder: Path, key: str) -> None:
         words = lock.read_bytes()[:200].split()
         foreign = [lock] if words and not words[0].isdigit() else []
     if os.path.lexists(owner) and not _owner(folder):
-        # a kill may cut it, but `write_whole` writes it whole
+        # a kill may cut it, but `write_atomic` writes it whole
         foreign.append(owner)
     if foreign:
         raise UserError(
@@ -140,7 +140,7 @@ def check_places(places: Mapping[Path, Sequence[str]], key: str) -> None:
 def _write_owner(path: Path, key: str) -> None:
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
     try:
-        write_whole(path, text)
+        write_atomic(path, text)
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be written: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.files import write_whole
+from aixsim_cli.files import write_atomic
 
 MANIFEST_FILE = "manifest.json"
 # is there from before the first file is written until the manifest is: tells a torn folder from
@@ -105,7 +105,7 @@ def write_manifest(
     noted: dict[str, Any] = {} if maker is None else {"maker": maker}
     noted |= {"beside": beside} if beside else {}
     text = json.dumps({"format": _FORMAT, **noted, "files": files}, indent=1)
-    write_whole(folder / MANIFEST_FILE, text)
+    write_atomic(folder / MANIFEST_FILE, text)
     sync(folder)
     (folder / SAVING_FILE).unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ class NonfinitePolicy:
 
     def __init__(self, action: OnNonfinite, limit: int, key: str) -> None:
         self.action, self.limit, self.key = action, limit, key
-        self._given_up = 0
+        self._lost = 0
         self._counted_from: int | None = None
 
     def recover(
@@ -49,11 +49,11 @@ class NonfinitePolicy:
             RunError: that was once too often, or there is no checkpoint to go back to.
         """
         if saved != self._counted_from:
-            self._counted_from, self._given_up = saved, 0
-        self._given_up += 1
-        if self._given_up > self.limit:
+            self._counted_from, self._lost = saved, 0
+        self._lost += 1
+        if self._lost > self.limit:
             raise RunError(
-                f"step {step}: {what}, for the {self._given_up}th time since the last checkpoint; "
+                f"step {step}: {what}, for the {self._lost}th time since the last checkpoint; "
                 f"{self.key} allows {self.limit}"
             )
         if self.action == "skip" and not spoilt:
@@ -68,6 +68,6 @@ class NonfinitePolicy:
                 step,
                 what,
                 went,
-                self._given_up,
+                self._lost,
                 self.limit,
             )

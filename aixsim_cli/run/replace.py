@@ -338,7 +338,7 @@ def _undamaged(whole: Path) -> Set[str]:
         verify(whole, [name for name in names if (whole / name).exists()])
     except UserError as error:
         raise UserError(
-            f"{error}; expected a whole copy of it: without {whole} the run makes its model anew"
+            f"{error}; expected a complete copy of it: without {whole} the run makes its model anew"
         ) from None
     return names
 

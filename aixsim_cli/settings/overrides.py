@@ -21,7 +21,7 @@ def parse_overrides(
     underscores, and a section may carry the field's old suffix: `--metrics_args.enable_wandb`.
 
     Args:
-        arguments: the words.
+        arguments: of the command line.
         cls: the dataclass whose keys they name.
         options: the command's own, such as "--dry-run", of which a word may be a misspelling.
 
@@ -34,17 +34,17 @@ def parse_overrides(
     values: dict[str, Any] = {}
     problems: list[str] = []
     known = dotted_keys(cls)
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
+    argv = list(arguments)
+    while argv:
+        word = argv.pop(0)
         if not word.startswith("--") or "." not in word.partition("=")[0]:
             problems.append(not_a_key(word, options))
-            if word.startswith("--") and "=" not in word and words and words[0][:1] != "-":
-                words.pop(0)  # its value
+            if word.startswith("--") and "=" not in word and argv and argv[0][:1] != "-":
+                argv.pop(0)  # its value
             continue
         name, has_value, text = word[2:].partition("=")
-        if not has_value and words and not words[0].startswith("--"):
-            has_value, text = "=", words.pop(0)
+        if not has_value and argv and not argv[0].startswith("--"):
+            has_value, text = "=", argv.pop(0)
         section, _, key = name.replace("-", "_").partition(".")
         dotted = f"{section.removesuffix('_args')}.{key}"
         if dotted not in known:

@@ -29,7 +29,7 @@ class LowRankUpdate(nn.Module):
         name: of the module; A is drawn from it, the same on every rank.
     """
 
-    shown_by: Any
+    simulated_class: Any
 
     def __init__(self, module: Any, lora: Lora, name: str) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ def add_lora(model: nn.Module) -> list[str]:
         update = LowRankUpdate(module, lora, name)
         if update.transposed:
             # the update does what the class that shows the weight transposed did
-            update.shown_by = type(module)
-            module.__class__ = update.shown_by.__base__
+            update.simulated_class = type(module)
+            module.__class__ = update.simulated_class.__base__
         # unsafe: a transposed parameter changes its shape, and meta has no autocast to switch off
         unsafe = update.transposed or update.A.is_meta
         parametrize.register_parametrization(module, "weight", update, unsafe=unsafe)
@@ -137,7 +137,7 @@ def merge_lora(model: nn.Module) -> list[str]:
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
         stored.copy_(weight.T if update.transposed else weight)
         if update.transposed:
-            module.__class__ = update.shown_by
+            module.__class__ = update.simulated_class
         merged.append(name)
     if merged:
         model.requires_grad_(True)

@@ -35,7 +35,7 @@ def test_thousands_of_problems_are_counted():
     assert len(caught.value.problems) == 20_000
 
 
-def test_a_long_value_is_shown_by_its_ends():
+def test_a_long_value_is_simulated_class_its_ends():
     with pytest.raises(ConfigError) as caught:
         build(Config, Document({"steps": ["x" * 100_000] * 100}, "c.yaml"))
     said = str(caught.value)

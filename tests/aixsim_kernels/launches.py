@@ -16,7 +16,7 @@ import sys
 import torch
 from aixsim_kernels import empty_ranges
 from aixsim_kernels.bitflip import triton as bitflip
-from aixsim_kernels.optical import launch
+from aixsim_kernels.optical import tiles
 from aixsim_kernels.optical.attention import triton as attention
 from aixsim_kernels.optical.linear import triton as linear
 from aixsim_kernels.optical.settings import Settings
@@ -106,7 +106,7 @@ def compile_all(target, found, every):
     driver.set_active(Driver(target))
     if target.backend == "cuda":
         major, minor = divmod(target.arch, 10)
-        launch.capability = lambda device: f"{major}.{minor}"
+        tiles.capability = lambda device: f"{major}.{minor}"
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):

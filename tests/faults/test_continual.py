@@ -702,7 +702,7 @@ def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_
     said = "put its model in place" if "place" in moment else "holds neither"
     with pytest.raises(UserError, match=said):
         find_source(str(output))
-    # with or without a whole checkpoint
+    # with or without a complete checkpoint
     train(output, *RESUME, "--save_steps", 4)
     assert_same_model(output, base)
     assert not (output / ".staged").exists() and not (output / ".published").exists()

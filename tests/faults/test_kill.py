@@ -1,4 +1,4 @@
-"""A kill at any moment loses what came after the last whole checkpoint, and nothing else."""
+"""A kill at any moment loses what came after the last complete checkpoint, and nothing else."""
 
 import os
 import random

@@ -189,7 +189,7 @@ def test_stop_leaves_the_last_checkpoint(trainer, tmp_path, gradient):
         assert "The weights of step 3 were not changed" in said
         assert [step for step, *_ in trainer.records(tmp_path / "o")] == [1, 2, 3]
     else:
-        assert f"{BAD} at step 4; nothing was saved of it, the newest whole checkpoint" in said
+        assert f"{BAD} at step 4; nothing was saved of it, the newest complete checkpoint" in said
     assert trainer.saved(tmp_path / "o") == [2]
 
 

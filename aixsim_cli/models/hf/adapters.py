@@ -26,7 +26,7 @@ from aixsim_cli.transforms.state import SimulatedModule, state_of
 logger = logging.getLogger("aixsim")
 _SUFFIX = ".ranges"
 # the transform config as JSON, uint8 (bytes,): a file of tensors travels whole
-_HARDWARE = "aixsim.transform"
+_TRANSFORM = "aixsim.transform"
 
 
 def register_adapters(save_and_load: ModuleType) -> None:
@@ -65,7 +65,7 @@ def _get(wrapped: Callable[..., dict[str, Tensor]], _: Any, args: Any, kwargs: A
     saved = wrapped(*args, **kwargs)
     if transform := transform_of(model):
         text = json.dumps(transform.mapping, sort_keys=True).encode()
-        saved[_HARDWARE] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        saved[_TRANSFORM] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     for name, module in _with_ranges(model).items():
         # a copy: the next step moves the ranges
         saved[f"{name}{_SUFFIX}"] = module.ranges.detach().clone()
@@ -83,11 +83,11 @@ def _set(wrapped: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
         **options: Any,
     ) -> Any:
         ranges = {k: v for k, v in state_dict.items() if k.endswith(_SUFFIX)}
-        own = {k: v for k, v in state_dict.items() if k not in ranges and k != _HARDWARE}
+        own = {k: v for k, v in state_dict.items() if k not in ranges and k != _TRANSFORM}
         result = wrapped(model, own, adapter_name, *others, **options)
-        hardware = state_dict.get(_HARDWARE)
+        hardware = state_dict.get(_TRANSFORM)
         if hardware is not None:
-            _compare_hardware(model, adapter_name, hardware)
+            _compare_transform(model, adapter_name, hardware)
         _load_ranges(model, adapter_name, ranges, is_told=hardware is not None)
         return result
 
@@ -95,7 +95,7 @@ def _set(wrapped: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
     return load(*args, **{k.removeprefix("peft_model_"): v for k, v in kwargs.items()})
 
 
-def _compare_hardware(model: nn.Module, adapter: str, saved: Tensor) -> None:
+def _compare_transform(model: nn.Module, adapter: str, saved: Tensor) -> None:
     """Tell that an adapter comes onto other hardware; that may be what is studied."""
     try:
         trained = json.loads(bytes(saved.cpu().to(torch.uint8).flatten().tolist()))

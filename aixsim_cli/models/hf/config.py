@@ -88,7 +88,7 @@ def transform_of(model: Any) -> TransformConfig | None:
     return section.transform_config if isinstance(section, AixsimConfig) else None
 
 
-def describes_hardware(config: Any) -> bool:
+def describes_transform(config: Any) -> bool:
     """Whether a model's config names our method, and means it: not while a model is loaded."""
     section = getattr(config, "quantization_config", None)
     fields = section if isinstance(section, Mapping) else vars(section) if section else {}

@@ -13,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from wrapt import wrap_function_wrapper
 
 from aixsim_cli.errors import UserError
-from aixsim_cli.models.hf.config import METHOD, AixsimConfig, describes_hardware
+from aixsim_cli.models.hf.config import METHOD, AixsimConfig, describes_transform
 from aixsim_cli.transforms.lora import add_lora
 from aixsim_cli.transforms.state import state_of
 
@@ -123,7 +123,7 @@ def register_guard(modeling: ModuleType) -> None:
 
     def build(wrapped: Any, _: Any, args: Any, kwargs: Any) -> None:
         config = args[0] if args else kwargs.get("config")
-        if describes_hardware(config):
+        if describes_transform(config):
             raise UserError(
                 f"{type(config).__name__}: quantization_config: got {METHOD}, and a model built "
                 "from a config alone would be digital under that name; expected `from_pretrained` "

@@ -74,8 +74,8 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         raise
     except Exception as error:  # whatever a damaged entry makes of itself
         raise UserError(
-            f"{folder}: damaged or incomplete ({dcp_reason(error)}); expected a whole checkpoint, "
-            "as another step-N may be"
+            f"{folder}: damaged or incomplete ({dcp_reason(error)}); expected a complete "
+            "checkpoint, as another step-N may be"
         ) from error
     if "tok_embeddings.weight" not in state_dict:
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")

@@ -212,7 +212,7 @@ class CheckpointReader(FileSystemReader):
             with path.open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; expected a whole checkpoint") from None
+            raise UserError(f"{path}: {error.strerror}; expected a complete checkpoint") from None
         except pickle.UnpicklingError as error:
             raise UserError(f"{path}: refused: {error}") from None
         except Exception as error:  # a damaged pickle can raise anything

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aixsim_cli.config.budget import Plan
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.config.recipe import follow
-from aixsim_cli.config.render import render, shell_words, write_new, written
+from aixsim_cli.config.render import render, shell_line, write_new, written
 from aixsim_cli.errors import UserError
 from aixsim_cli.settings.document import load_yaml
 
@@ -35,7 +35,7 @@ def test_every_text_reads_back_and_injects_nothing(
     made.training.dataset_path, made.training.mixed_precision_param = path, dtype
     made.transform = {"layer_name_to_config": {pattern: None}}
     config = written(made)
-    text = render(made, PLAN, f"aixsim generate-cfg {shell_words([path, tokenizer, flavor])}")
+    text = render(made, PLAN, f"aixsim generate-cfg {shell_line([path, tokenizer, flavor])}")
     file = tmp_path_factory.getbasetemp() / "round.yaml"
     write_new(file, text, force=True)
     assert load_yaml(file).data == config
@@ -53,7 +53,7 @@ def test_a_shell_reads_the_words_of_the_header():
         "🙂\u2028",
         "'",
     ]
-    line = shell_words(words)
+    line = shell_line(words)
     assert line.isprintable()
     done = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True)
     assert [os.fsdecode(word) for word in done.stdout.split(b"\0")[:-1]] == words

@@ -56,7 +56,7 @@ def test_a_full_disk_is_told_with_the_place(monkeypatch, tmp_path):
 
     monkeypatch.setenv("AIXSIM_CACHE", str(tmp_path))
     monkeypatch.setattr(corpus, "_build", lambda: {"train": ["a"], "heldout": ["b"]})
-    monkeypatch.setattr(corpus, "write_whole", full)
+    monkeypatch.setattr(corpus, "write_atomic", full)
     said = rf"cache {tmp_path}/corpus-\w+\.json: cannot be written: No space .*; set AIXSIM_CACHE"
     with pytest.raises(UserError, match=said):
         builtin_documents("train")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.attention import cpu
-from aixsim_kernels.optical.launch import MAX_HEAD_DIM
 from aixsim_kernels.optical.settings import SCHEMA, Settings
+from aixsim_kernels.optical.tiles import MAX_HEAD_DIM
 
 
 def optical_attention(

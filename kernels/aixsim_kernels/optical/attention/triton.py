@@ -27,8 +27,8 @@ from aixsim_kernels.optical.attention.triton_backward import (
     query_grad_pass,
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
-from aixsim_kernels.optical.launch import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.settings import Settings
+from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_grid import operand, operand_type
 from aixsim_kernels.optical.triton_ranges import extremes, new_found, new_partial, settle
 

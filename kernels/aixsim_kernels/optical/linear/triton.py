@@ -28,9 +28,9 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
-from aixsim_kernels.optical.launch import LinearTile, linear_tile
 from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.settings import Settings
+from aixsim_kernels.optical.tiles import LinearTile, linear_tile
 from aixsim_kernels.optical.triton_clipping import finish_grad, inside
 from aixsim_kernels.optical.triton_grid import grid, operand, operand_type, position, readout, steps
 from aixsim_kernels.optical.triton_ranges import (

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from aixsim_kernels.optical.attention import triton_backward, triton_forward
-from aixsim_kernels.optical.launch import AttentionTile, table
+from aixsim_kernels.optical.tiles import AttentionTile, table
 
 PASSES = {
     "rows": triton_forward.row_pass,

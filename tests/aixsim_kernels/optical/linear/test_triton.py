@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from aixsim_kernels.optical.launch import LinearTile, table
 from aixsim_kernels.optical.linear.triton import _product
+from aixsim_kernels.optical.tiles import LinearTile, table
 
 TILES = {name: LinearTile(*tile) for name, tile in table()["9.0"]["linear"].items()}
 

@@ -1,7 +1,7 @@
 """Launch parameters of the Triton kernels, by table: no search while a model trains.
 
 A search at run time makes ranks of one job wait for each other, or pick different kernels. The
-table, `launch.json`, is by compute capability ("other" is what is not listed), operation and class
+table, `tiles.json`, is by compute capability ("other" is what is not listed), operation and class
 of shapes; `scripts/tune_kernels.py` measures it on the device at hand. "exact" is for float32
 operands, which no tensor core multiplies.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-TABLE = Path(__file__).with_name("launch.json")
+TABLE = Path(__file__).with_name("tiles.json")
 # largest head dimension that the attention's registers hold
 MAX_HEAD_DIM = 256
 
