@@ -1,4 +1,4 @@
-"""The names that the field's earlier tool gives to our commands, accepted and not shown."""
+"""The names that NewComputeBench gives to our commands, accepted and not shown."""
 
 _NAMES = {
     ("eval", "pt-ppl"): ["eval", "ppl"],

@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 
 class Command(TyperCommand):
-    """A command whose flags may carry a value, as the field writes them: `--compile true`."""
+    """A command whose flags may carry a value, as NewComputeBench writes them: `--compile true`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments, those of flags as `--compile` or `--no-compile`."""

@@ -24,7 +24,7 @@ from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
 from aixsim_cli.settings.document import CONTINUAL, check_purpose, load_yaml
 
-# what earlier transformers, and the field's scripts, call the same thing
+# what earlier transformers, and NewComputeBench's scripts, call the same thing
 ALIASES = {
     "transform_cfg": "transform_config",
     "evaluation_strategy": "eval_strategy",

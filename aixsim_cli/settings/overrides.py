@@ -18,7 +18,7 @@ def parse_overrides(
     """Read what a command line leaves after the command's own options.
 
     A value follows its key as the next word or after `=`; a key alone means true. Dashes stand for
-    underscores, and a section may carry the field's old suffix: `--metrics_args.enable_wandb`.
+    underscores, and a section may carry NewComputeBench's suffix: `--metrics_args.enable_wandb`.
 
     Args:
         arguments: of the command line.

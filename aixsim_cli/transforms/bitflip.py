@@ -28,7 +28,7 @@ def _threshold(of: str) -> float | None:
 
 @dataclass(frozen=True)
 class BitflipParams:
-    """Parameters of the bit-flip simulation, under the field's names; each null = off.
+    """Parameters of the bit-flip simulation, under NewComputeBench's names; each null = off.
 
     Raises:
         ValueError: a value is out of range.

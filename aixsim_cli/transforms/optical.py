@@ -21,7 +21,7 @@ _PAPER = "arXiv 2302.10360"
 
 @dataclass(frozen=True)
 class OpticalParams:
-    """Parameters of the optical simulation, under the field's names.
+    """Parameters of the optical simulation, under NewComputeBench's names.
 
     Raises:
         ValueError: a value is out of range.

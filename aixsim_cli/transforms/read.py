@@ -34,7 +34,7 @@ _KIND_KEYS = {"attention": "attention", "fc": "linear"}
 
 
 def read_transform(path: str | Path, *, saved: bool = False) -> TransformConfig:
-    """Read and validate a transform file (YAML, or the field's TOML form).
+    """Read and validate a transform file (YAML, or NewComputeBench's TOML form).
 
     Args:
         path: of the file.
@@ -225,7 +225,7 @@ def _flag(data: Mapping[str, Any], key: str, source: str, problems: list[str]) -
 
 
 def _lora(data: Mapping[str, Any], source: str, problems: list[str]) -> Lora | None:
-    """`lora: {r, alpha}`; the field says `use_lora: true` too, and `lora_alpha`."""
+    """`lora: {r, alpha}`; NewComputeBench says `use_lora: true` too, and `lora_alpha`."""
     value = data.get("lora")
     wanted = _flag(data, "use_lora", source, problems) if "use_lora" in data else value is not None
     if not wanted:

@@ -73,6 +73,6 @@ def _params(params: type) -> dict[str, Any]:
 
 def _lora() -> dict[str, Any]:
     schema = _params(Lora)
-    # the field's word for it
+    # NewComputeBench's word for it
     schema["properties"]["lora_alpha"] = schema["properties"]["alpha"]
     return schema
