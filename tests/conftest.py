@@ -12,6 +12,17 @@ import pytest
 from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent
+# what starts processes, or takes minutes
+SLOW = ("tests/e2e", "tests/faults", "tests/distributed")
+SLOW += ("tests/aixsim_kernels/test_interpreted.py", "tests/aixsim_kernels/test_launches.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `scripts/test.sh --quick` leaves out: what runs the command line, or is slow."""
+    for item in items:
+        path = item.path.relative_to(REPOSITORY).as_posix()
+        if path.startswith(SLOW) or "aixsim" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
