@@ -50,13 +50,13 @@ def environment(tmp_path_factory):
 def aixsim(tmp_path_factory):
     """Run `aixsim`: `aixsim("eval", "ppl", …, code=2)`; what it said, in `.stdout` and `.stderr`.
 
-    In warm processes (`warm.run`: `ranks` of them, with a `hurt` in them), or with `fresh=True` in
+    In warm processes (`warm.run`: `ranks` of them, with a `fault` in them), or with `fresh=True` in
     one that starts as a user's does. Other keywords are variables of the environment.
     """
     outputs = tmp_path_factory.mktemp("outputs")
     count = itertools.count()
 
-    def run(*arguments, code: int = 0, cwd=REPOSITORY, ranks=1, hurt=None, fresh=False, **env):
+    def run(*arguments, code: int = 0, cwd=REPOSITORY, ranks=1, fault=None, fresh=False, **env):
         words = list(map(str, arguments))
         if fresh:
             done = subprocess.run(
@@ -66,7 +66,7 @@ def aixsim(tmp_path_factory):
             codes = [done.returncode]
         else:
             files = [outputs / f"{next(count)}-{name}" for name in ("out", "err")]
-            codes = warm.run(words, *files, hurt=hurt, ranks=ranks, env=env, cwd=cwd)
+            codes = warm.run(words, *files, fault=fault, ranks=ranks, env=env, cwd=cwd)
             done = SimpleNamespace(stdout=files[0].read_text(), stderr=files[1].read_text())
         assert set(codes) == {code}, f"{words}: {codes}\n{done.stdout}\n{done.stderr}"
         if code:

@@ -1,7 +1,7 @@
 """`aixsim` in a fork of a process that has its imports behind it: a second a run, not ten.
 
 It goes through the entry point as any other; what happens before that, and what is read while
-libraries are imported (`HF_…` variables), is the same for all of them. A `hurt` is a function at
+libraries are imported (`HF_…` variables), is the same for all of them. A `fault` is a function at
 the top of a test module that puts a fault in, in the fork.
 """
 
@@ -28,7 +28,7 @@ def run(
     out: Path,
     err: Path,
     *,
-    hurt: Callable[[], None] | None,
+    fault: Callable[[], None] | None,
     ranks: int,
     env: Mapping[str, str],
     cwd: Path,
@@ -50,7 +50,7 @@ def run(
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment = {**os.environ, **env, **(place if ranks > 1 else {})}
             first = processes[0].pid if rank else None
-            begin = (words, out, err, hurt, environment, cwd, first)
+            begin = (words, out, err, fault, environment, cwd, first)
             processes.append(_SERVER.Process(target=_main, args=begin))
             processes[-1].start()
     finally:
@@ -65,7 +65,7 @@ def run(
     return [process.exitcode for process in processes]
 
 
-def _main(words, out, err, hurt, environment, cwd, first):
+def _main(words, out, err, fault, environment, cwd, first):
     import torchtitan.train
 
     from aixsim_cli.pretrain import launch
@@ -81,8 +81,8 @@ def _main(words, out, err, hurt, environment, cwd, first):
         torchtitan.train.time = SimpleNamespace(perf_counter=time.perf_counter, sleep=id)
     if first is not None:
         launch.time = SimpleNamespace(sleep=lambda _: _end_after(first))
-    if hurt is not None:
-        hurt()
+    if fault is not None:
+        fault()
     from aixsim_cli.__main__ import main
 
     main()

@@ -1,4 +1,4 @@
-"""Runs that are hurt while they train, and what they leave."""
+"""Runs that are fault while they train, and what they leave."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def config(aixsim, tmp_path_factory):
 
 @pytest.fixture
 def train(aixsim, config):
-    """`train(folder, *options, code=0, hurt=…, ranks=…)`: a short run; what it said."""
+    """`train(folder, *options, code=0, fault=…, ranks=…)`: a short run; what it said."""
 
     def pretrain(folder, *options, env=None, **how):
         words = ("pretrain", "--config", config, "--job.dump_folder", folder, *SHORT, *options)
@@ -61,7 +61,7 @@ def make_model(folder, layers=2):
 
 
 class Run:
-    """`aixsim pretrain` in a process of its own, to be hurt."""
+    """`aixsim pretrain` in a process of its own, to be fault."""
 
     def __init__(self, config, folder, *options, program=("-m", "aixsim_cli"), limit_files=None):
         self.folder = Path(folder)

@@ -62,7 +62,7 @@ def test_at_the_first_step_it_is_a_mistake_like_any_other(train, tmp_path):
 def one_rank_cannot_read():
     iterate = windows.TextDataset.__iter__
 
-    def hurt(self):
+    def fault(self):
         windows = iterate(self)
         for _ in range(7):
             yield next(windows)
@@ -70,13 +70,13 @@ def one_rank_cannot_read():
             raise RuntimeError("worn out")
         yield from windows
 
-    windows.TextDataset.__iter__ = hurt
+    windows.TextDataset.__iter__ = fault
 
 
 def test_one_rank_of_two(train, tmp_path):
     """The other does not wait for it in a collective; both save, one speaks."""
     words = ("--budget.num_ranks", 2, "--checkpoint.interval", 100, "--training.steps", 24)
-    said = train(tmp_path / "run", *words, hurt=one_rank_cannot_read, ranks=2, code=1)
+    said = train(tmp_path / "run", *words, fault=one_rank_cannot_read, ranks=2, code=1)
     assert said.count("step 4: the data cannot be read: RuntimeError: worn out") == 1
     assert steps(tmp_path / "run") == [1, 2, 3]
     files = (tmp_path / "run" / "checkpoint" / "step-3").glob("*.distcp")

@@ -659,13 +659,13 @@ def test_later_checkpoints_are_not_written_over(words, interrupted):
 def test_a_kill_within_a_checkpoint_costs_that_checkpoint(train, base, tmp_path):
     output = tmp_path / "run"
 
-    def hurt():
+    def fault():
         patch = pytest.MonkeyPatch()
         there = "checkpoint-4/optimizer.pt"
         killed_in(patch, "torch.save", lambda data, path: str(path).endswith(there))
         train(output)
 
-    in_a_child(hurt, expect=-signal.SIGKILL)
+    in_a_child(fault, expect=-signal.SIGKILL)
     assert (output / "checkpoint-4").is_dir() and not is_complete(output / "checkpoint-4")
     train(output, *RESUME)
     assert_same_model(output, base)
@@ -688,7 +688,7 @@ def place_files_until(patch, output, count):
 def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_path, moment):
     output = tmp_path / "run"
 
-    def hurt():
+    def fault():
         patch = pytest.MonkeyPatch()
         if moment == "last checkpoint":
             killed_in(patch, "aixsim_cli.continual.trainer.write_manifest")
@@ -698,7 +698,7 @@ def test_a_kill_at_the_end_of_a_first_run_leaves_no_half_model(train, base, tmp_
             place_files_until(patch, output, 3)
         train(output, "--save_steps", 4)
 
-    in_a_child(hurt, expect=-signal.SIGKILL)
+    in_a_child(fault, expect=-signal.SIGKILL)
     said = "put its model in place" if "place" in moment else "holds neither"
     with pytest.raises(UserError, match=said):
         find_source(str(output))
@@ -713,7 +713,7 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
     """Before the first file is put in place, and in the midst of it."""
     old = shutil.copytree(copy, tmp_path / "old")
 
-    def hurt():
+    def fault():
         patch = pytest.MonkeyPatch()
         if files:
             place_files_until(patch, copy, files)
@@ -721,7 +721,7 @@ def test_a_kill_over_an_older_model_leaves_the_old_or_the_new(train, tmp_path, c
             killed_in(patch, "aixsim_cli.models.hf.saved.finish_folder")
         train(copy, *RESUME, "--max_steps", 5)
 
-    in_a_child(hurt, expect=-signal.SIGKILL)
+    in_a_child(fault, expect=-signal.SIGKILL)
     if files:
         with pytest.raises(UserError, match="put its model in place"):
             find_source(str(copy))
@@ -914,12 +914,12 @@ def test_the_best_checkpoint_is_verified_before_its_weights_are_taken(
         "--max_eval_samples", 2,
     )  # fmt: skip
 
-    def hurt(folder):
+    def fault(folder):
         write_manifest(folder)
         if folder.name == "checkpoint-4":
             flip(best / "model.safetensors") if damage == "a flipped byte" else shutil.rmtree(best)
 
-    monkeypatch.setattr("aixsim_cli.continual.trainer.write_manifest", hurt)
+    monkeypatch.setattr("aixsim_cli.continual.trainer.write_manifest", fault)
     said = "model.safetensors: damaged" if damage == "a flipped byte" else "no such folder"
     said = rf"the best checkpoint cannot be taken: {best}.*{said}.*--load_best_model_at_end false"
     with pytest.raises(RunError, match=said):

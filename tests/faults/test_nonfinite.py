@@ -28,7 +28,7 @@ def nan_in(*steps, gradient=False):
     """
     count = 0
 
-    def hurt(trainer_class, name, spoil):
+    def fault(trainer_class, name, spoil):
         real = getattr(trainer_class, name)
 
         def call(self, *arguments, **keywords):
@@ -48,8 +48,8 @@ def nan_in(*steps, gradient=False):
         self._losses[-1] = loss.detach() * torch.nan
         return loss
 
-    hurt(PretrainTrainer, "forward_backward_step", spoil_titan)
-    hurt(Trainer, "training_step", lambda self, loss: loss * torch.nan)
+    fault(PretrainTrainer, "forward_backward_step", spoil_titan)
+    fault(Trainer, "training_step", lambda self, loss: loss * torch.nan)
 
 
 class Pretrain:
@@ -164,7 +164,9 @@ TABLE = {
 @pytest.mark.parametrize("case", TABLE)
 def test_what_the_policy_says(trainer, plain, tmp_path, case):
     action, limit, steps, code, words, recorded = TABLE[case]
-    said = trainer.run(tmp_path / "o", action, limit=limit, hurt=partial(nan_in, *steps), code=code)
+    said = trainer.run(
+        tmp_path / "o", action, limit=limit, fault=partial(nan_in, *steps), code=code
+    )
     assert words in said
     assert (f"{trainer.limit} allows {limit}" in said) == ("limit" in case)
     if recorded is None:
@@ -181,8 +183,8 @@ def test_what_the_policy_says(trainer, plain, tmp_path, case):
 
 @pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=long)])
 def test_stop_leaves_the_last_checkpoint(trainer, tmp_path, gradient):
-    hurt = partial(nan_in, 4, gradient=gradient)
-    said = trainer.run(tmp_path / "o", "stop", hurt=hurt, code=1)
+    fault = partial(nan_in, 4, gradient=gradient)
+    said = trainer.run(tmp_path / "o", "stop", fault=fault, code=1)
     if isinstance(trainer, Pretrain):
         what = "gradient norm" if gradient else "loss"
         assert f"step 4: {what} is nan" in said
@@ -195,7 +197,7 @@ def test_stop_leaves_the_last_checkpoint(trainer, tmp_path, gradient):
 
 def test_a_skipped_step_changes_nothing(trainer, tmp_path):
     folder = tmp_path / "o"
-    trainer.run(folder, "skip", interval=1, hurt=partial(nan_in, 3, gradient=True))
+    trainer.run(folder, "skip", interval=1, fault=partial(nan_in, 3, gradient=True))
     two, three, four = (trainer.weights(folder, step) for step in (2, 3, 4))
     assert any(name.endswith("ranges") for name in two)
     for name, before in two.items():
@@ -206,7 +208,7 @@ def test_a_skipped_step_changes_nothing(trainer, tmp_path):
 def test_what_was_rolled_back_goes_on_bit_for_bit(trainer, tmp_path):
     folder = tmp_path / "o"
     # twice: then the data last for more epochs than the steps
-    trainer.run(folder, "rollback", hurt=partial(nan_in, 4, 5))
+    trainer.run(folder, "rollback", fault=partial(nan_in, 4, 5))
     records, weights = trainer.records(folder), trainer.weights(folder, STEPS)
     trainer.forget(folder, STEPS)
     trainer.resume(folder, "stop")
@@ -218,7 +220,7 @@ def test_what_was_rolled_back_goes_on_bit_for_bit(trainer, tmp_path):
 
 @pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=long)])
 def test_both_ranks_act_on_the_loss_of_one(trainer, tmp_path, action):
-    said = trainer.run(tmp_path / "o", action, ranks=2, hurt=partial(nan_in, 4))
+    said = trainer.run(tmp_path / "o", action, ranks=2, fault=partial(nan_in, 4))
     went = "skipped" if action == "skip" else "rolled back to step 2"
     assert said.count(f"step 4: {BAD}; {went}") == 1
     recorded = TABLE[action][-1]

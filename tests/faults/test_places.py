@@ -170,18 +170,18 @@ def asleep():
     train._ANSWER_SECONDS = 2
     optimize = train.PretrainTrainer.train_step
 
-    def hurt(self, data):
+    def fault(self, data):
         if self.step == 3 and os.environ["RANK"] == "1":
             time.sleep(20)
             os._exit(1)
         optimize(self, data)
 
-    train.PretrainTrainer.train_step = hurt
+    train.PretrainTrainer.train_step = fault
 
 
 def test_a_rank_that_does_not_answer_is_named(train, tmp_path):
     words = ("--budget.num_ranks", 2, "--comm.train_timeout_seconds", 3)
-    said = train(tmp_path / "run", *words, hurt=asleep, ranks=2, code=1)
+    said = train(tmp_path / "run", *words, fault=asleep, ranks=2, code=1)
     assert (
         "step 3: ranks waited for each other longer than 3 s (comm.train_timeout_seconds)" in said
     )
@@ -237,7 +237,7 @@ OUTPUTS = {nobody_reads: 0, one_line_is_read: 0, closed: 0, full: 1}
 
 @pytest.mark.parametrize("outputs", OUTPUTS, ids=lambda f: f.__name__)
 def test_a_run_trains_whatever_its_outputs_are(train, tmp_path, outputs):
-    assert train(tmp_path / "run", hurt=outputs, code=OUTPUTS[outputs]) == ""
+    assert train(tmp_path / "run", fault=outputs, code=OUTPUTS[outputs]) == ""
     assert steps(tmp_path / "run") == [1, 2, 3, 4]
 
 
@@ -247,7 +247,7 @@ def test_continual_pretrain_trains_whatever_its_outputs_are(aixsim, model, tmp_p
         "continual-pretrain", "--model_name_or_path", model, "--dataset_name", "builtin",
         "--do_train", "--max_steps", 2, "--logging_steps", 1, "--block_size", 16,
         "--max_train_samples", 8, "--report_to", "none", "--output_dir", tmp_path / "run",
-        hurt=outputs, code=OUTPUTS[outputs],
+        fault=outputs, code=OUTPUTS[outputs],
     )  # fmt: skip
     verify(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 2
@@ -270,11 +270,11 @@ def python(*words, **how):
 
 
 def test_a_command_says_when_what_it_says_is_lost():
-    for hurt, code in OUTPUTS.items():
-        done = python("-m", "aixsim_cli", "transforms", "list", preexec_fn=hurt)
-        assert done.returncode == code, hurt
-        done = python("-m", "aixsim_cli", "transforms", "show", "nothing", preexec_fn=hurt)
-        assert done.returncode == 2, hurt
+    for fault, code in OUTPUTS.items():
+        done = python("-m", "aixsim_cli", "transforms", "list", preexec_fn=fault)
+        assert done.returncode == code, fault
+        done = python("-m", "aixsim_cli", "transforms", "show", "nothing", preexec_fn=fault)
+        assert done.returncode == 2, fault
     with open("/dev/full", "w") as out:
         done = python("-m", "aixsim_cli", "transforms", "list", stdout=out, stderr=subprocess.PIPE)
     said = "aixsim: run failed: what it says could not be written: No space left on device\n"

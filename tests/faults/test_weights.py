@@ -25,7 +25,7 @@ def after_update(step, spoil):
     optimize = train.PretrainTrainer.train_step
     done = []
 
-    def hurt(self, data):
+    def fault(self, data):
         check, self._check_weights = self._check_weights, lambda: None
         optimize(self, data)
         self._check_weights = check
@@ -37,7 +37,7 @@ def after_update(step, spoil):
                     spoil(self)
         check()
 
-    train.PretrainTrainer.train_step = hurt
+    train.PretrainTrainer.train_step = fault
 
 
 def spoil_weight(trainer):
@@ -80,7 +80,7 @@ def no_look_at_weights():
 
 
 @pytest.mark.parametrize(
-    ("hurt", "mode"),
+    ("fault", "mode"),
     [
         (weight_of_last_step, "disabled"),
         (weight_of_last_step, "async"),
@@ -88,8 +88,8 @@ def no_look_at_weights():
         pytest.param(range_of_last_step, "disabled", marks=long),
     ],
 )
-def test_the_last_update_is_looked_at(train, tmp_path, hurt, mode):
-    said = train(tmp_path / "run", "--checkpoint.async_mode", mode, hurt=hurt, code=1)
+def test_the_last_update_is_looked_at(train, tmp_path, fault, mode):
+    said = train(tmp_path / "run", "--checkpoint.async_mode", mode, fault=fault, code=1)
     assert f"step 4: {SAID} after the update" in said
     assert "nothing was saved of it, the newest checkpoint is" in said and "step-2" in said
     assert saved(tmp_path / "run") == ["step-2"]
@@ -98,14 +98,14 @@ def test_the_last_update_is_looked_at(train, tmp_path, hurt, mode):
 
 def test_without_checkpoints_too(train, tmp_path):
     options = ("--checkpoint.enable", "false")
-    said = train(tmp_path / "run", *options, hurt=weight_of_last_step, code=1)
+    said = train(tmp_path / "run", *options, fault=weight_of_last_step, code=1)
     assert "step 4: " in said and "there is no checkpoint; expected a lower" in said
 
 
 @pytest.mark.parametrize("policy", ["skip", pytest.param("rollback", marks=long)])
 def test_an_update_cannot_be_skipped_once_it_is_made(train, tmp_path, policy):
     options = ("--reliability.on_nonfinite", policy)
-    said = train(tmp_path / "run", *options, hurt=weight_of_last_step)
+    said = train(tmp_path / "run", *options, fault=weight_of_last_step)
     assert f"step 4: {SAID} after the update; rolled back to step 2" in said
     assert steps(tmp_path / "run") == [1, 2, 3, 4, 3, 4]
     assert saved(tmp_path / "run") == ["step-2", "step-4"]
@@ -116,7 +116,7 @@ def test_weights_that_spoil_the_next_step(train, tmp_path, policy):
     """Between two saves nobody looks at them; the loss tells, and a skip would skip for ever."""
     options = ("--reliability.on_nonfinite", policy)
     code = 1 if policy == "stop" else 0
-    said = train(tmp_path / "run", *options, hurt=weight_of_step_3, code=code)
+    said = train(tmp_path / "run", *options, fault=weight_of_step_3, code=code)
     if policy == "stop":
         assert f"step 4: loss is nan; first seen in the output of output. {SAID}" in said
     else:
@@ -127,20 +127,20 @@ def test_weights_that_spoil_the_next_step(train, tmp_path, policy):
 
 def test_nothing_to_roll_back_to(train, tmp_path):
     options = ("--reliability.on_nonfinite", "rollback")
-    said = train(tmp_path / "run", *options, hurt=weight_of_step_2, code=1)
+    said = train(tmp_path / "run", *options, fault=weight_of_step_2, code=1)
     assert f"step 2: {SAID} after the update, and there is no checkpoint to roll back to" in said
 
 
 def test_one_rank_of_two(train, tmp_path):
     options = ("--budget.num_ranks", 2)
-    said = train(tmp_path / "run", *options, hurt=weight_of_last_step, code=1, ranks=2)
+    said = train(tmp_path / "run", *options, fault=weight_of_last_step, code=1, ranks=2)
     assert f"step 4: {SAID} after the update" in said
     assert saved(tmp_path / "run") == ["step-2"]
 
 
 def test_checkpoints_that_were_saved_all_the_same_are_not_gone_on_from(train, tmp_path):
     folder = tmp_path / "run"
-    train(folder, hurt=no_look_at_weights)
+    train(folder, fault=no_look_at_weights)
     assert saved(folder) == ["step-2", "step-4"]
     asked = ("--training.steps", 6, "--checkpoint.load_step", 4)
     said = train(folder, *asked, code=2)
@@ -154,7 +154,7 @@ def test_checkpoints_that_were_saved_all_the_same_are_not_gone_on_from(train, tm
 
 def test_a_run_whose_only_checkpoint_is_spoilt_does_not_begin_anew(train, tmp_path):
     folder = tmp_path / "run"
-    train(folder, "--checkpoint.interval", 100, hurt=no_look_at_weights)
+    train(folder, "--checkpoint.interval", 100, fault=no_look_at_weights)
     said = train(folder, "--training.steps", 6, code=2)
     assert "no checkpoint is whole: " in said and "step-4: holds weights, ranges or" in said
     assert saved(folder) == ["step-4"]

@@ -43,15 +43,15 @@ def test_builtin_is_trained_the_same_every_time(tmp_path):
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == trained.read_bytes()
 
 
-@pytest.mark.parametrize("hurt", [lambda t: t[:50], lambda t: t.replace("endoftext", "padding__")])
+@pytest.mark.parametrize("fault", [lambda t: t[:50], lambda t: t.replace("endoftext", "padding__")])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_cache_of_other_content_is_rebuilt(monkeypatch, name, hurt):
+def test_a_cache_of_other_content_is_rebuilt(monkeypatch, name, fault):
     folder = resolve_tokenizer("builtin")
     whole = folder.with_name("whole")
     shutil.copytree(folder, whole, dirs_exist_ok=True)
     monkeypatch.setattr(module, "_train", lambda texts, to: shutil.copytree(whole, to))
     file = folder / name
-    file.write_text(hurt(file.read_text()))
+    file.write_text(fault(file.read_text()))
     assert file.read_bytes() != (whole / name).read_bytes()
     assert resolve_tokenizer("builtin") == folder
     assert file.read_bytes() == (whole / name).read_bytes()

@@ -255,12 +255,12 @@ from aixsim_cli import main
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
 real, seen = getattr({call}), [0]
-def hurt(*a, **k):
+def fault(*a, **k):
     seen[0] += 1
     if seen[0] == {count}:
         os.kill(os.getpid(), signal.{how})
     return real(*a, **k)
-setattr({call}, hurt)
+setattr({call}, fault)
 def make(**keywords):
     target = Path({str(target)!r})
     with ends_on_sigterm(), new_folder(target, maker="tests", force=True) as folder:
@@ -400,7 +400,7 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
     """At every call that changes something."""
     calls = 0
 
-    def hurt(real):
+    def fault(real):
         def call(*arguments, **options):
             nonlocal calls
             calls += 1
@@ -412,9 +412,9 @@ def test_a_publishing_that_is_killed_is_completed(run, monkeypatch, count):
 
     fill(run)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", hurt(os.rename))
-        patch.setattr(os, "replace", hurt(os.replace))
-        patch.setattr(shutil, "rmtree", hurt(shutil.rmtree))
+        patch.setattr(os, "rename", fault(os.rename))
+        patch.setattr(os, "replace", fault(os.replace))
+        patch.setattr(shutil, "rmtree", fault(shutil.rmtree))
         with pytest.raises(OSError, match="killed"):
             replace.publish(run, run / ASIDE, maker="a test")
     if count <= 2:
