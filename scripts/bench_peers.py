@@ -2,7 +2,7 @@
 
     pip install --no-deps mase-triton==0.0.7 aihwkit-lightning==2.1.0 && pip install colorlog
 
-mase-triton's attention is what the field's tool makes of its matmul: the raw product for its range,
+mase-triton's attention is what NewComputeBench makes of its matmul: the raw product for its range,
 both matmuls on the hardware, the scores held.
 """
 

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
     """Mark what `scripts/test.sh --quick` leaves out: what runs the command line, or is slow."""
     for item in items:
         path = item.path.relative_to(REPOSITORY).as_posix()
-        if path.startswith(SLOW) or "aixsim" in item.fixturenames:
+        if path.startswith(SLOW) or not {"aixsim", "install"}.isdisjoint(item.fixturenames):
             item.add_marker("slow")
 
 

@@ -139,7 +139,7 @@ def test_data_knows_no_trainer(path):
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "transforms" in p.parts], ids=ids)
-def test_transforms_know_no_backend(path):
+def test_transforms_know_no_library_of_models(path):
     names = {name.split(".")[0] for name in imports(parsed(path))}
     assert not names & {"torchtitan", "transformers", "datasets"}
 

@@ -18,6 +18,12 @@ class Command(TyperCommand):
         flags = {name: o for o in options if getattr(o, "is_flag", False) for name in o.opts}
         valued = {name for option in options for name in option.opts} - flags.keys()
         argv, kept = list(args), []
+        takes_words = any(option.param_type_name == "argument" for option in self.params)
+
+        def is_value(word: str) -> bool:
+            # where nothing else can stand behind a flag, it is told by the flag's name
+            return not takes_words and word[:1] != "-"
+
         while argv:
             word = argv.pop(0)
             name, equals, value = word.partition("=")
@@ -30,7 +36,7 @@ class Command(TyperCommand):
                 del argv[:1]
             elif name not in flags:
                 kept.append(word)
-            elif equals or (argv and argv[0].lower() in ("true", "false")):
+            elif equals or (argv and (argv[0].lower() in ("true", "false") or is_value(argv[0]))):
                 kept += _as_flag(flags[name], name, value if equals else argv.pop(0))
             else:
                 kept.append(word)

@@ -16,6 +16,7 @@ from aixsim_cli.data.sources import SOURCES
 from aixsim_cli.errors import ConfigError, UserError, nearest
 from aixsim_cli.files import write_atomic
 from aixsim_cli.run import device
+from aixsim_cli.run.nonfinite import OnNonfinite
 from aixsim_cli.settings import overrides
 from aixsim_cli.settings.build import build
 from aixsim_cli.settings.document import PRETRAIN, Document, check_purpose, load_yaml
@@ -97,7 +98,7 @@ class Reliability:
         data_retries: of a failed read of the data, in a row, with a growing pause between them.
     """
 
-    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    on_nonfinite: OnNonfinite = "stop"
     max_nonfinite: int = 10
     on_save_error: Literal["stop", "continue"] = "stop"
     on_other_data: Literal["stop", "continue", "mended"] = "stop"
@@ -184,7 +185,7 @@ class PretrainConfig(JobConfig):
 
 
 def parse_overrides(arguments: list[str], options: Collection[str] = ()) -> dict[str, Any]:
-    """Dotted overrides of a pretraining config; see `config.overrides`."""
+    """Dotted overrides of a pretraining config; see `settings/overrides.py`."""
     return overrides.parse_overrides(arguments, PretrainConfig, options)
 
 
@@ -211,7 +212,11 @@ def load_config(
         document.data["transform"] = dict(transform.mapping)
     elif transform is DIGITAL:
         document.data["transform"] = None
-    return build_config(document)
+    config = build_config(document)
+    if isinstance(transform, TransformConfig):
+        # as it was read: its messages name the file
+        config.__dict__["transform_config"] = transform
+    return config
 
 
 def build_config(document: Document) -> PretrainConfig:

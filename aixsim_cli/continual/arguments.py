@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed import DistNetworkError
@@ -22,6 +22,7 @@ from aixsim_cli.errors import ConfigError, RunError, UserError, nearest
 from aixsim_cli.models.form import Form, choose_form
 from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
+from aixsim_cli.run.nonfinite import OnNonfinite
 from aixsim_cli.settings.document import CONTINUAL, check_purpose, load_yaml
 
 # what earlier transformers, and NewComputeBench's scripts, call the same thing
@@ -93,7 +94,7 @@ class SimulationArguments:
     transform_config: str | None = _help("Hardware to simulate: a transform file.")
     token_num_scale: float | None = _help("Tokens to train on, per parameter of the model.")
     effective_batch_size: int | None = _help("Sequences a step over all processes.")
-    on_nonfinite: Literal["stop", "skip", "rollback"] = _help(
+    on_nonfinite: OnNonfinite = _help(  # noqa: RUF009 (a field)
         "A step whose loss or gradient is not finite: stop, skip it, or rollback to the last "
         "checkpoint and go on with the data that follow.",
         "stop",

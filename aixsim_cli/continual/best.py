@@ -73,7 +73,7 @@ class BestCallback(TrainerCallback):
         self._why = self._why or f"{place / TRAINER_STATE_NAME}: is of another run"
         return False
 
-    def whole(self) -> Path:
+    def verified(self) -> Path:
         """The best checkpoint, verified; a collective.
 
         Raises:

@@ -20,7 +20,7 @@ from aixsim_cli.continual.arguments import Arguments
 from aixsim_cli.continual.data import data_digest, tokens_digest
 from aixsim_cli.data.tokenizer import DocumentEncoder
 from aixsim_cli.errors import UserError
-from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf import saved as hf_saved
 from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.run import ranks
 from aixsim_cli.run.inputs import RANDOM, Inputs, definition_digest, read_inputs
@@ -185,7 +185,7 @@ def _start_digest(arguments: Arguments) -> str:
     config = cached_file(
         model.model_name_or_path, "config.json", token=model.token, local_files_only=True, **options
     )
-    files = hf_folder.weights_in(Path(str(config)).parent)
+    files = hf_saved.weights_in(Path(str(config)).parent)
     listed = [(path.name, digest_of(path).sha256) for path in files]
     return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
 
@@ -199,7 +199,7 @@ def check_model(checkpoint: Path, model: PreTrainedModel, arguments: Arguments) 
         UserError: it was trained on other hardware, or is another model.
     """
     _check_transform(checkpoint, model)
-    saved = hf_folder.load_config(
+    saved = hf_saved.load_config(
         str(checkpoint), trust_remote_code=arguments.model.trust_remote_code
     )
     before, now = (dict(_leaves(config.to_dict(), "")) for config in (saved, model.config))
@@ -225,7 +225,7 @@ def _leaves(config: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 
 def _check_transform(checkpoint: Path, model: PreTrainedModel) -> None:
-    differing = difference(hf_folder.transform_in(checkpoint), transform_of(model))
+    differing = difference(hf_saved.transform_in(checkpoint), transform_of(model))
     if differing is None:
         return
     began, asks = differing

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from aixsim_cli.continual.arguments import Arguments
 from aixsim_cli.continual.identity import read_settings
 from aixsim_cli.errors import UserError, first_line, shown
-from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf import saved as hf_saved
 from aixsim_cli.run import ranks
 from aixsim_cli.run.checkpoints import Checkpoints, verify_by_all_ranks
 from aixsim_cli.run.manifest import MANIFEST_FILE, READ, is_complete, maker_of, verify
@@ -295,7 +295,7 @@ def check_form(output: Path, asked: str) -> None:
     Raises:
         UserError: it has another one.
     """
-    form = hf_folder.form_of(output)
+    form = hf_saved.form_of(output)
     if form not in (asked, None):
         raise UserError(
             f"--output_dir: {output} holds the finished model in the form {form}, and this run "

@@ -18,7 +18,7 @@ from aixsim_cli.continual.resume import FINISHED, MAKERS, checkpoints_in
 from aixsim_cli.continual.trainer import SimulationTrainer, not_written
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import NOT_THERE, write_atomic
-from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf import saved as hf_saved
 from aixsim_cli.models.hf.config import AixsimConfig
 from aixsim_cli.run import ranks
 from aixsim_cli.run.folder import check_places
@@ -123,7 +123,7 @@ def _complete(
     staged: Path, trainer: SimulationTrainer, arguments: Arguments, metrics: Mapping[str, float]
 ) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    hf_folder.finish_folder(model, staged, arguments.simulation.form)
+    hf_saved.finish_folder(model, staged, arguments.simulation.form)
     trainer.state.save_to_json(str(staged / TRAINER_STATE_NAME))
     if metrics:
         write_results(staged, metrics)

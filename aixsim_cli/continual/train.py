@@ -24,7 +24,7 @@ from aixsim_cli.continual.save import check_writable, push, save_finished, write
 from aixsim_cli.continual.trainer import SimulationTrainer
 from aixsim_cli.data.tokenizer import load_tokenizer, resolve_tokenizer
 from aixsim_cli.errors import RunError, Stopped, UserError, first_line
-from aixsim_cli.models.hf import saved as hf_folder
+from aixsim_cli.models.hf import saved as hf_saved
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import check_hf_source
 from aixsim_cli.run import log, ranks
@@ -159,7 +159,7 @@ def _has_all_steps(trainer: SimulationTrainer, checkpoint: Path, arguments: Argu
         form = None
         with suppress(UserError):
             # a damaged model is about to be replaced
-            form = hf_folder.form_of(Path(str(arguments.training.output_dir)))
+            form = hf_saved.form_of(Path(str(arguments.training.output_dir)))
         if form not in (arguments.simulation.form, None):
             changed |= {"form": (form, arguments.simulation.form)}
     read_anew = other_data or arguments.training.ignore_data_skip
@@ -248,7 +248,7 @@ def _model(arguments: ModelArguments, transform: Choice, tokens: int) -> PreTrai
         options: dict[str, Any] = _of_hub(arguments) | {"dtype": arguments.dtype or "float32"}
         if arguments.attn_implementation is not None:
             options["attn_implementation"] = arguments.attn_implementation
-        model = hf_folder.load_model(arguments.model_name_or_path, transform, **options)
+        model = hf_saved.load_model(arguments.model_name_or_path, transform, **options)
     embedding = model.get_input_embeddings().weight.shape[0]  # pyright: ignore
     if tokens > embedding:
         raise UserError(
@@ -268,7 +268,7 @@ def _model(arguments: ModelArguments, transform: Choice, tokens: int) -> PreTrai
 def _check_source(arguments: ModelArguments) -> None:
     name = str(arguments.model_name_or_path or arguments.config_name)
     check_hf_source(name)
-    hf_folder.load_config(name, **_of_hub(arguments))
+    hf_saved.load_config(name, **_of_hub(arguments))
 
 
 def _of_hub(arguments: ModelArguments) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _of_hub(arguments: ModelArguments) -> dict[str, Any]:
 
 
 def _from_scratch(arguments: ModelArguments, tokens: int) -> PreTrainedModel:
-    config = hf_folder.load_config(str(arguments.config_name), **_of_hub(arguments))
+    config = hf_saved.load_config(str(arguments.config_name), **_of_hub(arguments))
     try:
         if arguments.config_overrides:
             config.update_from_string(arguments.config_overrides)

@@ -81,7 +81,7 @@ class SimulationTrainer(WatchedTrainer):
         self.state = read_state(checkpoint)
         self.best.put_into(self.state)
         if self.args.load_best_model_at_end and self.best.recorded:
-            checkpoint = self.best.whole()
+            checkpoint = self.best.verified()
         self._load_from_checkpoint(str(checkpoint))
 
     def check_best(self) -> None:
@@ -93,7 +93,7 @@ class SimulationTrainer(WatchedTrainer):
         if not self.args.load_best_model_at_end or not self.best.recorded:
             return
         try:
-            self.best.whole()
+            self.best.verified()
         except RunError as error:
             raise UserError(str(error)) from error
 
@@ -172,8 +172,8 @@ class SimulationTrainer(WatchedTrainer):
     def _is_converted(self) -> bool:
         """Whether the model's files have other names than it has: Trainer would not find them."""
         model: Any = self.model
-        is_whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        return is_whole and bool(get_model_conversion_mapping(model, add_legacy=False))
+        is_one_file = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return is_one_file and bool(get_model_conversion_mapping(model, add_legacy=False))
 
     def _load_converted(self, folder: str) -> None:
         model: Any = self.model

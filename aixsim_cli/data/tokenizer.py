@@ -229,12 +229,12 @@ def _builtin_tokenizer() -> Path:
     # named by the text it was trained on: another Python version has another one
     text_hash = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).hexdigest()
     folder = cache_folder() / f"tokenizer-{text_hash}"
-    if _is_whole(folder):
+    if _is_intact(folder):
         return folder
     from filelock import FileLock
 
     with writing(folder), FileLock(f"{folder}.lock"):
-        if not _is_whole(folder):  # else another rank trained it meanwhile
+        if not _is_intact(folder):  # else another rank trained it meanwhile
             with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
                 partial = Path(aside) / folder.name
                 _train(texts, partial)
@@ -244,7 +244,7 @@ def _builtin_tokenizer() -> Path:
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     """Whether it holds what was trained, byte for byte."""
     try:
         verify(folder, _FILES[:2])

@@ -29,7 +29,7 @@ from aixsim_cli.run.manifest import is_complete, maker_of
 from aixsim_cli.run.replace import new_folder
 from aixsim_cli.run.signals import ends_on_sigterm
 from aixsim_cli.settings.document import Document
-from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
 from aixsim_cli.transforms.config import TransformConfig
 
 logger = logging.getLogger("aixsim")
@@ -47,7 +47,7 @@ def titan_to_hf(
     *,
     tokenizer: str | None,
     form: Form = "aixsim",
-    digital: bool = False,
+    transform: Choice = KEEP_OWN,
     force: bool,
     trust_remote_code: bool = False,
 ) -> float:
@@ -60,7 +60,7 @@ def titan_to_hf(
         target: a new folder, whole or not there at all.
         tokenizer: whose files to add; None = the training's.
         form: of the folder, see `models/hf/saved.py`.
-        digital: write the weights alone, without the hardware that they were trained on.
+        transform: `DIGITAL` writes the weights alone, without what they were trained with.
         force: replace a target that a conversion made, see `run/replace.py`.
         trust_remote_code: run Python code that the tokenizer brings.
 
@@ -74,7 +74,7 @@ def titan_to_hf(
     """
     disable_progress_bar()
     with _target(target, source, force) as folder:
-        checkpoint = read_checkpoint(source, digital=digital)
+        checkpoint = read_checkpoint(source, transform)
         name = tokenizer or (checkpoint.config and checkpoint.config.model.hf_assets_path)
         if name is None:
             raise UserError(
@@ -85,39 +85,42 @@ def titan_to_hf(
             source, name, is_given=is_given, trust_remote_code=trust_remote_code
         )
         check_vocabulary(tokens, checkpoint.vocab_size, name)
-        transform = trained_transform(checkpoint, source, digital=digital)
-        model, args = as_hf_model(arch, flavor, checkpoint, tokens, transform)
+        chosen = chosen_transform(checkpoint, source, transform)
+        model, args = as_hf_model(arch, flavor, checkpoint, tokens, chosen)
         tokens.model_max_length = model.config.max_position_embeddings
         write_model(model, folder, form)
         tokens.save_pretrained(folder)
         simulated = load_model(str(folder), dtype=torch.float32).eval()
         _check_ranges(model, simulated)
         difference = _check_logits(args, checkpoint.state_dict, load_llama(str(folder)))
-        in_step = _check_simulation(args, checkpoint.state_dict, transform, simulated)
+        in_step = _check_simulation(args, checkpoint.state_dict, chosen, simulated)
         return max(difference, in_step)
 
 
-def trained_transform(
-    checkpoint: TitanCheckpoint, source: Path, *, digital: bool = False
+def chosen_transform(
+    checkpoint: TitanCheckpoint, source: Path, choice: Choice
 ) -> TransformConfig | None:
-    """The transform that a checkpoint was trained with.
+    """The transform that a checkpoint is used with; None = digital.
 
     Args:
         checkpoint: from `read_checkpoint`.
         source: its folder, for messages.
-        digital: it was read without its transform.
+        choice: its own, another, or none.
 
     Raises:
         UserError: it has ranges, and its config names no hardware.
     """
+    if isinstance(choice, TransformConfig):
+        return choice
+    if choice is DIGITAL:
+        return None
     transform = checkpoint.config and checkpoint.config.transform_config
-    if transform is None:
-        ranges = [name for name in checkpoint.state_dict if name.endswith(".ranges")]
-        if ranges and not digital:
-            raise UserError(
-                f"{source}/config.yaml: transform: names no hardware, and the weights hold "
-                f"{ranges[0]}; expected the config as it was saved, or --no-transform"
-            )
+    ranges = [name for name in checkpoint.state_dict if name.endswith(".ranges")]
+    if transform is None and ranges:
+        raise UserError(
+            f"{source}/config.yaml: transform: names no hardware, and the weights hold "
+            f"{ranges[0]}; expected the config as it was saved, or --no-transform"
+        )
     return transform
 
 
@@ -161,7 +164,7 @@ def hf_to_titan(
     source: str,
     target: Path,
     *,
-    digital: bool = False,
+    transform: Choice = KEEP_OWN,
     force: bool,
     trust_remote_code: bool = False,
 ) -> float:
@@ -174,7 +177,7 @@ def hf_to_titan(
         flavor: within the architecture.
         source: a folder or a hub name.
         target: a new folder, whole or not there at all.
-        digital: as of `titan_to_hf`.
+        transform: as of `titan_to_hf`.
         force: as of `titan_to_hf`.
         trust_remote_code: run Python code that the model brings.
 
@@ -199,7 +202,7 @@ def hf_to_titan(
         state_dict = adapter.from_hf({k: v.contiguous() for k, v in weights.items()})
         simulated = load_model(
             source,
-            DIGITAL if digital else KEEP_OWN,
+            transform,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
         )
@@ -209,8 +212,8 @@ def hf_to_titan(
         write_checkpoint(state_dict, folder)
         written = read_checkpoint(folder)
         difference = _check_logits(args, written.state_dict, model)
-        transform = trained_transform(written, folder)
-        in_step = _check_simulation(args, written.state_dict, transform, simulated.eval())
+        own = chosen_transform(written, folder, KEEP_OWN)
+        in_step = _check_simulation(args, written.state_dict, own, simulated.eval())
         return max(difference, in_step)
 
 
@@ -276,7 +279,8 @@ def _check_config(config: LlamaConfig, args: TransformerModelArgs, source: str) 
         )
     if wrong:
         raise UserError(
-            "; ".join(wrong) + " (if the model was trained as the flavor is, mend its config.json)"
+            "; ".join(wrong)
+            + " (if the model was trained as the flavor is, correct its config.json)"
         )
 
 

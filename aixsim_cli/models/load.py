@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from aixsim_cli.data.tokenizer import check_vocabulary, load_tokenizer
 from aixsim_cli.errors import UserError
-from aixsim_cli.models.convert import DEFAULT_SEQ_LEN, as_hf_model, trained_transform
+from aixsim_cli.models.convert import DEFAULT_SEQ_LEN, as_hf_model, chosen_transform
 from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.models.hf.saved import load_model as load_hf_model
 from aixsim_cli.models.kind import SourceKind, find_source
@@ -99,18 +99,14 @@ def load_model(
 def _load_titan(
     folder: Path, choice: Choice, trust_remote_code: bool, for_generation: bool
 ) -> LanguageModel:
-    # with another transform, its own need not be installed
-    is_own = choice is KEEP_OWN
-    checkpoint = read_checkpoint(folder, digital=not is_own)
+    checkpoint = read_checkpoint(folder, choice)
     config = checkpoint.config
     if config is None:
         raise UserError(
             f"{folder}: has no config.yaml that names its flavor and tokenizer; convert it with "
             "aixsim convert-ckpt first"
         )
-    transform = trained_transform(checkpoint, folder, digital=not is_own)
-    if isinstance(choice, TransformConfig):
-        transform = choice
+    transform = chosen_transform(checkpoint, folder, choice)
     # who made the checkpoint chose the tokenizer: it is trusted as little as the rest
     name = config.model.hf_assets_path
     tokenizer = trained_tokenizer(folder, name, trust_remote_code=trust_remote_code)

@@ -1,7 +1,7 @@
 """A Llama's modules by two names: torchtitan's and Hugging Face's.
 
-The table is written down because neither backend may import the other's library; a test compares
-it with torchtitan's own adapter.
+The table is written down because neither `hf/` nor `titan/` may import the other's library; a test
+compares it with torchtitan's own adapter.
 """
 
 import re

@@ -101,8 +101,8 @@ class Checkpoints:
         """Starting anew would hide that a run has been lost."""
         if damaged:
             raise UserError(
-                f"{self.root}: no checkpoint is whole: {'; '.join(damaged.values())}; expected a "
-                f"copy of one that is, or another {self.key} to start anew"
+                f"{self.root}: no checkpoint is complete: {'; '.join(damaged.values())}; expected "
+                f"a copy of one that is, or another {self.key} to start anew"
             )
         unlisted = [f for f in incomplete if not is_being_saved(f)]
         if unlisted := ranks.from_main(unlisted):
@@ -164,7 +164,7 @@ class Checkpoints:
             complete.insert(1, best)
             keep = max(keep, 2)
         kept, old = complete[:keep], complete[keep:]
-        if old and any(_is_whole(folder) for folder in kept):
+        if old and any(_is_intact(folder) for folder in kept):
             for folder in old:
                 if folder.is_symlink():
                     self.set_aside(folder, f"{folder}: a link, what it leads to is not the run's")
@@ -191,7 +191,7 @@ def verify_by_all_ranks(folder: Path, *, listed: bool = True) -> None:
     """
     complete, torn = ranks.from_main((is_complete(folder), is_being_saved(folder)))
     if torn and not complete:
-        raise UserError(f"{folder}: incomplete, its saving did not end; expected a whole one")
+        raise UserError(f"{folder}: incomplete, its saving did not end; expected a complete one")
     if not complete:
         if listed:
             logger.warning(
@@ -244,7 +244,7 @@ def _foreign(folder: Path) -> str | None:
     return min((name for name in inside if name not in listed), default=None)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         verify(folder)
     except (UserError, OSError):

@@ -21,6 +21,11 @@ def prepare(logging: types.ModuleType) -> None:
     Nothing is changed where an accelerator is present. So this patch alone is made while
     torchtitan is being imported; all others are in `pretrain/compat.py`.
 
+    Breaks: on a CPU nothing trains, torchtitan calls torch.cuda.
+    Upstream: none known.
+    Test: tests/aixsim_cli/run/test_device.py::test_torchtitan_sees_it_whatever_is_imported_first
+    Remove when: torchtitan asks for a device where it uses one, and takes a CPU.
+
     Args:
         logging: the module `torchtitan.tools.logging`, which torchtitan imports before all that
             asks for a device. Its package has no file of its own that a hook could follow.

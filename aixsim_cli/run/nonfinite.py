@@ -26,6 +26,7 @@ class NonfinitePolicy:
         self.action, self.limit, self.key = action, limit, key
         self._lost = 0
         self._counted_from: int | None = None
+        self._last = -1
 
     def recover(
         self,
@@ -48,12 +49,14 @@ class NonfinitePolicy:
         Raises:
             RunError: that was once too often, or there is no checkpoint to go back to.
         """
-        if saved != self._counted_from:
-            self._counted_from, self._lost = saved, 0
+        # a checkpoint that was saved among steps left out in a row is no sign of recovery
+        if saved != self._counted_from and step != self._last + 1:
+            self._lost = 0
+        self._counted_from, self._last = saved, step
         self._lost += 1
         if self._lost > self.limit:
             raise RunError(
-                f"step {step}: {what}, for the {self._lost}th time since the last checkpoint; "
+                f"step {step}: {what}, {self._lost} times since the last checkpoint; "
                 f"{self.key} allows {self.limit}"
             )
         if self.action == "skip" and not spoilt:

@@ -162,7 +162,7 @@ def apply_transform(
     Args:
         model: its parameters may be on the meta device.
         config: what to simulate.
-        sites: every linear and attention of the model, from the backend.
+        sites: every linear and attention of the model, from `titan_sites` or `hf_sites`.
 
     Returns:
         The state of the simulated modules, and a report.

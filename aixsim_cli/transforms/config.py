@@ -159,11 +159,11 @@ def _name_beside(config: TransformConfig | None, other: TransformConfig | None) 
 def _settings(config: TransformConfig) -> dict[str, str]:
     settings = {}
     for transform in config.transforms:
-        settings["use_regex"] = str(transform.use_regex).lower()
         settings["lora"] = str(transform.lora and asdict(transform.lora))
         for rule in transform.rules:
             values = {"": None} if rule.params is None else asdict(rule.params)
             settings |= {
                 f"{rule.pattern}: {key}": str(as_in_file(value)) for key, value in values.items()
             }
+        settings["use_regex"] = str(transform.use_regex).lower()
     return settings

@@ -541,7 +541,9 @@ def test_one_that_holds_what_is_no_number_is_not_gone_on_from(words, interrupted
     verify(aside)
     spoil(interrupted / "checkpoint-2")
     write_manifest(interrupted / "checkpoint-2")
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*checkpoint-2: .*another --out"):
+    with pytest.raises(
+        UserError, match=r"no checkpoint is complete: .*checkpoint-2: .*another --out"
+    ):
         find_checkpoint(arguments)
     assert (interrupted / "checkpoint-2").is_dir()
 
@@ -550,7 +552,7 @@ def test_the_model_of_a_run_that_has_all_steps_is_not_one_of_no_numbers(train, i
     for step in (2, 4):
         spoil_weight(interrupted / f"checkpoint-{step}")
         write_manifest(interrupted / f"checkpoint-{step}")
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .* numbers are NaN"):
+    with pytest.raises(UserError, match=r"no checkpoint is complete: .* numbers are NaN"):
         train(interrupted, *RESUME)
     assert not (interrupted / "config.json").exists()
 
@@ -568,7 +570,7 @@ def test_one_that_is_asked_for_is_looked_at_too(words, tmp_path, interrupted, da
 def test_nothing_is_begun_anew_where_all_are_damaged(words, interrupted):
     for step in (2, 4):
         flip(interrupted / f"checkpoint-{step}" / "model.safetensors")
-    with pytest.raises(UserError, match=r"no checkpoint is whole: .*another --output_dir"):
+    with pytest.raises(UserError, match=r"no checkpoint is complete: .*another --output_dir"):
         find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
     assert (interrupted / "checkpoint-4").is_dir()
 
@@ -631,11 +633,11 @@ def test_checkpoints_whose_names_were_exchanged_are_not_gone_on_from(words, inte
     with pytest.raises(UserError, match=said):
         find_checkpoint(parse_arguments(words(interrupted, "--resume_from_checkpoint", two)))
     # it alone is there: starting anew would hide a loss
-    with pytest.raises(UserError, match=f"no checkpoint is whole: {said}"):
+    with pytest.raises(UserError, match=f"no checkpoint is complete: {said}"):
         find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
     assert digests(interrupted) == before
     aside.rename(four)
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="no checkpoint is complete"):
         find_checkpoint(parse_arguments(words(interrupted, *RESUME)))
 
 

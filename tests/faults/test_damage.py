@@ -258,7 +258,7 @@ def test_setting_aside_replaces_nothing(tmp_path):
 
 def test_all_damaged_is_not_started_anew(tmp_path):
     root = folders(tmp_path / "checkpoint", step_2="flipped", step_4="flipped")
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="no checkpoint is complete"):
         checkpoints_in(root).agree()
     assert left(root) == ["step-2", "step-4"]
 

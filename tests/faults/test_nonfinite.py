@@ -156,7 +156,7 @@ TABLE = {
     ),
     # the checkpoint of step 2 begins the count anew
     "skips have a limit": (
-        "skip", 1, (1, 3, 4), 1, f"step 4: {BAD}, for the 2th time since the last checkpoint", None,
+        "skip", 1, (1, 3, 4), 1, f"step 4: {BAD}, 2 times since the last checkpoint", None,
     ),
 }  # fmt: skip
 

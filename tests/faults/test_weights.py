@@ -156,7 +156,7 @@ def test_a_run_whose_only_checkpoint_is_spoilt_does_not_begin_anew(train, tmp_pa
     folder = tmp_path / "run"
     train(folder, "--checkpoint.interval", 100, fault=no_look_at_weights)
     said = train(folder, "--training.steps", 6, code=2)
-    assert "no checkpoint is whole: " in said and "step-4: holds weights, ranges or" in said
+    assert "no checkpoint is complete: " in said and "step-4: holds weights, ranges or" in said
     assert saved(folder) == ["step-4"]
 
 

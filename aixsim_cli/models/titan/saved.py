@@ -22,7 +22,7 @@ from aixsim_cli.models.titan.storage import (
 )
 from aixsim_cli.run.checkpoints import verify_by_all_ranks
 from aixsim_cli.settings.document import load_yaml
-from aixsim_cli.transforms.choice import DIGITAL
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
 from aixsim_cli.transforms.loaded import check_numbers
 from aixsim_cli.transforms.read import require_paradigms
 
@@ -47,12 +47,13 @@ class TitanCheckpoint:
         return self.state_dict["tok_embeddings.weight"].shape[0]
 
 
-def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckpoint:
+def read_checkpoint(folder: str | Path, transform: Choice = KEEP_OWN) -> TitanCheckpoint:
     """Load the model of a `step-N` folder, on the CPU.
 
     Args:
         folder: that holds it.
-        digital: leave its config's transform out, whose paradigm then need not be installed.
+        transform: that it will be used with; where it is not its own, its config's is left out,
+            and need not be installed.
 
     Raises:
         UserError: a file is missing or damaged, there is no Llama model in it, or its weights are
@@ -81,12 +82,12 @@ def read_checkpoint(folder: str | Path, *, digital: bool = False) -> TitanCheckp
         raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
     check_numbers(state_dict, str(folder))
     config_path = folder / CONFIG_FILE
-    config = _read_config(config_path, digital) if config_path.is_file() else None
+    config = _read_config(config_path, transform) if config_path.is_file() else None
     return TitanCheckpoint(state_dict, config)
 
 
-def _read_config(path: Path, digital: bool) -> PretrainConfig:
-    if digital:
+def _read_config(path: Path, transform: Choice) -> PretrainConfig:
+    if transform is not KEEP_OWN:
         return load_config(path, transform=DIGITAL)
     require_paradigms(load_yaml(path).data.get("transform"), source=str(path))
     return load_config(path)

@@ -1,4 +1,4 @@
-"""The definition: what docs/optical.md says, in plain torch. Every kernel is held to it.
+"""The definition: what docs/optical.md says, in plain torch. cpu.py is held to it, Triton to that.
 
 For reading, and for tests in float64: all scores are held at once, and gradients are autograd's.
 Values are finite. A range is (lo, hi) in a tensor (2,), never set where lo > hi.

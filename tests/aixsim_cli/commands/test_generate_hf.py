@@ -27,7 +27,7 @@ def run(monkeypatch):
         run.options = options
         return prompt
 
-    monkeypatch.setattr(measure, "load_for_generation", lambda *_: None)
+    monkeypatch.setattr(measure, "load_for_generation", lambda *_, **__: None)
     monkeypatch.setattr(generate, "generate", call)
     return run
 

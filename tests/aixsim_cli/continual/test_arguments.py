@@ -1,4 +1,4 @@
-"""The command line of continual-pretrain: run_clm's flags, the field's, ours, and mistakes."""
+"""The command line of continual-pretrain: run_clm's flags, NewComputeBench's, ours, mistakes."""
 
 import dataclasses
 

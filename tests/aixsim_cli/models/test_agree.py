@@ -192,7 +192,7 @@ def test_a_checkpoint_that_simulates_other_modules_is_not_written(tmp_path, monk
     source, _ = checkpoint(tmp_path / "step-1", OPTICAL)
     to_hf(source, tmp_path / "hf")
     everything = parse_transform({"layer_name_to_config": {"default": {}}}, source="here")
-    monkeypatch.setattr(convert, "trained_transform", lambda checkpoint, source: everything)
+    monkeypatch.setattr(convert, "chosen_transform", lambda checkpoint, source, choice: everything)
     with pytest.raises(RunError, match=r"model.layers.0.* in torchtitan alone"):
         to_titan(tmp_path / "hf", tmp_path / "back")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "step-1"]

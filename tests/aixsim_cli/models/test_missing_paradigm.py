@@ -66,15 +66,20 @@ def test_the_weights_alone_are_converted_both_ways(rescued, tmp_path):
     with pytest.raises(UserError, match=SAID):
         to_hf(rescued / "step-1", tmp_path / "hf")
     convert.titan_to_hf(
-        "aixsim", "debug", rescued / "step-1", tmp_path / "hf", tokenizer=None, digital=True,
+        "aixsim", "debug", rescued / "step-1", tmp_path / "hf", tokenizer=None, transform=DIGITAL,
         force=False,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert transform_of(model) is None and model.config.vocab_size == VOCAB
     convert.hf_to_titan(
-        "aixsim", "debug", str(rescued / "aixsim"), tmp_path / "back", digital=True, force=False
+        "aixsim",
+        "debug",
+        str(rescued / "aixsim"),
+        tmp_path / "back",
+        transform=DIGITAL,
+        force=False,
     )
     back = read_checkpoint(tmp_path / "back")
     assert back.config is not None and back.config.transform is None
-    weights = read_checkpoint(rescued / "step-1", digital=True).state_dict
+    weights = read_checkpoint(rescued / "step-1", DIGITAL).state_dict
     assert torch.equal(back.state_dict["output.weight"], weights["output.weight"])

@@ -3,7 +3,6 @@
 import inspect
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,12 @@ from torchtitan.config.job_config import ActivationCheckpoint
 from torchtitan.distributed.activation_checkpoint import apply_ac
 from torchtitan.models.llama3.infra import parallelize
 
+from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.models.titan.model import build_model, meta_model, model_args
 from aixsim_cli.models.titan.saved import read_checkpoint
 from aixsim_cli.pretrain import compat
 from aixsim_cli.pretrain.converter import TransformConverter
+from aixsim_cli.run.device import prepare
 from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.state import state_of
 
@@ -26,7 +27,7 @@ PATCHES = [
     function
     for name, function in inspect.getmembers(compat, inspect.isfunction)
     if function.__module__ == compat.__name__ and not name.startswith("_")
-]
+] + [prepare]
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.__name__)
@@ -75,7 +76,7 @@ def test_selective_recomputation_saves_simulated_ops(name):
 
 def test_ranges_begin_unset():
     model = meta_model(ARGS)
-    config = SimpleNamespace(transform=TRANSFORM)
+    config = PretrainConfig(transform=TRANSFORM)
     TransformConverter(config, None).convert(model)
     model.to_empty(device="cpu")
     for module in state_of(model).modules.values():

@@ -87,7 +87,7 @@ def test_other_hardware_is_refused(aixsim, config, make, run, tmp_path, kind):
     done = pretrain(aixsim, other, run, "--training.steps", 4, *options, code=2)
     said = {
         "digital": "was trained on optical, this run asks for digital hardware",
-        "6-bit": "on optical (default: q_levels 256), this run asks for optical (default: q_levels",
+        "6-bit": "on optical (default: q_levels 256, use_regex true), this run asks for optical (d",
         "bitflip": "was trained on optical, this run asks for bitflip",
     }[kind]
     assert said in done.stderr

@@ -1,4 +1,4 @@
-"""Dotted overrides: every spelling the field uses, and what they may not be."""
+"""Dotted overrides: every spelling NewComputeBench uses, and what they may not be."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Transform files: precedence of patterns, both names, the field's forms, and every mistake."""
+"""Transform files: precedence, both names, NewComputeBench's forms, and every mistake."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One transform file, one meaning: a pattern finds the same modules in either backend's model."""
+"""One transform file, one meaning: a pattern finds the same modules in either library's model."""
 
 import pytest
 from transformers import (
