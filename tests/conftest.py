@@ -12,8 +12,9 @@ import pytest
 from tests import warm
 
 REPOSITORY = Path(__file__).parent.parent
-# what starts processes, or takes minutes
-SLOW = ("tests/e2e", "tests/faults", "tests/distributed")
+# what starts processes, builds libraries' models, or takes minutes
+SLOW = ("tests/e2e", "tests/faults", "tests/distributed", "tests/aixsim_cli/models")
+SLOW += ("tests/aixsim_cli/eval", "tests/aixsim_cli/pretrain", "tests/aixsim_cli/continual")
 SLOW += ("tests/aixsim_kernels/test_interpreted.py", "tests/aixsim_kernels/test_launches.py")
 
 
