@@ -815,7 +815,7 @@ def test_earlier_checkpoints_outlive_a_full_disk(train, tmp_path, monkeypatch, p
 
     monkeypatch.setattr(torch, "save", full)
     newest = "checkpoint-2" if "checkpoint" in place else "checkpoint-4"
-    said = rf"could not be written to disk: No space left on device; the newest whole .*{newest}"
+    said = rf"could not be written to disk: No space left on device; the newest complete .*{newest}"
     with pytest.raises(RunError, match=said):
         train(tmp_path / "run")
     verify(tmp_path / "run" / newest)
