@@ -143,7 +143,7 @@ class Checkpointer(CheckpointManager):
         if dist.get_rank() == 0 and not is_complete(folder):
             remove(folder)
         newest = self.folders.newest_complete()
-        kept = f"the newest whole one is {newest}" if newest else "there is no other checkpoint"
+        kept = f"the newest complete one is {newest}" if newest else "there is no other checkpoint"
         said = f"{folder}: could not be written to disk: {dcp_reason(error)}; {kept}"
         if self.run_config.reliability.on_save_error == "stop":
             raise RunError(said) from error

@@ -26,7 +26,7 @@ def whole_ones(folder):
 def test_full_disk_stops_the_run(start, small_disk):
     said = start(small_disk).end(code=1)
     assert "could not be written to disk" in said and "No space left on device" in said
-    assert "the newest whole one is" in said
+    assert "the newest complete one is" in said
     assert whole_ones(small_disk) == ["step-10", "step-5"] or whole_ones(small_disk) == ["step-5"]
     left = {path.name for path in (small_disk / "checkpoint").iterdir()}
     assert left == set(whole_ones(small_disk))
