@@ -92,8 +92,8 @@ class WatchedTrainer(Trainer):
         if self.accelerator.scaler is None:
             optimizer: Any = self.optimizer
             optimizer.zero_grad(set_to_none=True)
-        for module in self.transform.modules.values() if self.transform is not None else ():
-            module.reset_record()
+        if self.transform is not None:
+            self.transform.reset_records()
         self._tr_loss.copy_(self._losses)
 
     def recover(self, what: str, *, spoilt: bool) -> bool:

@@ -2,15 +2,8 @@
 
 from typing import Any
 
-import torch
-import transformers
-
 from aixsim_cli.config.flavors import find_flavor
-from aixsim_cli.models.hf.saved import load_config
-from aixsim_cli.models.hf.simulate import plan
 from aixsim_cli.models.kind import check_hf_source
-from aixsim_cli.models.titan.model import meta_model, model_args
-from aixsim_cli.models.titan.sites import titan_sites
 from aixsim_cli.transforms.apply import TransformReport, plan_transform
 from aixsim_cli.transforms.config import TransformConfig
 
@@ -28,6 +21,10 @@ def of_flavor(transform: TransformConfig, arch: str, flavor: str) -> TransformRe
         ConfigError: a pattern matches nothing.
     """
     find_flavor(arch, flavor)
+    # each library where it is asked for: the other takes seconds to import
+    from aixsim_cli.models.titan.model import meta_model, model_args
+    from aixsim_cli.models.titan.sites import titan_sites
+
     # names do not depend on the vocabulary
     return plan_transform(transform, titan_sites(meta_model(model_args(arch, flavor, 1))))
 
@@ -46,6 +43,12 @@ def of_source(
         UserError: the config cannot be loaded.
         ConfigError: a pattern matches nothing, or names an attention that is out of reach.
     """
+    import torch
+    import transformers
+
+    from aixsim_cli.models.hf.saved import load_config
+    from aixsim_cli.models.hf.simulate import plan
+
     check_hf_source(source)
     config = load_config(source, trust_remote_code=trust_remote_code)
     # a simulated model's folder says so; the transform at hand is what is asked about

@@ -4,9 +4,8 @@ from aixsim_cli.config.budget import TOLERANCE, Plan, make_plan
 from aixsim_cli.config.flavors import find_flavor
 from aixsim_cli.config.pretrain import PretrainConfig
 from aixsim_cli.data.tokenizer import vocab_size
+from aixsim_cli.models.preview import of_flavor
 from aixsim_cli.models.titan.model import meta_model, model_args
-from aixsim_cli.models.titan.sites import titan_sites
-from aixsim_cli.transforms.apply import plan_transform
 
 _GIB = 2**30
 
@@ -77,6 +76,4 @@ def describe_transform(config: PretrainConfig) -> str:
     """Which modules the transform would simulate."""
     if config.transform_config is None:
         return "transform        none: digital"
-    # names do not depend on the vocabulary
-    model = meta_model(model_args(config.model.name, config.model.flavor, 1))
-    return str(plan_transform(config.transform_config, titan_sites(model)))
+    return str(of_flavor(config.transform_config, config.model.name, config.model.flavor))

@@ -25,6 +25,7 @@ from aixsim_cli.run.finite import first_nonfinite
 from aixsim_cli.run.nonfinite import NonfinitePolicy
 from aixsim_cli.run.resume import hyperparameters, set_hyperparameters
 from aixsim_cli.run.signals import StopSignals
+from aixsim_cli.transforms.state import state_of
 
 _Batch = tuple[dict[str, Tensor], Tensor]
 _SPOILT = "weights, ranges or moments are not finite"
@@ -56,7 +57,7 @@ class PretrainTrainer(Trainer):
         self._policy = NonfinitePolicy(
             rules.on_nonfinite, rules.max_nonfinite, "reliability.max_nonfinite"
         )
-        self.transform_state = getattr(self.model_parts[0], "transform_state", None)
+        self.transform_state = state_of(self.model_parts[0])
         dims = self.parallel_dims
         self.data_rank = dims.get_mesh("batch").get_local_rank() if dims.dp_enabled else 0
         # the first step, where ranks may compile, is part of the start
@@ -146,7 +147,8 @@ class PretrainTrainer(Trainer):
             raise RunError(self._describe(found, norm, bool(bad_gradient)))
         cast(RunMetrics, self.metrics_processor).is_left_out = True
         # the ranges stay, too: after the optimizer's step they follow what was recorded
-        self._forget_records()
+        if self.transform_state is not None:
+            self.transform_state.reset_records()
         return False
 
     def _describe(self, loss: float, norm: float, everywhere: bool) -> str:
@@ -191,11 +193,6 @@ class PretrainTrainer(Trainer):
                 f"nothing was saved of it, {self._newest()}; expected a lower optimizer.lr"
             )
         self._recover(f"{_SPOILT} after the update", spoilt=True)
-
-    def _forget_records(self) -> None:
-        if self.transform_state is not None:
-            for module in self.transform_state.modules.values():
-                module.reset_record()
 
     def _recover(self, what: str, *, spoilt: bool) -> None:
         """Skip the step, or roll back; the same on all ranks.

@@ -222,6 +222,11 @@ class TransformState:
         for module in self.modules.values():
             module.reset_state()
 
+    def reset_records(self) -> None:
+        """Forget what all modules observed; the ranges stay: of a step that is left out."""
+        for module in self.modules.values():
+            module.reset_record()
+
     def begin_step(self, step: int, rank: int = 0) -> None:
         """Set the noise counters for an optimizer step.
 
