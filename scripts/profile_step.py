@@ -21,7 +21,7 @@ from aixsim_kernels.optical.linear import cpu as linear_cpu
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from aixsim_cli.run import device as titan_device
+from aixsim_cli.run.device import device_type
 
 # functions of the CPU path -> part of the step
 PARTS = {
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--transform", default="configs/transforms/optical.yaml")
     args = parser.parse_args()
-    device = titan_device.device_type()
+    device = device_type()
     label_parts()
 
     # torchtitan looks for its device when it is imported

@@ -37,7 +37,9 @@ def imports(tree, *, top_level=False):
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: a relative import; expected the full name"
+            assert node.module
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -73,25 +75,25 @@ def test_kernels_know_no_models(path):
     assert not names & {"aixsim_cli", "torchtitan", "transformers", "datasets"}
 
 
-def modules():
-    """Dotted name -> file, of the package."""
-    inside = [path for path in FILES if path.is_relative_to(REPOSITORY / "aixsim_cli")]
+def modules(*packages):
+    """Dotted name -> file, of these packages."""
+    folders = {"aixsim_cli": REPOSITORY, "aixsim_kernels": REPOSITORY / "kernels"}
     return {
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in inside
+        ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): path
+        for name, folder in folders.items()
+        for path in FILES
+        if name in (packages or folders) and path.is_relative_to(folder / name)
     }
 
 
-def imported_modules(path):
-    """Modules of the package that a file imports, anywhere in it."""
-    known = modules()
-    return {name for name in imports(parsed(path)) if name in known and known[name] != path} - {
-        "aixsim_cli"
-    }
+def imported_modules(path, known):
+    """Of these modules those that a file imports, anywhere in it."""
+    used = {name for name in imports(parsed(path)) if name in known and known[name] != path}
+    return used - {"aixsim_cli", "aixsim_kernels"}
 
 
 def test_every_part_has_its_floor():
-    parts = {part(path) for path in modules().values()} - {"__init__"}
+    parts = {part(path) for path in modules("aixsim_cli").values()} - {"__init__"}
     assert parts == set().union(*FLOORS)
 
 
@@ -102,21 +104,22 @@ def test_the_picture_in_contributing_is_the_law():
     assert drawn == [parts - above for parts in FLOORS if parts - above]
 
 
-@pytest.mark.parametrize("path", modules().values(), ids=ids)
+@pytest.mark.parametrize("path", modules("aixsim_cli").values(), ids=ids)
 def test_imports_run_one_way(path):
     here = part(path)
     if here == "__init__":
         return
     floor = next(i for i, parts in enumerate(FLOORS) if here in parts)
     allowed = {here}.union(*FLOORS[floor + 1 :])
-    used = {name.split(".")[1] for name in imported_modules(path)}
+    used = {name.split(".")[1] for name in imported_modules(path, modules("aixsim_cli"))}
     assert used <= allowed, f"imports {used - allowed}"
     assert "options" not in used or here == "commands"
 
 
 def test_no_circle_of_imports():
     # also of imports inside functions, which only hide one
-    below = {name: imported_modules(path) for name, path in modules().items()}
+    known = modules()
+    below = {name: imported_modules(path, known) for name, path in known.items()}
     while leaves := [name for name, used in below.items() if not used & below.keys()]:
         for name in leaves:
             del below[name]

@@ -16,6 +16,7 @@ class Command(TyperCommand):
     def _plain_flags(self, args: list[str]) -> list[str]:
         options = [option for option in self.params if option.param_type_name == "option"]
         flags = {name: o for o in options if getattr(o, "is_flag", False) for name in o.opts}
+        negated = {no: o.opts[0] for o in flags.values() for no in o.secondary_opts}
         valued = {name for option in options for name in option.opts} - flags.keys()
         argv, kept = list(args), []
         takes_words = any(option.param_type_name == "argument" for option in self.params)
@@ -30,6 +31,10 @@ class Command(TyperCommand):
             name = name.replace("_", "-")
             if word == "--":
                 return [*kept, word, *argv]
+            if name in negated and (equals or (argv and argv[0].lower() in ("true", "false"))):
+                said = value if equals else argv[0]
+                expected = f"{negated[name]} true or {negated[name]} false"
+                raise typer.BadParameter(f"got {said!r}; expected {expected}", param_hint=name)
             if name in valued and not equals:
                 # whatever its value is like
                 kept += [word, *argv[:1]]

@@ -45,7 +45,7 @@ def generate_cfg(
         int, typer.Option(min=-1, help="FSDP; -1 = all ranks that are left of --num-gpus.")
     ] = RECIPE.parallelism.data_parallel_shard_degree,
     tensor_parallel_degree: Annotated[
-        int, typer.Option(min=1)
+        int, typer.Option(min=1, help="Ranks that share every layer.")
     ] = RECIPE.parallelism.tensor_parallel_degree,
     num_gpus: Annotated[
         int | None,
@@ -53,10 +53,12 @@ def generate_cfg(
     ] = None,
     token_num_scale: Annotated[float, typer.Option(help="Tokens per parameter.")] = 22,
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of computing them.")] = None,
-    learning_rate: Annotated[float, typer.Option()] = RECIPE.optimizer.lr,
-    seed: Annotated[int | None, typer.Option()] = RECIPE.debug.seed,
+    learning_rate: Annotated[float, typer.Option(help="The peak.")] = RECIPE.optimizer.lr,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights and data order; noise has its own.")
+    ] = RECIPE.debug.seed,
     mixed_precision_param: Annotated[
-        Literal["bfloat16", "float32"], typer.Option()
+        Literal["bfloat16", "float32"], typer.Option(help="What FSDP and autocast compute in.")
     ] = RECIPE.training.mixed_precision_param,
     compile: Annotated[bool, typer.Option(help="torch.compile.")] = RECIPE.compile.enable,
     keep_last_k_ckpts: Annotated[
@@ -93,7 +95,8 @@ def generate_cfg(
     config.compile.enable = compile
     config.debug.seed = seed
     if transform_config is not None:
-        config.transform = dict(read_transform(transform_config).mapping)
+        config.transform_config = read_transform(transform_config)
+        config.transform = dict(config.transform_config.mapping)
     config.job.description = f"{model_arch} {model_flavor}"
     config.job.dump_folder = default_dump_folder(config)
     plan = budget.fit_to_budget(

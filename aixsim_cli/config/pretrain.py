@@ -85,39 +85,33 @@ _RANGES: dict[tuple[Callable[[Any], bool], str], tuple[str, ...]] = {
 
 @dataclass
 class Reliability:
-    """What a run does when something goes wrong (docs/reliability.md).
-
-    Args:
-        on_nonfinite: a loss or gradient that is not finite: "stop" the run; "skip" the step;
-            "rollback" to the last checkpoint and go on with the data that follow.
-        max_nonfinite: steps skipped or rolled back between two checkpoints before the run stops.
-        on_save_error: a checkpoint that cannot be written: "stop" the run, or "continue" it.
-        on_other_data: a checkpoint that was trained on other data than the config's: "stop" the
-            run; "continue" it with the config's, from their start; or, where a row that could not
-            be read was "mended", go on at the same row.
-        data_retries: of a failed read of the data, in a row, with a growing pause between them.
-    """
+    """What a run does when something goes wrong (docs/reliability.md)."""
 
     on_nonfinite: OnNonfinite = "stop"
+    """A loss or gradient that is not finite: "stop" the run; "skip" the step; "rollback" to the
+    last checkpoint and go on with the data that follow."""
     max_nonfinite: int = 10
+    """Steps skipped or rolled back between two checkpoints before the run stops."""
     on_save_error: Literal["stop", "continue"] = "stop"
+    """A checkpoint that cannot be written: "stop" the run, or "continue" it."""
     on_other_data: Literal["stop", "continue", "mended"] = "stop"
+    """A checkpoint that was trained on other data than the config's: "stop" the run; "continue" it
+    with the config's, from their start; or, where a row that could not be read was "mended", go on
+    at the same row."""
     data_retries: int = 8
+    """Of a failed read of the data, in a row, with a growing pause between them."""
 
 
 @dataclass
 class Budget:
-    """What a config's number of steps was computed from.
-
-    Args:
-        parameters: of the model, without the input embedding.
-        tokens: that the steps consume.
-        num_ranks: ranks that the computation assumed; 0 = nothing was assumed.
-    """
+    """What a config's number of steps was computed from."""
 
     parameters: int = 0
+    """Of the model, without the input embedding."""
     tokens: int = 0
+    """That the steps consume."""
     num_ranks: int = 0
+    """Ranks that the computation assumed; 0 = nothing was assumed."""
 
 
 def _section(section: Any, meaning: str) -> Any:
@@ -215,7 +209,7 @@ def load_config(
     config = build_config(document)
     if isinstance(transform, TransformConfig):
         # as it was read: its messages name the file
-        config.__dict__["transform_config"] = transform
+        config.transform_config = transform
     return config
 
 

@@ -70,7 +70,8 @@ def default_dump_folder(config: "PretrainConfig") -> str:
 
     A folder has one run: those of several seeds do not meet in one.
     """
-    paradigm = config.transform and config.transform.get("transform", "optical")
+    hardware = config.transform_config
+    paradigm = hardware and hardware.name
     seed = f"seed{config.debug.seed}" if config.debug.seed != RECIPE.debug.seed else None
     parts = [part for part in (config.model.flavor, paradigm, seed) if part]
     return f"outputs/{'-'.join(map(str, parts))}"

@@ -1,4 +1,4 @@
-"""HF's Trainer around a simulated model: no silent NaN, and checkpoints that are whole.
+"""HF's Trainer around a simulated model: no silent NaN, and checkpoints that are complete.
 
 Noise and ranges are the business of `callback.py`, signals and numbers that of `steps.py`.
 """
@@ -36,7 +36,7 @@ logger = logging.getLogger("aixsim")
 
 
 class SimulationTrainer(WatchedTrainer):
-    """HF's Trainer with these callbacks, and with checkpoints that are whole or are none.
+    """HF's Trainer with these callbacks, and with checkpoints that are complete or are none.
 
     `settings` and `inputs` are written into every checkpoint.
 
@@ -54,7 +54,7 @@ class SimulationTrainer(WatchedTrainer):
         self.settings: dict[str, Any] = {}
         self.inputs = Inputs()
         self.checkpoints = checkpoints_in(Path(str(self.args.output_dir)))
-        # Trainer would delete before a checkpoint is whole, and by age
+        # Trainer would delete before a checkpoint is complete, and by age
         self._keep, self.args.save_total_limit = self.args.save_total_limit or 0, None
         self.best = BestCallback()
         self.add_callback(self.best)
@@ -71,10 +71,11 @@ class SimulationTrainer(WatchedTrainer):
         return int(self.set_initial_training_values(self.args, loader)[-1])
 
     def checkpoint_bytes(self) -> int:
-        """About what a checkpoint takes on the disk: weights, and Adam's moments of the trained."""
+        """About what is saved at once: weights, and Adam's moments of those that are trained."""
         model: Any = self.model
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-        return sum(size * (3 if is_trained else 1) for size, is_trained in sizes)
+        with_moments = self.args.save_strategy != "no" and not self.args.save_only_model
+        return sum(size * (3 if is_trained and with_moments else 1) for size, is_trained in sizes)
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the weights and counters of a checkpoint that has all steps of the run."""
@@ -88,7 +89,7 @@ class SimulationTrainer(WatchedTrainer):
         """See that the weights a run may end with are there; Trainer would pass over them.
 
         Raises:
-            UserError: they are not, or not whole.
+            UserError: they are not, or not intact.
         """
         if not self.args.load_best_model_at_end or not self.best.recorded:
             return

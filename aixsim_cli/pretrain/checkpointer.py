@@ -48,7 +48,7 @@ logger = logging.getLogger("aixsim")
 
 
 class Checkpointer(CheckpointManager):
-    """Saves complete checkpoints, and loads the newest one that is still whole.
+    """Saves complete checkpoints, and loads the newest one that is still intact.
 
     `save_now` makes the next call of `save` write one, whatever the interval; `last_saved` is the
     step that this run saved last, or went on from.
@@ -192,7 +192,7 @@ class Checkpointer(CheckpointManager):
         """Load a checkpoint into the run.
 
         Args:
-            step: -1 = the newest that is whole; none at all = `initial_load_path`, if any.
+            step: -1 = the newest that is intact; none at all = `initial_load_path`, if any.
 
         Returns:
             Whether anything was loaded.
@@ -229,7 +229,7 @@ class Checkpointer(CheckpointManager):
             Whether there was one.
 
         Raises:
-            RunError: there are some, and none of them is whole.
+            RunError: there are some, and none of them is intact.
         """
         if not self.enable:
             return False

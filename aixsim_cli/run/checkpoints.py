@@ -60,13 +60,13 @@ class Checkpoints:
         return next((folder for folder in folders if is_complete(folder)), None)
 
     def agree(self, unusable: Mapping[int, str] | None = None) -> int | None:
-        """The step that a run goes on from: the newest that is whole, the same on all ranks.
+        """The step that a run goes on from: the newest that is intact, the same on all ranks.
 
         Folders that are torn or damaged are moved aside with a warning, so that they are neither
         loaded nor mixed with what this run writes.
 
         Args:
-            unusable: step -> why a checkpoint that is whole is as good as damaged.
+            unusable: step -> why a checkpoint that is intact is as good as damaged.
 
         Returns:
             None = there is no checkpoint.
@@ -150,7 +150,7 @@ class Checkpoints:
         logger.warning("%s; set aside as %s", why, set_aside(folder, self.aside))
 
     def remove_old(self, keep: int, best: Path | None = None) -> None:
-        """Delete complete checkpoints but the newest `keep`, if one of those is whole.
+        """Delete complete checkpoints but the newest `keep`, if one of those is intact.
 
         Incomplete folders do not count and are left alone: one may be being written.
 
@@ -175,7 +175,7 @@ class Checkpoints:
                     remove(folder)
         elif old:
             logger.warning(
-                "%s: none of the newest %d checkpoints is whole; none is deleted", self.root, keep
+                "%s: none of the newest %d checkpoints is intact; none is deleted", self.root, keep
             )
 
 

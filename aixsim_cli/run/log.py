@@ -19,8 +19,9 @@ def set_up(*, is_main: bool, others: int = logging.WARNING, noise: Sequence[str]
     handler.setFormatter(logging.Formatter("%(message)s"))
     if not debug:
         handler.addFilter(lambda record: not any(piece in record.getMessage() for piece in noise))
-        # torch and torchtitan warn of each other's deprecated calls, once a rank
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(titan|data)?\.")
+        # they warn of each other's deprecated calls, once a rank
+        among = r"torch(titan|data|\.distributed|\._dynamo|\._inductor)\b"
+        warnings.filterwarnings("ignore", category=UserWarning, module=among)
     root = logging.getLogger()
     # in the place of one that a library has put there; who listens otherwise goes on
     root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]

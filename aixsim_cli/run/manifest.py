@@ -1,4 +1,4 @@
-"""What a whole folder holds: `manifest.json`, the size and SHA-256 of each of its files.
+"""What an intact folder holds: `manifest.json`, the size and SHA-256 of each of its files.
 
 It is written last, so that its presence says that the folder is complete. Neither DCP nor
 safetensors notices a flipped byte; this does.
@@ -147,7 +147,7 @@ def read_manifest(folder: str | Path) -> dict[str, Digest]:
     if outside:
         raise UserError(f"{path}: damaged: names a file outside the folder: {outside[0]!r}")
     if not files:
-        raise UserError(f"{path}: damaged: lists no file; expected those of a whole folder")
+        raise UserError(f"{path}: damaged: lists no file; expected those of an intact folder")
     return files
 
 
@@ -199,7 +199,7 @@ def verify(
     folder = Path(folder)
     files = read_manifest(folder)
     for path in folder.iterdir():
-        # what nobody hashed is not whole, whatever else is
+        # what nobody hashed is not intact, whatever else is
         if path.name not in files and any(map(path.match, READ)):
             raise UserError(
                 f"{path}: not in {MANIFEST_FILE}; expected every file of the model to be listed "
@@ -232,7 +232,7 @@ def verify_if_listed(folder: str | Path) -> None:
         verify(folder)
     elif is_being_saved(folder):
         raise UserError(
-            f"{folder}: incomplete, its saving did not end; expected a whole folder: the command "
+            f"{folder}: incomplete, its saving did not end; expected a complete one: the command "
             "that was writing it, run again, writes the rest"
         )
 

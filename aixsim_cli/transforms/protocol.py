@@ -6,6 +6,7 @@ attention's two matrix products are computed. Nothing here knows torchtitan or t
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -70,6 +71,8 @@ def defaults_before(params: type) -> dict[str, Any]:
 
 def as_in_file(value: Any) -> Any:
     """A parameter's value as a transform file has it."""
+    if isinstance(value, Enum):
+        return value.value
     return list(map(as_in_file, value)) if isinstance(value, tuple) else value
 
 
@@ -104,9 +107,10 @@ class Paradigm:
             plans and optimizers do not notice: `SimulatedLinear.from_linear` builds one.
         attention: `build(params, site)` of the module that computes the two products of an
             attention; None = they stay digital. The module's forward is `f(q, k, v, *,
-            attn_mask=None, scale=None, is_causal=False, enable_gqa=False)` with q (B, H, Lq, D), k
+            attn_mask=None, scale=None, is_causal=True, enable_gqa=False)` with q (B, H, Lq, D), k
             (B, Hkv, Lk, D) and v (B, Hkv, Lk, Dv), out (B, H, Lq, Dv), as
-            `torch.nn.functional.scaled_dot_product_attention`. `attn_mask` is bool (True = attend)
+            `torch.nn.functional.scaled_dot_product_attention`, but causal unless it is told
+            otherwise: torchtitan's models do not say. `attn_mask` is bool (True = attend)
             or additive, broadcastable to (B, H, Lq, Lk); a learned one wants a gradient.
             `is_causal` comes with Lq = Lk and no mask.
     """

@@ -16,6 +16,7 @@ mappings in a list, `transforms: [{…}, {…}]`, act on one model, each on modu
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def _written_out(transform: Transform, data: Mapping[str, Any]) -> dict[str, Any
     for rule in transform.rules:
         lines = layers if rule.kind is None else mapping
         if rule.params is not None:
-            lines[rule.pattern] = _every_parameter(rule.params) or lines[rule.pattern]
+            lines[rule.pattern] = _every_parameter(rule.params, lines[rule.pattern])
     if layers:
         mapping["layer_name_to_config"] = layers
     if transform.lora is not None:
@@ -150,20 +151,23 @@ def _written_out(transform: Transform, data: Mapping[str, Any]) -> dict[str, Any
     return mapping
 
 
-def _every_parameter(params: Any) -> dict[str, Any] | None:
-    """Parameters as a file has them; None where a file cannot hold them, of a stranger's types."""
+def _every_parameter(params: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as a file has them, all that a file can hold; the others as they were given."""
     found = {f.name: as_in_file(getattr(params, f.name)) for f in fields(params) if f.init}
     try:
-        same = build_dataclass(type(params), found, where="") == params
+        if build_dataclass(type(params), found, where="") == params and _is_plain(found):
+            return found
     except (ConfigError, TypeError):
-        return None
-    return found if same and _is_plain(found) else None
+        pass
+    return {name: value for name, value in found.items() if _is_plain(value)} | dict(given)
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict | list):
         return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
-    return type(value) in (str, int, float, bool, type(None))
+    if isinstance(value, float):
+        return isfinite(value)
+    return type(value) in (str, int, bool, type(None))
 
 
 def _transform(

@@ -1,7 +1,7 @@
 """One rank, replicas, shards, both, and accumulated batches do the same maths.
 
 All documents are one and the same window, so every layout sees the same global batch; all runs
-start from one checkpoint. Without the mend of DDP's averaging its gradient norm is half of the
+start from one checkpoint. Without the patch of DDP's averaging its gradient norm is half of the
 others'.
 """
 

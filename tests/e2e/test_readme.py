@@ -1,10 +1,12 @@
-"""Every command of the README's main job runs, on a small model and the built-in text."""
+"""Every command of the README runs; its main job on a small model and the built-in text."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 # what a machine without a network and a GPU has instead; the commands are otherwise as they stand
@@ -56,3 +58,20 @@ def test_every_command_of_the_table_exists(aixsim):
     assert {"pretrain", "eval ppl", "schema"} <= set(named)
     for name in named:
         assert name.split()[-1] in help_text, name
+
+
+@pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
+def test_the_quickstart_runs(tmp_path):
+    # in a clone, whose environment is this one; what the other command runs are these tests
+    subprocess.run(["git", "clone", "--quiet", REPOSITORY, tmp_path / "clone"], check=True)
+    folder = tmp_path / "clone"
+    setup = folder / "scripts" / "setup.sh"
+    setup.write_text(setup.read_text(encoding="utf-8") + "\nsetup_venv() { :; }\n")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = f"{folder}:{folder / 'kernels'}"
+    done = subprocess.run(
+        ["bash", folder / "scripts" / "quickstart.sh"], env=environment, capture_output=True,
+        text=True, timeout=850,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "outputs" / "quickstart" / "hf" / "model.safetensors").is_file()

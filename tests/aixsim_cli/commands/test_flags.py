@@ -47,3 +47,11 @@ def test_another_value_is_a_mistake():
     done = CliRunner().invoke(app, ["--do_it=maybe"])
     assert done.exit_code == 2
     assert "Invalid value for --do-it: got 'maybe'; expected true or false" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--no-do-it", "true"], ["--no_do_it=false"]])
+def test_a_flag_that_says_no_takes_no_value(words):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "--no-do-it: got" in done.stderr
+    assert "expected --do-it true or --do-it false" in " ".join(done.stderr.split())

@@ -68,3 +68,9 @@ def test_torchtitans_keys_are_explained(schemas):
     training = schemas["pretrain"]["$defs"]["Training"]["properties"]
     assert training["seq_len"]["description"] == "Sequence length"
     assert training["seq_len"]["default"] == 2048
+
+
+@pytest.mark.parametrize("section", ["Reliability", "Budget"])
+def test_our_own_keys_are_explained(schemas, section):
+    keys = schemas["pretrain"]["$defs"][section]["properties"]
+    assert keys and all(key.get("description") for key in keys.values())

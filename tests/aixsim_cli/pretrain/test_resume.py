@@ -347,4 +347,9 @@ def test_seeds_have_folders_of_their_own():
     config.model.flavor = "debug"
     assert default_dump_folder(config) == "outputs/debug"
     config.debug.seed, config.transform = 43, {"fc": {}}
+    del config.transform_config
     assert default_dump_folder(config) == "outputs/debug-optical-seed43"
+    parts = [{"transform": "bitflip", "fc": {"x_p_exp": 0.5}}, {"attention": {}}]
+    config.transform = {"transforms": parts}
+    del config.transform_config
+    assert default_dump_folder(config) == "outputs/debug-bitflip+optical-seed43"

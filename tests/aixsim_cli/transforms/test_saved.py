@@ -15,7 +15,7 @@ from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.pretrain.converter import TransformConverter
 from aixsim_cli.transforms import read
 from aixsim_cli.transforms.config import difference
-from aixsim_cli.transforms.protocol import Paradigm
+from aixsim_cli.transforms.protocol import Paradigm, defaults_before, param
 from aixsim_cli.transforms.read import parse_transform, read_transform
 from aixsim_cli.transforms.state import state_of
 
@@ -52,10 +52,11 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True)
 class Strange:
-    """What a stranger's parameters may be, and no file can hold."""
+    """What a stranger's parameters may be, and no file can hold; and what it can."""
 
     mode: Mode = Mode.A
     clip: float = float("inf")
+    gain: float = param(1.0, "of the detector", before=9.0)
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ class Derived:
         object.__setattr__(self, "steps", self.levels - 1)
 
 
-@pytest.mark.parametrize(("params", "saved"), [(Strange, {}), (Derived, {"levels": 4})])
+@pytest.mark.parametrize(
+    ("params", "saved"), [(Strange, {"mode": "a", "gain": 1.0}), (Derived, {"levels": 4})]
+)
 def test_parameters_that_a_file_cannot_hold_are_left_as_written(monkeypatch, params, saved):
     paradigm = type("Own", (Paradigm,), {"params": params, "modules": {}, "attention": None})
     monkeypatch.setattr(read, "get_paradigm", lambda name: paradigm)
-    monkeypatch.setattr(read, "defaults_before", lambda params: {})
+    monkeypatch.setattr(read, "defaults_before", defaults_before)
     found = parse_transform({"transform": "own", "fc": {}}, source="s")
     assert found.mapping == {"transform": "own", "fc": saved}
     assert parse_transform(found.mapping, source="s", saved=True).transforms == found.transforms
