@@ -66,12 +66,17 @@ def _print_version(value: bool) -> None:
         return
     from importlib.metadata import version
 
+    from aixsim_kernels.optical.native import library
+
     from aixsim_cli import __version__
     from aixsim_cli.run.device import device_type
 
     found = {name: version(name) for name in ("torch", "torchtitan", "transformers")}
     typer.echo(" ".join([f"aixsim {__version__}", *(f"{k} {v}" for k, v in found.items())]))
     typer.echo(f"device: {device_type()}")
+    compiled = library()
+    told = f"PyTorch, slower: {compiled}" if isinstance(compiled, str) else "C"
+    typer.echo(f"optical passes on a CPU: {told}")
     raise typer.Exit
 
 

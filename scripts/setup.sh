@@ -18,7 +18,8 @@ setup_venv() {
   source .venv/bin/activate
   local stamp wanted
   stamp=.venv/installed-$(printf '%s' "$requirement" | tr -c 'a-z0-9' '_')
-  wanted=$(cksum pyproject.toml)
+  # a C library is compiled too
+  wanted=$(cksum pyproject.toml kernels/aixsim_kernels/optical/passes.c)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "installing $requirement into .venv (several minutes on a new machine)"
     python -m pip install --quiet --disable-pip-version-check -e "$requirement"

@@ -35,6 +35,8 @@ def kernels():
 
     found = {}
     for info in pkgutil.walk_packages(aixsim_kernels.__path__, "aixsim_kernels."):
+        if info.name.endswith("._passes"):
+            continue  # a plain library
         for value in vars(import_module(info.name)).values():
             if isinstance(value, JITFunction):
                 found[f"{value.fn.__module__}:{value.fn.__qualname__}"] = value

@@ -15,16 +15,16 @@ _BYTES = torch.tensor([[float(byte >> i & 1) for i in range(8)] for byte in rang
 _ONES = _BYTES.sum(1, dtype=torch.int64)
 
 
-def clipped_share(x: Tensor, bounds: Tensor, extremes: Tensor | None = None) -> Tensor:
-    """Share of a batch that a modulator or detector clips.
+def count(x: Tensor, bounds: Tensor, extremes: Tensor) -> Tensor:
+    """How many elements of a batch a modulator or detector clips.
 
     Args:
         x: any shape and floating type.
         bounds: float32 (2,), lo and hi.
-        extremes: float32 (2,), those of `x` where they are known: most batches need no look.
+        extremes: float32 (2,), those of `x`: most batches need no look.
 
     Returns:
-        float32 0-d, with NaN among them; 0 where there are no elements, or no range.
+        0-d, with NaN among them.
     """
     values = x.reshape(-1)
     if not len(values) or is_held(extremes, bounds):
@@ -37,16 +37,12 @@ def clipped_share(x: Tensor, bounds: Tensor, extremes: Tensor | None = None) -> 
             n = len(busy) * PIECE
             looked_at = torch.cat([values[:n].view(-1, PIECE)[busy].view(-1), values[n:]])
     # compared in place, as floats: torch is several times slower on bools
-    clipped = looked_at.float().clamp(*bounds.unbind()).ne_(looked_at).sum()
-    return (clipped / len(values)).masked_fill_(is_empty(bounds), 0)
+    return looked_at.float().clamp(*bounds.unbind()).ne_(looked_at).sum()
 
 
-def packed_share(bits: Tensor, n: int, bounds: Tensor) -> Tensor:
-    """`clipped_share` of `n` elements, from what `pack_inside` made of them: float32 0-d."""
-    if not n:
-        return bounds.new_zeros(())
-    kept = _ONES.to(bits.device).index_select(0, bits.to(torch.int32)).sum()
-    return ((n - kept) / n).masked_fill_(is_empty(bounds), 0)
+def packed_count(bits: Tensor, n: int) -> Tensor:
+    """`count` of `n` elements, from what `pack_inside` made of them: 0-d."""
+    return n - _ONES.to(bits.device).index_select(0, bits.to(torch.int32)).sum()
 
 
 def are_clipped(low: Tensor, high: Tensor, bounds: Tensor) -> Tensor:
@@ -56,9 +52,9 @@ def are_clipped(low: Tensor, high: Tensor, bounds: Tensor) -> Tensor:
     return 1 - kept.float()
 
 
-def is_held(extremes: Tensor | None, bounds: Tensor) -> bool:
+def is_held(extremes: Tensor, bounds: Tensor) -> bool:
     """Whether a range is known to hold all of a batch: on a GPU asking would be a wait for it."""
-    if extremes is None or bounds.device.type != "cpu":
+    if bounds.device.type != "cpu":
         return False
     (lowest, highest), (lo, hi) = extremes.tolist(), bounds.tolist()
     return lo <= lowest <= highest <= hi

@@ -107,12 +107,13 @@ class Scores:
             query = torch.arange(block.queries.start, block.queries.stop, device=self.q.device)
             key = torch.arange(block.free, block.keys, device=self.q.device)
             shut = key > (query + keys - queries).unsqueeze(-1)
-        mask = self._mask_of(block)
+        mask = self.mask_of(block)
         if mask is None:
             return shut
         return ~lets_through(mask) if shut is None else ~lets_through(mask) | shut
 
-    def _mask_of(self, block: Block) -> Tensor | None:
+    def mask_of(self, block: Block) -> Tensor | None:
+        """A block's part of the mask: (b, g, R, m, keys)."""
         if self.mask is None:
             return None
         return self.mask[block.batch, block.heads, :, block.queries, : block.keys]
@@ -172,7 +173,7 @@ class Scores:
         if keys is not None:
             keys = keys[block.batch, block.heads, :, block.queries]
         scores = detect_(acc, at, keys).mul_(self.scale)
-        mask = self._mask_of(block)
+        mask = self.mask_of(block)
         if mask is not None and mask.dtype != torch.bool:
             scores.add_(mask)
         blocked = self.blocked(block)

@@ -5,17 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.optical.blocks import block_size
-from aixsim_kernels.optical.clipping import (
-    clipped_share,
-    mask_clipped_,
-    mask_packed_,
-    pack_inside,
-    packed_share,
-)
-from aixsim_kernels.optical.grid import decode, detect_, grid, modulate
-from aixsim_kernels.optical.ranges import calibrate, observe
+from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.settings import Settings
 
 
@@ -40,41 +32,25 @@ def forward(
         ranges, float32 (3, 2); codes of x (M, K), uint8 or int32; where x was not clipped, one bit
         an element, uint8 (ceil(M * K / 8),).
     """
-    levels, lut_min, quantiles = settings.levels, settings.lut_min, settings.quantiles
-    seen_x, seen_w = observe(x, quantiles), observe(weight, quantiles)
-    x_bounds, w_bounds = calibrate(ranges[0], seen_x), calibrate(ranges[1], seen_w)
-    x_code = x.new_empty(x.shape, dtype=code_dtype(levels))
-    w_hat = modulate(weight, grid(w_bounds, levels), lut_min)
-    x_grid = grid(x_bounds, levels)
+    passes, quantiles = passes_of(x), settings.quantiles
+    ranges_used = x_at, w_at, y_at = passes.ranges(ranges, settings.levels)
+    x_at.look(x, quantiles)
+    w_at.look(weight, quantiles)
+    x_code = x.new_empty(x.shape, dtype=code_dtype(settings.levels))
+    x_inside = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
+    w_hat = passes.modulate(weight, w_at, settings.lut_min)
     acc = w_hat.new_empty(len(x), len(weight))
     for rows in _row_blocks(x):
-        torch.mm(modulate(x[rows], x_grid, codes=x_code[rows]), w_hat.T, out=acc[rows])
-    seen_y = observe(acc, quantiles)
-    y_bounds = calibrate(ranges[2], seen_y)
-    observed, used = [seen_x, seen_w, seen_y], [x_bounds, w_bounds, y_bounds]
-    x_inside = pack_inside(x, x_bounds)
-    # before the detector, which works in place; quantiles do not tell whether all is held
-    extremes = (seen_w, seen_y) if quantiles is None else (None, None)
-    clipped = [
-        packed_share(x_inside, x.numel(), x_bounds),
-        clipped_share(weight, w_bounds, extremes[0]),
-        clipped_share(acc, y_bounds, extremes[1]),
-    ]
-    keys = None
-    if settings.noise:
-        index = torch.arange(len(acc), device=acc.device)
-        keys = row_keys(index, key, seed_word(settings.stream, 0))
-    y = detect_(acc, grid(y_bounds, levels), keys)
+        bits = x_inside[rows.start * x.shape[1] // 8 : (rows.stop * x.shape[1] + 7) // 8]
+        x_hat = passes.modulate(x[rows], x_at, codes=x_code[rows], inside=bits)
+        torch.mm(x_hat, w_hat.T, out=acc[rows])
+    sizes = x.numel(), weight.numel(), acc.numel()
+    y_at.look(acc, quantiles)
+    seed = seed_word(settings.stream, 0)
+    passes.detect_(acc, y_at, passes.row_keys([len(acc)], key, seed) if settings.noise else None)
     if bias is not None:
-        y.add_(bias)
-    return (
-        y.to(out_dtype),
-        torch.stack(observed),
-        torch.stack(clipped),
-        torch.stack(used),
-        x_code,
-        x_inside,
-    )
+        acc.add_(bias)
+    return acc.to(out_dtype), *passes.results(ranges_used, sizes), x_code, x_inside
 
 
 def backward(
@@ -100,15 +76,14 @@ def backward(
     Returns:
         Gradients of x (M, K) in `x_dtype`, of weight (N, K) in its type, of bias float32 (N,).
     """
-    grad, levels = grad.float(), settings.levels
-    x_bounds, w_bounds, _ = used.unbind()
-    grad_x = grad @ modulate(weight, grid(w_bounds, levels), settings.lut_min)
-    mask_packed_(grad_x, x_inside)
+    grad, passes = grad.float(), passes_of(grad)
+    x_at, w_at, _ = passes.ranges(used, settings.levels)
+    grad_x = grad @ passes.modulate(weight, w_at, settings.lut_min)
+    passes.mask_packed_(grad_x, x_inside)
     grad_w = grad.new_zeros(weight.shape)
-    x_grid = grid(x_bounds, levels)
     for rows in _row_blocks(x_code):
-        grad_w.addmm_(grad[rows].T, decode(x_code[rows], x_grid))
-    mask_clipped_(grad_w, weight, w_bounds)
+        grad_w.addmm_(grad[rows].T, passes.decode(x_code[rows], x_at))
+    passes.mask_clipped_(grad_w, weight, w_at)
     return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)
 
 

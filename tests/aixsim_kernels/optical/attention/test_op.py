@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.usefixtures("passes")
 KEY = torch.tensor(0x123456789ABCDEF)
 RANGES = torch.tensor([[-2.5, 2.0], [-2.0, 2.5], [-12.0, 14.0], [-2.0, 2.5], [-1.8, 1.5]])
 NONE_SEEN = [math.inf, -math.inf]

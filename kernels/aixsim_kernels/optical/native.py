@@ -1,0 +1,240 @@
+"""The passes of an operation on a CPU in C (`passes.c`), called by ctypes.
+
+The library needs a C compiler when the package is installed, and nothing of torch or Python when it
+runs. Where there is none, operations take torch's passes, which are slower. Between two passes a
+range is a few Python floats: a call of torch for each of its numbers took as long as a small layer.
+"""
+
+import ctypes
+import logging
+import math
+from collections.abc import Sequence
+from ctypes import Structure, byref, c_double, c_float, c_int, c_int64, c_long, c_uint32, c_void_p
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.passes import Passes, Range, Softmax
+
+logger = logging.getLogger("aixsim")
+
+# of what passes.c takes and does
+VERSION = 1
+# p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits; behind each the
+# number of threads
+SIGNATURES = {
+    "aixsim_row_keys": "lkup",
+    "aixsim_modulate": "pppiplfpp",
+    "aixsim_decode": "piplp",
+    "aixsim_mask_range": "pplp",
+    "aixsim_mask_packed": "ppl",
+    "aixsim_detect": "ppllpip",
+    "aixsim_softmax": "pppifppllippfippp",
+    "aixsim_softmax_grad": "pppllf",
+}
+_TYPES = {"p": c_void_p, "l": c_long, "i": c_int, "f": c_float, "u": c_uint32, "k": c_int64}
+_NOTHING = (math.inf, -math.inf)
+
+
+class _Grid(Structure):
+    _fields_ = [(name, c_float) for name in ("lo", "hi", "step", "per_level", "top")]
+
+
+class _Seen(Structure):
+    _fields_ = [(name, c_double) for name in ("lowest", "highest", "clipped")]
+
+
+@cache
+def library() -> ctypes.CDLL | str:
+    """The passes that were compiled when aixsim was installed, or why there are none."""
+    spec = find_spec("aixsim_kernels.optical._passes")
+    if spec is None or spec.origin is None:
+        found = "no C compiler was there when aixsim was installed"
+    else:
+        found = opened(spec.origin)
+    if isinstance(found, str):
+        # once a process: the result is kept
+        logger.info("optical operations on a CPU are made in PyTorch, which is slower: %s", found)
+    return found
+
+
+def opened(path: str) -> ctypes.CDLL | str:
+    """The passes of a shared library, or what is wrong with it."""
+    try:
+        found = ctypes.CDLL(path)
+        version = c_int.in_dll(found, "aixsim_version").value
+    except (OSError, ValueError) as error:
+        return str(error)
+    if version != VERSION:
+        return f"{path} has version {version}, expected {VERSION}: install aixsim again"
+    for name, signature in SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = [*map(_TYPES.get, signature), c_int], None
+    return found
+
+
+def passes_of(x: Tensor) -> Passes:
+    """Who makes the passes of an operation on `x`."""
+    found = library() if x.device.type == "cpu" else None
+    return NativePasses(found) if isinstance(found, ctypes.CDLL) else Passes()
+
+
+class NativeRange(Range):
+    """A range as C has it: `levels_at` and `seen` are structures, whose numbers are float32."""
+
+    def __init__(self, running: Tensor, ends: Sequence[float], levels: int) -> None:
+        self.running, self.levels, self.own = running, levels, None
+        self.seen, self.levels_at = _Seen(*_NOTHING, 0), _grid(ends, levels)
+
+    @property
+    def bounds(self) -> Tensor:
+        return torch.tensor([self.levels_at.lo, self.levels_at.hi])
+
+    def is_set(self) -> bool:
+        return self.levels_at.lo <= self.levels_at.hi
+
+    def take(self, own: Tensor) -> None:
+        self.own = own.tolist()
+        if not self.is_set():
+            self.levels_at = _grid(self.own, self.levels)
+
+    def ends(self) -> Sequence[float]:
+        """The batch's own range; the empty one where an end is not finite."""
+        found = (self.seen.lowest, self.seen.highest)
+        return self.own or (found if all(map(math.isfinite, found)) else _NOTHING)
+
+    def share(self, n: float) -> float:
+        """Clipped ones of `n`; at most 1, which queries of NaN, that attend to nothing, are."""
+        if not self.is_set():
+            return 0.0
+        return min(self.seen.clipped / n, 1.0) if n else float(self.seen.clipped > 0)
+
+
+class NativePasses(Passes):
+    """In C, on tensors of a CPU: the same levels, and the same sums on any number of threads."""
+
+    def __init__(self, found: ctypes.CDLL, threads: int | None = None) -> None:
+        self._c, self._threads = found, threads or torch.get_num_threads()
+
+    def ranges(self, running: Tensor, levels: int) -> Sequence[NativeRange]:
+        return [
+            NativeRange(one, ends, levels)
+            for one, ends in zip(running, running.tolist(), strict=True)
+        ]
+
+    def results(
+        self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own = [one for one in ranges if isinstance(one, NativeRange)]
+        shares = [one.share(float(size)) for one, size in zip(own, sizes, strict=True)]
+        used = [(one.levels_at.lo, one.levels_at.hi) for one in own]
+        return torch.tensor([one.ends() for one in own]), torch.tensor(shares), torch.tensor(used)
+
+    def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
+        keys = torch.empty(*shape, dtype=torch.int32)
+        self._c.aixsim_row_keys(keys.numel(), int(key), seed, _at(keys), self._threads)
+        return keys
+
+    def modulate(
+        self,
+        x: Tensor,
+        at: Range,
+        lut_min: float = 0.0,
+        codes: Tensor | None = None,
+        inside: Tensor | None = None,
+    ) -> Tensor:
+        x = x.float().contiguous()
+        value = torch.empty_like(x)
+        levels, seen = _of(at)
+        self._c.aixsim_modulate(
+            _at(x), _at(value), _at(codes), _wide(codes), _at(inside), x.numel(), lut_min, levels,
+            seen, self._threads,
+        )  # fmt: skip
+        return value
+
+    def decode(self, codes: Tensor, at: Range) -> Tensor:
+        codes = codes.contiguous()
+        value = torch.empty(codes.shape)
+        self._c.aixsim_decode(
+            _at(codes), _wide(codes), _at(value), value.numel(), _of(at)[0], self._threads
+        )
+        return value
+
+    def mask_clipped_(self, grad: Tensor, x: Tensor, at: Range) -> Tensor:
+        x = x.float().contiguous()
+        self._c.aixsim_mask_range(_at(grad), _at(x), x.numel(), _of(at)[0], self._threads)
+        return grad
+
+    def mask_packed_(self, grad: Tensor, inside: Tensor) -> Tensor:
+        self._c.aixsim_mask_packed(_at(grad), _at(inside), grad.numel(), self._threads)
+        return grad
+
+    def detect_(self, acc: Tensor, at: Range, keys: Tensor | None, *, by_row: bool = False) -> None:
+        columns = acc.shape[-1]
+        levels, seen = _of(at)
+        self._c.aixsim_detect(
+            _at(acc), _at(keys), acc.numel() // max(columns, 1), columns, levels, by_row, seen,
+            self._threads,
+        )  # fmt: skip
+
+    def softmax(
+        self,
+        scores: Scores,
+        block: Block,
+        acc: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        rowmax: bool,
+    ) -> Softmax:
+        *shape, columns = acc.shape
+        if keys is not None:
+            keys = keys[block.batch, block.heads, :, block.queries].contiguous()
+        mask, shut = scores.mask_of(block), 0.0
+        if mask is not None and mask.dtype != torch.bool:
+            mask, shut = mask.float(), torch.finfo(mask.dtype).min / 2
+        if mask is not None and mask.stride(-1) != 1:
+            mask = mask.contiguous()
+        first = block.queries.start + 1 + scores.shape[4] - scores.shape[3]
+        shown = torch.empty_like(acc)
+        total, kept = acc.new_empty(2, *shape, 1)
+        of_rows = c_long * 4
+        levels, seen = _of(at)
+        self._c.aixsim_softmax(
+            _at(acc), _at(shown), _at(mask), mask is not None and mask.dtype == torch.bool, shut,
+            of_rows(*(mask.stride()[:4] if mask is not None else shape)), of_rows(*shape), columns,
+            first, scores.is_causal, _at(keys), levels, scores.scale, rowmax, _at(total),
+            _at(kept), seen, self._threads,
+        )  # fmt: skip
+        return Softmax(acc, shown, total, kept)
+
+    def softmax_grad_(self, grad: Tensor, weights: Tensor, total: Tensor, scale: float) -> Tensor:
+        self._c.aixsim_softmax_grad(
+            _at(weights), _at(grad), _at(total), total.numel(), grad.shape[-1], scale, self._threads
+        )
+        return grad
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _of(at: Range) -> tuple:
+    assert isinstance(at, NativeRange)
+    return byref(at.levels_at), byref(at.seen)
+
+
+def _wide(codes: Tensor | None) -> bool:
+    return codes is not None and codes.dtype != torch.uint8
+
+
+def _grid(ends: Sequence[float], levels: int) -> _Grid:
+    """As `grid.grid`, each step of which is float32: what a structure holds is rounded to that."""
+    (lo, hi), top = ends, levels - 1
+    width = c_float(hi - lo).value
+    per_level = c_float(c_float(1 / width).value * top).value if width else math.inf
+    if math.isinf(per_level):
+        return _Grid(lo, hi, 0.0, 1.0, top)
+    return _Grid(lo, hi, width / top, per_level, top)

@@ -1,0 +1,228 @@
+"""What an operation on a CPU does beside its products: passes over memory. Here in torch.
+
+What quantises also looks: the pass that reads a batch anyway tells its extremes and how much of it
+is clipped. `native.py` has the same passes in C and is held to these.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.common.noise import row_keys
+from aixsim_kernels.optical import clipping, grid
+from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.grid import Grid
+from aixsim_kernels.optical.ranges import (
+    calibrate,
+    empty_ranges,
+    is_empty,
+    merge_observed,
+    observe,
+    only_finite,
+)
+
+
+class Range:
+    """A range that one call works with, and what it saw of the batch.
+
+    Args:
+        running: float32 (2,), lo and hi; (+inf, -inf) where it was never set.
+        levels: of its modulator or detector.
+    """
+
+    def __init__(self, running: Tensor, levels: int) -> None:
+        self.running, self.levels = running, levels
+        self._own: Tensor | None = None
+        self._extremes, self._clipped = empty_ranges(1, running.device)[0], running.new_zeros(())
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """What is worked with, float32 (2,): where it was never set the batch's own range."""
+        return self.running if self._own is None else calibrate(self.running, self._own)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The levels."""
+        return grid.grid(self.bounds, self.levels)
+
+    def is_set(self) -> bool:
+        """Whether it is known to have been set: on a GPU asking would be a wait for it."""
+        return self.running.device.type == "cpu" and not bool(is_empty(self.running))
+
+    def look(self, batch: Tensor, quantiles: Sequence[float] | None) -> None:
+        """Take the batch's own range, before it is worked on, where a pass will not find it."""
+        if quantiles is not None or not self.is_set():
+            self.take(observe(batch, quantiles))
+
+    def take(self, own: Tensor) -> None:
+        """`own` (2,) is the batch's range."""
+        self._own = own
+
+    def see(self, extremes: Tensor, clipped: Tensor) -> None:
+        """Add what a pass saw: extremes float32 (2,), NaN where one is; how many were clipped."""
+        self._extremes = merge_observed(self._extremes, extremes)
+        self._clipped = self._clipped + clipped
+
+    def observed(self) -> Tensor:
+        """The batch's own range, float32 (2,); the empty one where an end is not finite."""
+        return only_finite(self._extremes) if self._own is None else self._own
+
+    def clipped(self, n: int | Tensor) -> Tensor:
+        """Clipped ones of `n` as a share: float32 0-d; 0 where there is no range, and of nothing.
+
+        At most 1, which queries of NaN are: they are clipped, but attend to nothing.
+        """
+        share = (self._clipped / n).float().nan_to_num(0.0).clamp(max=1)
+        return share.masked_fill(is_empty(self.bounds), 0)
+
+
+class Softmax(NamedTuple):
+    """A block of detected scores behind the softmax; rows (b, g, R, m), `keys` columns.
+
+    Args:
+        weights: float32 (b, g, R, m, keys), exp(score - row maximum), 0 where the mask shuts.
+        shown: float32 (b, g, R, m, keys), what the modulator shows of the probabilities, in [0, 1].
+        total: float32 (b, g, R, m, 1), sums of the weights, 0 for a row with nothing to attend to.
+        kept: float32 (b, g, R, m, 1), sums of what is shown.
+    """
+
+    weights: Tensor
+    shown: Tensor
+    total: Tensor
+    kept: Tensor
+
+
+class Passes:
+    """In torch: what `NativePasses` is compared with, and what GPUs use for odd tensors."""
+
+    def ranges(self, running: Tensor, levels: int) -> Sequence[Range]:
+        """The ranges of a call, from float32 (n, 2)."""
+        return [Range(one, levels) for one in running]
+
+    def results(
+        self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a call's n ranges, of batches of these sizes, at its end.
+
+        Returns:
+            Observed ranges, float32 (n, 2); clipped shares, float32 (n,); used ranges, (n, 2).
+        """
+        shares = [one.clipped(size) for one, size in zip(ranges, sizes, strict=True)]
+        observed = torch.stack([one.observed() for one in ranges])
+        return observed, torch.stack(shares), torch.stack([one.bounds for one in ranges])
+
+    def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
+        """Noise key of each row of an output: int32 `shape`; `seed` as in `noise.row_keys`."""
+        rows = torch.arange(torch.Size(shape).numel(), device=key.device)
+        return row_keys(rows, key, seed).view(*shape)
+
+    def modulate(
+        self,
+        x: Tensor,
+        at: Range,
+        lut_min: float = 0.0,
+        codes: Tensor | None = None,
+        inside: Tensor | None = None,
+    ) -> Tensor:
+        """What a modulator shows of an operand.
+
+        Args:
+            x: (...), any floating type and strides.
+            at: its range; sees `x`.
+            lut_min: smallest magnitude it can show as a share of its range, 0 for none.
+            codes: integers, contiguous, as many as `x` has elements; filled with the codes.
+            inside: uint8 (ceil(n / 8),); filled with one bit an element, 1 where it was not
+                clipped.
+
+        Returns:
+            float32 (...), contiguous. NaN stays NaN.
+        """
+        extremes = _extremes(x)
+        if inside is None:
+            clipped = clipping.count(x, at.bounds, extremes)
+        else:
+            inside.copy_(clipping.pack_inside(x, at.bounds))
+            clipped = clipping.packed_count(inside, x.numel())
+        at.see(extremes, clipped)
+        return grid.modulate(x, at.grid, lut_min, codes)
+
+    def decode(self, codes: Tensor, at: Range) -> Tensor:
+        """Values that integer codes stand for, without the floor: (...) -> float32 (...)."""
+        return grid.decode(codes, at.grid)
+
+    def mask_clipped_(self, grad: Tensor, x: Tensor, at: Range) -> Tensor:
+        """Zeroes the gradient of clipped elements in place: float32 (...) contiguous, x (...)."""
+        return clipping.mask_clipped_(grad, x, at.bounds)
+
+    def mask_packed_(self, grad: Tensor, inside: Tensor) -> Tensor:
+        """`mask_clipped_` from the bits that `modulate` left: float32 (...) contiguous."""
+        return clipping.mask_packed_(grad, inside)
+
+    def detect_(self, acc: Tensor, at: Range, keys: Tensor | None, *, by_row: bool = False) -> None:
+        """What the detector reads, in place of the raw accumulator.
+
+        Args:
+            acc: float32 (..., columns), contiguous.
+            at: its range; sees the accumulator.
+            keys: int32 (...) from `row_keys`, one per row, or None for no noise.
+            by_row: what is counted as clipped is rows, not elements.
+        """
+        extremes = _extremes(acc)
+        if not by_row:
+            clipped = clipping.count(acc, at.bounds, extremes)
+        elif acc.numel():
+            clipped = clipping.are_clipped(acc.amin(-1), acc.amax(-1), at.bounds).sum()
+        else:
+            clipped = acc.new_zeros(())
+        at.see(extremes, clipped)
+        grid.detect_(acc, at.grid, keys)
+
+    def softmax(
+        self,
+        scores: Scores,
+        block: Block,
+        acc: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        rowmax: bool,
+    ) -> Softmax:
+        """Detects a block of scores; their softmax, and what the modulator shows of it.
+
+        Args:
+            scores: which these are a part of.
+            block: which part.
+            acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the weights.
+            at: the detector's range; sees what the mask lets through, and counts rows.
+            keys: noise key of each score row, int32 (B, G, R, M), or None.
+            rowmax: the modulator is driven at full range in each row, not over [0, 1].
+        """
+        low, high = scores.row_extremes(block, acc)
+        at.see(
+            torch.stack([low.amin(), high.amax()]),
+            clipping.are_clipped(low, high, at.bounds).sum(),
+        )
+        weights, total = scores.exponentials(block, acc, at.grid, keys)
+        shown = weights * (1.0 if rowmax else (total > 0) / total.clamp(min=1))
+        shown.mul_(at.levels - 1).round_().mul_(1 / (at.levels - 1))
+        return Softmax(weights, shown, total, shown.sum(-1, keepdim=True))
+
+    def softmax_grad_(self, grad: Tensor, weights: Tensor, total: Tensor, scale: float) -> Tensor:
+        """Gradient of the scores, in place of that of the probabilities p = weights / total.
+
+        Args:
+            grad: float32 (b, g, R, m, keys), contiguous; becomes scale * p * (grad - sum p grad).
+            weights: float32, of this shape; of no use afterwards.
+            total: float32 (b, g, R, m, 1).
+            scale: factor of the detected scores.
+        """
+        p = weights.div_(total.clamp(min=1))
+        return grad.sub_((p * grad).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+
+
+def _extremes(x: Tensor) -> Tensor:
+    if not x.numel():
+        return empty_ranges(1, x.device)[0]
+    return torch.stack(torch.aminmax(x)).float()

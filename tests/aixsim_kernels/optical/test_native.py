@@ -1,0 +1,291 @@
+"""The passes in C compute what those in torch do: the same codes, bits and levels."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from aixsim_kernels.common.noise import row_keys
+from aixsim_kernels.optical import native
+from aixsim_kernels.optical.attention.scores import Scores
+from aixsim_kernels.optical.passes import Passes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SOURCE = Path(native.__file__).with_name("passes.c")
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
+TORCH = Passes()
+
+needs_library = pytest.mark.skipif(
+    not isinstance(native.library(), ctypes.CDLL), reason=str(native.library())
+)
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+
+
+def flags():
+    """Those of the installation."""
+    listed = PYPROJECT.read_text(encoding="utf-8").partition("extra-compile-args = [")[2]
+    return re.findall(r'"(.*?)"', listed.partition("]")[0])
+
+
+def compiled(folder, *more):
+    """The library as some other call of the compiler makes it."""
+    out = folder / f"passes{len(list(folder.iterdir()))}.so"
+    subprocess.run(["cc", "-shared", "-fPIC", *flags(), *more, "-o", out, SOURCE], check=True)
+    return native.NativePasses(native.opened(str(out)))
+
+
+def same(a, b):
+    """Bit by bit, but that one NaN is like another."""
+    return torch.equal(a.nan_to_num(7.25), b.nan_to_num(7.25)) and torch.equal(a.isnan(), b.isnan())
+
+
+def ranges_of(ends, levels):
+    """One range for C, one for torch."""
+    running = torch.tensor([ends])
+    return native.passes_of(running).ranges(running, levels)[0], TORCH.ranges(running, levels)[0]
+
+
+def same_seen(here, there, n):
+    """Both ranges saw the same."""
+    c, t = native.passes_of(torch.zeros(1)).results([here], [n]), TORCH.results([there], [n])
+    return all(torch.equal(a, b) for a, b in zip(c, t, strict=True))
+
+
+@st.composite
+def operands(draw):
+    """A matrix with what may lie in it, and the ends and levels that it is worked with."""
+    shape = draw(st.tuples(st.integers(0, 5), st.sampled_from([1, 7, 16, 33, 1024, 1500])))
+    seed = draw(st.integers(0, 2**31))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    if x.numel() and draw(st.booleans()):
+        x.view(-1)[seed % x.numel()] = draw(st.sampled_from([float("nan"), float("inf"), -1e30, 0]))
+    ends = draw(st.sampled_from([(-1.0, 1.5), (-9.0, 9.0), (0.0, 2.0), (0.5, 0.5), (-3.0, -1.0)]))
+    return x.to(dtype), ends, draw(st.sampled_from([2, 7, 256, 65536]))
+
+
+def keys_of(rows):
+    return row_keys(torch.arange(rows), torch.tensor(5), 1234)
+
+
+@needs_library
+@pytest.mark.parametrize("key", [0, 5, -1, 2**40 + 7])
+def test_row_keys(key):
+    key = torch.tensor(key)
+    for passes in (native.passes_of(key), TORCH):
+        found = passes.row_keys([2, 1500], key, 3**20)
+        assert torch.equal(found.view(-1), row_keys(torch.arange(3000), key, 3**20))
+
+
+@needs_library
+@given(
+    st.floats(-(2.0**99), 2.0**99, width=32),
+    st.floats(0, 2.0**99, width=32) | st.sampled_from([0.0, 2.0**-149]),
+    st.integers(2, 65536),
+)
+def test_the_levels_of_a_range(lo, width, levels):
+    here, there = ranges_of((lo, lo + width), levels)
+    expected = [*map(float, there.grid[:4]), levels - 1]
+    at = here.levels_at
+    assert [at.lo, at.hi, at.step, at.per_level, at.top] == expected
+
+
+@needs_library
+@settings(max_examples=60, deadline=None)
+@given(operands(), st.sampled_from([0.0, 0.02]))
+def test_modulate(operand, lut_min):
+    x, ends, levels = operand
+    found = []
+    for passes, at in zip((native.passes_of(x), TORCH), ranges_of(ends, levels), strict=True):
+        codes = torch.zeros(x.shape, dtype=torch.uint8 if levels <= 256 else torch.int32)
+        inside = torch.zeros((x.numel() + 7) // 8, dtype=torch.uint8)
+        value = passes.modulate(x, at, lut_min, codes, inside)
+        found.append((value, at, codes, inside, passes.decode(codes, at)))
+    (value, at, *rest), (expected, expected_at, *expected_rest) = found
+    assert value.dtype == torch.float32 and same(value, expected)
+    assert same_seen(at, expected_at, x.numel())
+    # what a NaN is coded as means nothing: its value is NaN whatever it is
+    known = ~x.isnan()
+    assert torch.equal(rest[0][known], expected_rest[0][known])
+    assert torch.equal(rest[1], expected_rest[1])
+    assert torch.equal(rest[2][known], expected_rest[2][known])
+    # without codes and bits too; a range goes on seeing
+    for passes, one in ((native.passes_of(x), at), (TORCH, expected_at)):
+        assert same(passes.modulate(x.clone(), one, lut_min), value)
+    assert same_seen(at, expected_at, 2 * x.numel())
+
+
+@needs_library
+@settings(max_examples=40, deadline=None)
+@given(operands(), st.booleans(), st.booleans())
+def test_detect(operand, noise, by_row):
+    acc, (here, there) = operand[0].float(), ranges_of(*operand[1:])
+    keys = keys_of(len(acc)) if noise else None
+    found, expected = acc.clone(), acc.clone()
+    native.passes_of(acc).detect_(found, here, keys, by_row=by_row)
+    TORCH.detect_(expected, there, keys, by_row=by_row)
+    assert same(found, expected)
+    assert same_seen(here, there, len(acc) if by_row else acc.numel())
+
+
+@needs_library
+@settings(max_examples=30, deadline=None)
+@given(operands())
+def test_masks_of_gradients(operand):
+    x, (here, there) = operand[0], ranges_of(*operand[1:])
+    inside = torch.zeros((x.numel() + 7) // 8, dtype=torch.uint8)
+    TORCH.modulate(x, there, 0.0, None, inside)
+    grad, c = torch.randn(x.shape), native.passes_of(x)
+    expected = TORCH.mask_clipped_(grad.clone(), x, there)
+    assert torch.equal(c.mask_clipped_(grad.clone(), x, here), expected)
+    assert torch.equal(c.mask_packed_(grad.clone(), inside), expected)
+
+
+@needs_library
+@pytest.mark.parametrize("ends", [(float("inf"), -float("inf")), (-1.0, 2.0)], ids=["new", "set"])
+@pytest.mark.parametrize("quantiles", [None, (0.1, 0.9)])
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_look_takes_the_same_range(ends, quantiles, value):
+    x = torch.randn(50, 3)
+    x[7, 1] = value
+    here, there = ranges_of(ends, 256)
+    for passes, at in ((native.passes_of(x), here), (TORCH, there)):
+        at.look(x, quantiles)
+        passes.modulate(x, at)
+    assert torch.equal(here.bounds, there.bounds)
+    assert same_seen(here, there, x.numel())
+
+
+def some_mask(kind, queries, keys):
+    if kind in (None, "causal"):
+        return None
+    shut = torch.rand(2, 1, 1, queries, keys) < 0.3
+    shut[0, :, :, :1] = True
+    if kind == "bool":
+        return ~shut
+    if kind == "by key":
+        return ~shut[:, :, :, 1:2]
+    dtype = torch.float32 if kind == "added" else torch.bfloat16
+    added = torch.randn(shut.shape, dtype=dtype)
+    return added.masked_fill(shut, torch.finfo(dtype).min)
+
+
+MASKS = [None, "causal", "bool", "by key", "added", "added, 16 bits"]
+
+
+@needs_library
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("rowmax", [False, True], ids=["unit", "rowmax"])
+@pytest.mark.parametrize("keys", [5, 48, 1100])
+def test_softmax(kind, rowmax, keys):
+    torch.manual_seed(1)
+    q, k = torch.randn(2, 2, 3, 9, 16), torch.randn(2, 2, keys, 16)
+    k[1, 1, 2, 3] = float("nan") if kind == "bool" else 0.5
+    mask = some_mask(kind, 9, keys)
+    if mask is not None:
+        mask = mask.expand(2, 2, 3, 9, keys)
+    scores = Scores(q, k, mask, 0.25, kind in ("causal", "added"))
+    at, at_torch = ranges_of((-7.0, 8.0), 256)
+    noise = keys_of(108).view(2, 2, 3, 9)
+    c, close = native.passes_of(q), partial(torch.testing.assert_close, equal_nan=True)
+    for block in scores.blocks():
+        raw = scores.accumulate(block)
+        here = c.softmax(scores, block, raw.clone(), at, noise, rowmax)
+        expected = TORCH.softmax(scores, block, raw.clone(), at_torch, noise, rowmax)
+        assert same_seen(at, at_torch, 108)
+        for mine, theirs in zip(here, expected, strict=True):
+            assert torch.equal(mine.isnan(), theirs.isnan())
+        # exponentials to 2 ulp
+        close(here.weights, expected.weights, rtol=3e-7, atol=1e-37)
+        close(here.total, expected.total, rtol=1e-6, atol=0)
+        levels = (here.shown - expected.shown).nan_to_num().abs() * 255
+        assert levels.max() <= 1.01 and (levels > 0.5).float().mean() <= 1e-3
+        grad = torch.randn(raw.shape)
+        mine = c.softmax_grad_(grad.clone(), here.weights, here.total, 0.25)
+        theirs = TORCH.softmax_grad_(grad, expected.weights, expected.total, 0.25)
+        close(mine, theirs, rtol=1e-4, atol=2e-6)
+
+
+def everything(passes):
+    """A result of every pass, in one list."""
+    torch.manual_seed(2)
+    x = torch.randn(37, 1501)
+    ranges = x_at, acc_at, score_at = passes.ranges(torch.tensor([[-2.0, 2.5]] * 3), 256)
+    codes, inside = torch.zeros(x.shape, dtype=torch.uint8), torch.zeros(6943, dtype=torch.uint8)
+    value = passes.modulate(x, x_at, 0.02, codes, inside)
+    acc, keys = x.clone(), passes.row_keys([37], torch.tensor(5), 1234)
+    passes.detect_(acc, acc_at, keys)
+    scores = Scores(torch.randn(1, 1, 1, 300, 8), torch.randn(1, 1, 300, 8), None, 0.5, True)
+    (block,) = scores.blocks()
+    noise = keys_of(300).view(1, 1, 1, 300)
+    soft = passes.softmax(scores, block, scores.accumulate(block), score_at, noise, False)
+    kept = [t.clone() for t in soft]
+    grad = passes.softmax_grad_(torch.randn(1, 1, 1, 300, 300), soft.weights, soft.total, 0.5)
+    masked = passes.mask_clipped_(x.clone(), x, x_at)
+    packed = passes.mask_packed_(x.clone(), inside)
+    results = passes.results(ranges, [x.numel(), acc.numel(), 300])
+    decoded = passes.decode(codes, x_at)
+    return [value, codes, inside, acc, keys, *kept, grad, masked, packed, *results, decoded]
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_any_number_of_threads_makes_the_same_bits(threads):
+    expected = everything(native.NativePasses(native.library(), 1))
+    found = everything(native.NativePasses(native.library(), threads))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_compiler
+def test_any_vector_width_makes_the_same_bits(tmp_path):
+    has = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    widths = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}
+    machines = [machine for machine, flag in widths.items() if f" {flag} " in has] or ["native"]
+    found = [everything(compiled(tmp_path, "-DCLONES=", f"-march={name}")) for name in machines]
+    found.append(everything(compiled(tmp_path, "-O0")))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_python_calls_is_what_c_takes():
+    kinds = {"long": "l", "int": "i", "float": "f", "int64_t": "k", "uint32_t": "u"}
+    taken = {}
+    source = SOURCE.read_text(encoding="utf-8")
+    for name, arguments in re.findall(r"^void (aixsim_\w+)\(([^)]*)\)", source, re.MULTILINE):
+        words = [argument.split() for argument in arguments.split(",")]
+        taken[name] = "".join("p" if "*" in "".join(w) else kinds[w[-2]] for w in words)
+    assert taken == {name: f"{types}i" for name, types in native.SIGNATURES.items()}
+    assert f"aixsim_version = {native.VERSION};" in source
+
+
+@needs_compiler
+def test_a_library_of_another_version_is_told(tmp_path):
+    (tmp_path / "old.c").write_text("const int aixsim_version = 0;", encoding="utf-8")
+    out = str(tmp_path / "old.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", out, tmp_path / "old.c"], check=True)
+    assert "version 0, expected" in native.opened(out)
+    assert "none.so" in native.opened(str(tmp_path / "none.so"))
+
+
+def test_without_a_library_torch_makes_the_passes(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: "no compiler")
+    assert type(native.passes_of(torch.zeros(1))) is Passes
+
+
+def test_that_there_is_none_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(native, "find_spec", lambda name: None)
+    native.library.cache_clear()
+    with caplog.at_level("INFO", "aixsim"):
+        said = [native.library(), native.library()]
+    native.library.cache_clear()
+    assert said[0] == said[1] == "no C compiler was there when aixsim was installed"
+    assert [said[0] in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_the_library_can_be_read_in_one_sitting():
+    assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 350
