@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +24,7 @@ from aixsim_cli.models.hf.callback import refuse_several_gpus
 from aixsim_cli.run.launcher import check_environment, is_launched, port_in_use
 from aixsim_cli.run.nonfinite import OnNonfinite
 from aixsim_cli.settings.document import CONTINUAL, check_purpose, load_yaml
+from aixsim_cli.transforms.choice import KEEP_OWN, Choice, read_choice
 
 # what earlier transformers, and NewComputeBench's scripts, call the same thing
 ALIASES = {
@@ -115,6 +116,7 @@ class Arguments:
         simulation: which hardware, and how much training.
         training: transformers' own.
         command: the arguments as given, for the model card.
+        transform: what `simulation` asks for, read.
     """
 
     model: ModelArguments
@@ -122,6 +124,7 @@ class Arguments:
     simulation: SimulationArguments
     training: TrainingArguments
     command: tuple[str, ...]
+    transform: Choice = KEEP_OWN
 
 
 class _Parser(HfArgumentParser):
@@ -133,7 +136,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
     """Read the command line.
 
     Raises:
-        ConfigError: unknown flags, each with the nearest one.
+        ConfigError: unknown flags, each with the nearest one; or the transform file is wrong.
         UserError: a wrong value, flags that do not go together, several GPUs in one process, or
             half of a launcher's variables.
     """
@@ -160,7 +163,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
             f"{flag}no such variable"
         )
     _check(arguments, given={_key(w) for w in spelled if w.startswith("--")}, launched=launched)
-    return arguments
+    return replace(arguments, transform=read_choice(simulation.transform_config))
 
 
 def _make_parser() -> _Parser:

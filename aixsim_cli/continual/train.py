@@ -33,7 +33,7 @@ from aixsim_cli.run.nonfinite import NonfinitePolicy
 from aixsim_cli.run.replace import finish_publishing
 from aixsim_cli.run.resume import describe
 from aixsim_cli.run.signals import say_stopped
-from aixsim_cli.transforms.choice import Choice, read_choice
+from aixsim_cli.transforms.choice import Choice
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.lora import add_lora
 from aixsim_cli.transforms.state import state_of
@@ -83,11 +83,10 @@ def _run(arguments: Arguments, output: Path) -> Result:
     training = arguments.training
     checkpoint = resume.find_checkpoint(arguments)
     set_seed(training.seed)
-    transform = read_choice(arguments.simulation.transform_config)
     # before the tokenizer, which would be looked for in the same place
     _check_source(arguments.model)
     tokenizer = _tokenizer(arguments)
-    model = _model(arguments.model, transform, len(tokenizer))
+    model = _model(arguments.model, arguments.transform, len(tokenizer))
     if checkpoint is not None:
         identity.check_model(checkpoint, model, arguments)
     block_size = _block_size(arguments, model)

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from aixsim_cli.continual.arguments import parse_arguments, set_steps_and_batch
 from aixsim_cli.errors import ConfigError, UserError
+from aixsim_cli.transforms.read import read_transform
 
 
 @pytest.fixture
@@ -36,9 +37,11 @@ def test_kebab_case(parse):
     assert parsed.data.block_size == 64
 
 
-def test_the_fields_flags(parse):
+def test_the_fields_flags(parse, tmp_path):
+    hardware = tmp_path / "t.toml"
+    hardware.write_text('transform = "optical"\n[attention]\nq_levels = 16\n', encoding="utf-8")
     parsed = parse(
-        "--max_train_steps", 9, "--log_train_loss_steps", 50, "--transform_cfg", "t.toml",
+        "--max_train_steps", 9, "--log_train_loss_steps", 50, "--transform_cfg", hardware,
         "--with_tracking", "--evaluation_strategy", "steps", "--eval_steps", 5,
         "--torch_dtype", "bfloat16", "--low_cpu_mem_usage", "true", "--overwrite_output_dir",
         "--warmup_ratio", 0.2, "--trust_remote_code", "--preprocessing_num_workers", 2,
@@ -47,7 +50,7 @@ def test_the_fields_flags(parse):
     assert parsed.training.logging_steps == 50
     assert parsed.training.warmup_steps == 0.2
     assert parsed.training.eval_strategy == "steps"
-    assert parsed.simulation.transform_config == "t.toml"
+    assert parsed.transform == read_transform(hardware)
     assert parsed.model.dtype == "bfloat16"
     assert parsed.model.trust_remote_code
 
