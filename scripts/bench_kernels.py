@@ -1,7 +1,8 @@
 """Time the simulated kernels against their digital twins, forward plus backward.
 
-Digital, optical and, with `--peers`, other simulators' layers take turns, so that a busy machine
-shifts all alike. A cell is the median of the ratio to the digital time, and its quartiles.
+Digital, optical (on a CPU with passes in C, and in PyTorch) and, with `--peers`, other simulators'
+layers take turns, so that a busy machine shifts all alike. A cell is the median of the ratio to the
+digital time, and its quartiles.
 
     python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --peers --json bench.json
 """
@@ -12,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
+from unittest import mock
 
 import bench_peers
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import optical_attention, optical_linear
+from aixsim_kernels.optical import native
 from torch import Tensor
 
 # flavor -> (dim, heads, key-value heads, hidden width of the FFN); the head dimension is 64
@@ -28,6 +31,7 @@ FLAVORS = {
 HEAD_DIM = 64
 OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
 Step = Callable[[], None]
+IN_TORCH = "without C"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -87,6 +91,18 @@ def training_step(
     return step
 
 
+def without_library(step: Step | None) -> Step | None:
+    """The step as on a machine without a compiler."""
+    if step is None or isinstance(native.library(), str):
+        return None
+
+    def in_torch() -> None:
+        with mock.patch.object(native, "library", lambda: "for comparison"):
+            step()
+
+    return in_torch
+
+
 def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
     dim, _, kv_heads, hidden = FLAVORS[flavor]
     shapes = {
@@ -114,6 +130,8 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
             forwards["mase-triton"] = bench_peers.mase_linear(w)
             forwards["aihwkit-lightning"] = bench_peers.lightning_linear(w)
         steps = {name: training_step(f, [x, w], grad) for name, f in forwards.items()}
+        if args.device == "cpu":
+            steps[IN_TORCH] = without_library(steps["aixsim"])
         yield compare(flavor, name, f"{args.tokens}x{k}x{n}", steps, args)
 
 
@@ -135,7 +153,7 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
     def optical(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return optical_attention(
             q, k, v, None, ranges, key, **OPTICAL,
-            scale=HEAD_DIM**-0.5, is_causal=True, attention_range="rowmax",
+            scale=HEAD_DIM**-0.5, is_causal=True, attention_range="unit",
         )[0]  # fmt: skip
 
     grad = torch.randn_like(inputs[0])
@@ -143,6 +161,8 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
     if args.peers:
         forwards["mase-triton"] = bench_peers.mase_attention(inputs[0], HEAD_DIM**-0.5)
     steps = {name: training_step(f, inputs, grad) for name, f in forwards.items()}
+    if args.device == "cpu":
+        steps[IN_TORCH] = without_library(steps["aixsim"])
     shape = f"B{batch} H{heads}/{kv_heads} L{args.length}"
     return compare(flavor, "attention", shape, steps, args)
 
@@ -162,7 +182,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    names = ["aixsim", *(["mase-triton", "aihwkit-lightning"] if args.peers else [])]
+    names = ["aixsim"]
+    names += [IN_TORCH] if args.device == "cpu" else []
+    names += ["mase-triton", "aihwkit-lightning"] if args.peers else []
     print("| flavor | op | shape | digital ms |", *(f" {name} |" for name in names), sep="")
     print("|---" * (4 + len(names)) + "|")
     rows = []
