@@ -8,4 +8,5 @@ cd "$(dirname "$0")/.."
 # a file stays in one process: its fixtures train models
 AIXSIM_TEST_LONG=1 AIXSIM_TEST_KILLS=20 pytest -n 2 --dist loadfile --timeout 900 --durations 10 \
     tests/faults tests/distributed tests/aixsim_cli/models/hf/test_clients.py \
-    tests/aixsim_cli/models/hf/test_walk.py tests/aixsim_kernels/test_launches.py tests/e2e/test_readme.py "$@"
+    tests/aixsim_cli/models/hf/test_walk.py tests/aixsim_kernels/test_launches.py \
+    tests/aixsim_kernels/optical tests/e2e/test_readme.py "$@"
