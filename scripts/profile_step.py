@@ -1,37 +1,42 @@
-"""Where the time of an optical training step goes: products, quantising, detector, ranges.
+"""A simulated training step beside a digital one, and where its time goes.
 
     python scripts/profile_step.py --flavor 60M --layers 2 --batch 1 --length 1024
 
-One step of torchtitan's model (forward, backward, AdamW, update of the ranges) under torch's
-profiler, on an accelerator if there is one. On the CPU every operation counts for the innermost
-part of the simulation that asked for it; on a GPU its kernels are told by their names, and the
-detector is inside the product.
+A step of torchtitan's model is forward, backward, AdamW and, simulated, the update of the ranges.
+First both models take steps in turn; then one simulated step runs under torch's profiler, on an
+accelerator if there is one. On a CPU every operation counts for the part of the simulation that
+asked for it, of which an attention's blocks, products and all, are one; on a GPU kernels are told
+by their names, and the detector is inside the product.
 """
 
 import argparse
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median, quantiles
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from aixsim_kernels.optical.attention import cpu as attention_cpu
-from aixsim_kernels.optical.attention import scores
-from aixsim_kernels.optical.linear import cpu as linear_cpu
+from aixsim_kernels.optical.native import NativePasses
+from aixsim_kernels.optical.passes import Passes
+from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from aixsim_cli.run.device import device_type
 
-# functions of the CPU path -> part of the step
+# passes of the CPU's operations -> part of the step
 PARTS = {
     "modulate": "quantise",
     "decode": "quantise",
-    "observe": "observe ranges",
     "detect_": "detector",
-    "pack_inside": "clip masks",
+    "row_keys": "detector",
     "mask_packed_": "clip masks",
     "mask_clipped_": "clip masks",
+    "attend": "scores, softmax, values",
+    "attend_grad": "scores, softmax, values",
 }
 # parts of kernels' names on a GPU -> part of the step; the first that fits
 KERNELS = {
@@ -45,11 +50,11 @@ PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddb
 
 
 def label_parts() -> None:
-    """Make the CPU path's functions known to the profiler, wherever they were imported."""
-    for module in (linear_cpu, attention_cpu, scores):
+    """Make the passes known to the profiler, in C and in torch."""
+    for kind in (Passes, NativePasses):
         for name, part in PARTS.items():
-            if hasattr(module, name):
-                setattr(module, name, _labelled(getattr(module, name), f"part: {part}"))
+            if name in vars(kind):
+                setattr(kind, name, _labelled(vars(kind)[name], f"part: {part}"))
 
 
 def _labelled(function: Callable, label: str) -> Callable:
@@ -62,7 +67,7 @@ def _labelled(function: Callable, label: str) -> Callable:
 
 def part_of(event: FunctionEvent) -> str:
     """Part of the step that an operation on the CPU belongs to."""
-    part = "products" if event.name in PRODUCTS else None
+    part, product = None, event.name in PRODUCTS
     region = "digital"
     ancestor = event
     while ancestor is not None:
@@ -75,8 +80,59 @@ def part_of(event: FunctionEvent) -> str:
         if ancestor.name in ("update of ranges", "optimizer"):
             return ancestor.name
         ancestor = ancestor.cpu_parent
-    rest = "softmax and the rest" if region == "attention" else "the rest"
-    return f"{region}: {part or rest}"
+    return f"{region}: {part or ('products' if product else 'the rest')}"
+
+
+def ratio_line(steps: dict[str, Callable[[int], None]], device: str, pairs: int) -> str:
+    """Time the steps in turn: the second beside the first, with quartiles of the ratio."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(pairs + 2):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step(index)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            # the first two warm up
+            if index >= 2:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    first, second = times.values()
+    low, middle, high = quantiles([b / a for a, b in zip(first, second, strict=True)], n=4)
+    told = ", ".join(f"{name} {median(taken):.0f} ms" for name, taken in times.items())
+    return f"a step: {told}, ratio {middle:.2f} ({low:.2f}–{high:.2f})"
+
+
+def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Callable[[int], None]:
+    """A step of a model of these sizes, freshly made: of what is given its index."""
+    from aixsim_cli.models.titan.model import meta_model
+    from aixsim_cli.models.titan.sites import titan_sites
+    from aixsim_cli.transforms.apply import apply_transform
+    from aixsim_cli.transforms.read import read_transform
+
+    model, state = meta_model(sizes), None
+    if transform is not None:
+        state = apply_transform(model, read_transform(transform), titan_sites(model))[0]
+    model.to_empty(device=tokens.device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.init_weights()
+    if state is not None:
+        state.reset()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(index: int) -> None:
+        if state is not None:
+            state.begin_step(index)
+            state.next_call()
+        logits = model(tokens)
+        F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
+        with record_function("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+        if state is not None:
+            with record_function("update of ranges"):
+                state.end_step()
+
+    return step
 
 
 def main() -> None:
@@ -88,47 +144,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--transform", default="configs/transforms/optical.yaml")
+    parser.add_argument("--pairs", type=int, default=9, help="steps of each that are timed")
     args = parser.parse_args()
     device = device_type()
-    label_parts()
-
     # torchtitan looks for its device when it is imported
-    from aixsim_cli.models.titan.model import meta_model, model_args
-    from aixsim_cli.models.titan.sites import titan_sites
-    from aixsim_cli.transforms.apply import apply_transform
-    from aixsim_cli.transforms.read import read_transform
+    from aixsim_cli.models.titan.model import model_args
 
     sizes = model_args("aixsim", args.flavor, 4096)
     sizes = replace(sizes, n_layers=args.layers or sizes.n_layers, max_seq_len=args.length)
-    model = meta_model(sizes)
-    transform = read_transform(args.transform)
-    state = apply_transform(model, transform, titan_sites(model))[0]
-    model.to_empty(device=device)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        model.init_weights()
-    state.reset()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(4096, (args.batch, args.length), device=device)
-
-    def step(index: int) -> None:
-        state.begin_step(index)
-        state.next_call()
-        logits = model(tokens)
-        F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
-        with record_function("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad()
-        with record_function("update of ranges"):
-            state.end_step()
-
-    for index in range(2):
-        step(index)
+    steps = {
+        "digital": training_step(sizes, tokens, None),
+        "simulated": training_step(sizes, tokens, args.transform),
+    }
+    threads = torch.get_num_threads()
+    print(f"{args.flavor}, {sizes.n_layers} layers, {args.batch} x {args.length} tokens, {device}"
+          f", {threads} threads")  # fmt: skip
+    print(ratio_line(steps, device, args.pairs))
+    label_parts()
+    step = steps["simulated"]
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
-        step(2)
+        step(args.pairs + 2)
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -141,7 +180,6 @@ def main() -> None:
         else:
             spent[part_of(event)] += event.self_cpu_time_total
     total = sum(spent.values())
-    print(f"{args.flavor}, {sizes.n_layers} layers, {args.batch} x {args.length} tokens, {device}")
     print("\n| part | ms | share |\n|---|---|---|")
     for part, microseconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"| {part} | {microseconds / 1e3:.1f} | {microseconds / total:.1%} |")

@@ -11,9 +11,13 @@ the cases of `more_cases` too.
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
+import triton
 from aixsim_kernels import empty_ranges
 from aixsim_kernels.bitflip import triton as bitflip
 from aixsim_kernels.optical import tiles
@@ -28,6 +32,9 @@ BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 KEY = torch.tensor(123)
 # what multiplies tiles, in PTX and in AMD's assembly
 PRODUCTS = re.compile(r"(?:wgmma\.mma_async|mma\.sync|v_mfma)\S*")
+
+# "    /*0a10*/    @P0 HGMMA.64x256x16.F32 …": address, predicate, instruction
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S+)")
 
 
 class Driver:
@@ -57,7 +64,7 @@ def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256):
     y, _, _, used, codes, inside = linear.forward(
         x, weight, bias, empty_ranges(3), KEY, how, out_dtype
     )
-    linear.backward(y, codes, inside, weight, used, how, dtype)
+    linear.backward(y, codes, inside, weight, used, how, dtype, True)
 
 
 def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False):
@@ -101,6 +108,28 @@ def more_cases():
     yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)
 
 
+def resources(made):
+    """What a compiled kernel takes of an NVIDIA GPU; spills are instructions."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [tools / tool, *options, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, *options in (["cuobjdump", "--dump-resource-usage"], ["nvdisasm"])
+        )
+    instructions = INSTRUCTION.findall(code)
+    return {
+        "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
+        "shared": made.metadata.shared,
+        "warps": made.metadata.num_warps,
+        "instructions": len(instructions),
+        "spills": sum(name.startswith(("LDL", "STL")) for name in instructions),
+    }
+
+
 def compile_all(target, found, every):
     """Call found(case, kernel, compiled or error) for every launch of every case."""
     driver.set_active(Driver(target))
@@ -136,6 +165,7 @@ def main():
         else:
             text = made.asm["ptx" if is_cuda else "amdgcn"]
             line |= {"products": sorted(set(PRODUCTS.findall(text))), "tf32": "tf32" in text}
+            line |= resources(made) if is_cuda else {}
         print(json.dumps(line), flush=True)
 
     compile_all(target, found, bool(every))

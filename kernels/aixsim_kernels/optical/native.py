@@ -1,8 +1,9 @@
-"""The passes of an operation on a CPU in C (`passes.c`), called by ctypes.
+"""What operations on a CPU are made of in C (`passes.c`, `attention.c`), called by ctypes.
 
-The library needs a C compiler when the package is installed, and nothing of torch or Python when it
-runs. Where there is none, operations take torch's passes, which are slower. Between two passes a
-range is a few Python floats: a call of torch for each of its numbers took as long as a small layer.
+The library needs a C compiler when the package is installed, and of torch, when it runs, only the
+address of its matrix product, so that any version will do. Where it is missing, operations take
+torch's passes, which are slower. Between two passes a range is a few Python floats: a call of torch
+for each of its numbers took as long as a small layer.
 """
 
 import ctypes
@@ -16,24 +17,23 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from aixsim_kernels.optical.attention.scores import Block, Scores
-from aixsim_kernels.optical.passes import Passes, Range, Softmax
+from aixsim_kernels.optical.attention.scores import Scores
+from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 logger = logging.getLogger("aixsim")
 
-# of what passes.c takes and does
-VERSION = 1
-# p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits; behind each the
-# number of threads
+# of what the C takes and does
+VERSION = 2
+# p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
-    "aixsim_modulate": "pppiplfpp",
-    "aixsim_decode": "piplp",
-    "aixsim_mask_range": "pplp",
-    "aixsim_mask_packed": "ppl",
-    "aixsim_detect": "ppllpip",
-    "aixsim_softmax": "pppifppllippfippp",
-    "aixsim_softmax_grad": "pppllf",
+    "aixsim_modulate": "pppiplfppi",
+    "aixsim_decode": "piplpi",
+    "aixsim_mask_range": "pplpi",
+    "aixsim_mask_packed": "ppli",
+    "aixsim_detect": "ppllpipi",
+    "aixsim_attend": "ppppp",
+    "aixsim_attend_grad": "ppppp",
 }
 _TYPES = {"p": c_void_p, "l": c_long, "i": c_int, "f": c_float, "u": c_uint32, "k": c_int64}
 _NOTHING = (math.inf, -math.inf)
@@ -47,6 +47,18 @@ class _Seen(Structure):
     _fields_ = [(name, c_double) for name in ("lowest", "highest", "clipped")]
 
 
+class _Attention(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("q", "k", "v", "noise", "mask", "sgemm")),
+        *((name, c_long) for name in ("batches", "groups", "repeats", "queries", "keys")),
+        *((name, c_long) for name in ("width", "out_width")),
+        ("strides", c_long * 4),
+        *((name, c_int) for name in ("is_bool", "is_causal", "rowmax", "threads")),
+        *((name, c_float) for name in ("shut", "scale")),
+        ("grid", _Grid),
+    ]
+
+
 @cache
 def library() -> ctypes.CDLL | str:
     """The passes that were compiled when aixsim was installed, or why there are none."""
@@ -55,6 +67,8 @@ def library() -> ctypes.CDLL | str:
         found = "no C compiler was there when aixsim was installed"
     else:
         found = opened(spec.origin)
+    if not isinstance(found, str) and _matrix_product() is None:
+        found = "this torch has no sgemm to be called"
     if isinstance(found, str):
         # once a process: the result is kept
         logger.info("optical operations on a CPU are made in PyTorch, which is slower: %s", found)
@@ -72,8 +86,17 @@ def opened(path: str) -> ctypes.CDLL | str:
         return f"{path} has version {version}, expected {VERSION}: install aixsim again"
     for name, signature in SIGNATURES.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = [*map(_TYPES.get, signature), c_int], None
+        function.argtypes, function.restype = [*map(_TYPES.get, signature)], None
     return found
+
+
+@cache
+def _matrix_product() -> int | None:
+    """Address of the `sgemm` of the BLAS that torch itself uses."""
+    try:
+        return ctypes.cast(ctypes.CDLL(torch._C.__file__).sgemm_, c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def passes_of(x: Tensor) -> Passes:
@@ -135,7 +158,7 @@ class NativePasses(Passes):
 
     def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
         keys = torch.empty(*shape, dtype=torch.int32)
-        self._c.aixsim_row_keys(keys.numel(), int(key), seed, _at(keys), self._threads)
+        self._c.aixsim_row_keys(keys.numel(), int(key), seed, _at(keys))
         return keys
 
     def modulate(
@@ -180,41 +203,71 @@ class NativePasses(Passes):
             self._threads,
         )  # fmt: skip
 
-    def softmax(
+    def look_at_scores(
+        self, scores: Scores, v: Tensor, at: Range, quantiles: Sequence[float] | None
+    ) -> None:
+        if quantiles is not None or at.is_set():
+            return super().look_at_scores(scores, v, at, quantiles)
+        # by the very products that are detected afterwards: none lies beyond by a last bit
+        trial = NativeRange(at.running, (0.0, 0.0), at.levels)
+        self.attend(scores, v, trial, None, rowmax=False)
+        at.take(torch.tensor(trial.ends()))
+
+    def attend(
+        self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, *, rowmax: bool
+    ) -> Attended:
+        rows = scores.shape[:4]
+        light, (total, kept) = v.new_zeros(*rows, v.shape[-1]), v.new_zeros(2, *rows, 1)
+        about, _held = self._about(scores, v, at, keys, rowmax)
+        self._c.aixsim_attend(byref(about), _at(light), _at(total), _at(kept), _of(at)[1])
+        return Attended(light, total, kept)
+
+    def attend_grad(
         self,
         scores: Scores,
-        block: Block,
-        acc: Tensor,
+        v: Tensor,
         at: Range,
         keys: Tensor | None,
+        grad: Tensor,
+        *,
         rowmax: bool,
-    ) -> Softmax:
-        *shape, columns = acc.shape
-        if keys is not None:
-            keys = keys[block.batch, block.heads, :, block.queries].contiguous()
-        mask, shut = scores.mask_of(block), 0.0
+        grad_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if grad_mask is not None:  # rare: a bias that is learned
+            return super().attend_grad(
+                scores, v, at, keys, grad, rowmax=rowmax, grad_mask=grad_mask
+            )
+        batches, groups, repeats, *_ = scores.shape
+        grad, grad_q = grad.contiguous(), torch.zeros_like(scores.q)
+        # by query head, so that which thread has which changes no sum
+        grad_k, grad_v = (
+            t.new_zeros(batches, groups, repeats, *t.shape[2:]) for t in (scores.k, v)
+        )
+        about, _held = self._about(scores, v, at, keys, rowmax)
+        self._c.aixsim_attend_grad(byref(about), *map(_at, (grad, grad_q, grad_k, grad_v)))
+        return grad_q, grad_k.sum(2), grad_v.sum(2)
+
+    def _about(
+        self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, rowmax: bool
+    ) -> tuple[_Attention, tuple]:
+        """What both directions take, and the tensors that it points to."""
+        mask, shut = scores.mask, 0.0
         if mask is not None and mask.dtype != torch.bool:
-            mask, shut = mask.float(), torch.finfo(mask.dtype).min / 2
+            shut = torch.finfo(mask.dtype).min / 2
+            # what is expanded stays so
+            own = mask[tuple(slice(None if step else 1) for step in mask.stride())]
+            mask = own.float().expand(mask.shape)
         if mask is not None and mask.stride(-1) != 1:
             mask = mask.contiguous()
-        first = block.queries.start + 1 + scores.shape[4] - scores.shape[3]
-        shown = torch.empty_like(acc)
-        total, kept = acc.new_empty(2, *shape, 1)
-        of_rows = c_long * 4
-        levels, seen = _of(at)
-        self._c.aixsim_softmax(
-            _at(acc), _at(shown), _at(mask), mask is not None and mask.dtype == torch.bool, shut,
-            of_rows(*(mask.stride()[:4] if mask is not None else shape)), of_rows(*shape), columns,
-            first, scores.is_causal, _at(keys), levels, scores.scale, rowmax, _at(total),
-            _at(kept), seen, self._threads,
+        assert isinstance(at, NativeRange)
+        held = scores.q.contiguous(), scores.k.contiguous(), v.contiguous(), keys, mask
+        about = _Attention(
+            *map(_at, held), _matrix_product(), *scores.shape, scores.q.shape[-1], v.shape[-1],
+            mask.stride()[:4] if mask is not None else (0,) * 4,
+            mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, self._threads,
+            shut, scores.scale, at.levels_at,
         )  # fmt: skip
-        return Softmax(acc, shown, total, kept)
-
-    def softmax_grad_(self, grad: Tensor, weights: Tensor, total: Tensor, scale: float) -> Tensor:
-        self._c.aixsim_softmax_grad(
-            _at(weights), _at(grad), _at(total), total.numel(), grad.shape[-1], scale, self._threads
-        )
-        return grad
+        return about, held
 
 
 def _at(x: Tensor | None) -> int | None:

@@ -1,7 +1,7 @@
-"""What an operation on a CPU does beside its products: passes over memory. Here in torch.
+"""What operations on a CPU are made of: passes over memory, and attention in blocks. Here in torch.
 
 What quantises also looks: the pass that reads a batch anyway tells its extremes and how much of it
-is clipped. `native.py` has the same passes in C and is held to these.
+is clipped. `native.py` has the same in C and is held to this.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import row_keys
 from aixsim_kernels.optical import clipping, grid
-from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
 from aixsim_kernels.optical.grid import Grid
 from aixsim_kernels.optical.ranges import (
     calibrate,
@@ -79,6 +79,21 @@ class Range:
         return share.masked_fill(is_empty(self.bounds), 0)
 
 
+class Attended(NamedTuple):
+    """What came through the two products of attention; R query heads share one of keys and values.
+
+    Args:
+        light: float32 (B, G, R, M, Dv), the second product, not yet detected.
+        total: float32 (B, G, R, M, 1), sums of exp(score - row maximum), 0 for a row with nothing
+            to attend to.
+        kept: float32 (B, G, R, M, 1), sums of what the modulator showed, in [0, 1] each.
+    """
+
+    light: Tensor
+    total: Tensor
+    kept: Tensor
+
+
 class Softmax(NamedTuple):
     """A block of detected scores behind the softmax; rows (b, g, R, m), `keys` columns.
 
@@ -86,13 +101,13 @@ class Softmax(NamedTuple):
         weights: float32 (b, g, R, m, keys), exp(score - row maximum), 0 where the mask shuts.
         shown: float32 (b, g, R, m, keys), what the modulator shows of the probabilities, in [0, 1].
         total: float32 (b, g, R, m, 1), sums of the weights, 0 for a row with nothing to attend to.
-        kept: float32 (b, g, R, m, 1), sums of what is shown.
+        full: float32 (b, g, R, m, 1), what full light stands for.
     """
 
     weights: Tensor
     shown: Tensor
     total: Tensor
-    kept: Tensor
+    full: Tensor
 
 
 class Passes:
@@ -180,7 +195,84 @@ class Passes:
         at.see(extremes, clipped)
         grid.detect_(acc, at.grid, keys)
 
-    def softmax(
+    def look_at_scores(
+        self, scores: Scores, v: Tensor, at: Range, quantiles: Sequence[float] | None
+    ) -> None:
+        """`Range.look` at the raw scores: once for their range, before they are detected in it."""
+        if quantiles is not None or not at.is_set():
+            at.take(scores.range(quantiles))
+
+    def attend(
+        self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, *, rowmax: bool
+    ) -> Attended:
+        """Both products of attention, and the detector and modulator between them.
+
+        Args:
+            scores: operands of the first product.
+            v: float32 (B, G, L, Dv), as shown.
+            at: range of the scores' detector; sees what the mask lets through, and counts rows.
+            keys: noise key of each score row, int32 (B, G, R, M), or None.
+            rowmax: the modulator is driven at full range in each row, not over [0, 1].
+        """
+        rows = scores.shape[:4]
+        light = v.new_zeros(*rows, v.shape[-1])
+        total, kept = v.new_zeros(2, *rows, 1)
+        for block in scores.blocks():
+            acc = scores.accumulate(block)
+            low, high = scores.row_extremes(block, acc)
+            at.see(range_of(low, high), clipping.are_clipped(low, high, at.bounds).sum())
+            soft = self._softmax(scores, block, acc, at, keys, rowmax)
+            product = soft.shown.flatten(2, 3) @ v[block.batch, block.heads, : block.keys]
+            block.rows_of(light).copy_(product.unflatten(2, acc.shape[2:4]))
+            block.rows_of(total).copy_(soft.total)
+            block.rows_of(kept).copy_(soft.shown.sum(-1, keepdim=True))
+        return Attended(light, total, kept)
+
+    def attend_grad(
+        self,
+        scores: Scores,
+        v: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        grad: Tensor,
+        *,
+        rowmax: bool,
+        grad_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of `attend`, times what full light stands for; straight through what rounds.
+
+        The softmax's own gradient needs the probabilities before they were quantised, hence not
+        FlashAttention's rowsum(grad * out): `out` holds the quantised ones and the detector's
+        noise. They are computed again, with the same noise.
+
+        Args:
+            scores, v, at, keys, rowmax: as in `attend`.
+            grad: float32 (B, G, R, M, Dv).
+            grad_mask: zeros that broadcast to the scores; gets the gradient of an additive mask.
+
+        Returns:
+            Gradients of q (B, G, R, M, D), k (B, G, L, D) and v (B, G, L, Dv), float32.
+        """
+        grad_q, grad_k = torch.zeros_like(scores.q), torch.zeros_like(scores.k)
+        grad_v = torch.zeros_like(v)
+        for block in scores.blocks():
+            seen = (block.batch, block.heads, slice(block.keys))
+            acc = scores.accumulate(block)
+            soft = self._softmax(scores, block, acc, at, keys, rowmax)
+            g = block.rows_of(grad)
+            grad_v[seen] += soft.shown.flatten(2, 3).mT @ (g * soft.full).flatten(2, 3)
+            ds = (g.flatten(2, 3) @ v[seen].mT).view(acc.shape)
+            p = soft.weights.div_(soft.total.clamp(min=1))
+            ds.sub_((p * ds).sum(-1, keepdim=True)).mul_(p)
+            if grad_mask is not None:  # a mask is added behind the scale
+                own = block.part_of(grad_mask)
+                own += ds.sum_to_size(own.shape)
+            ds = ds.mul_(scores.scale).flatten(2, 3)
+            block.rows_of(grad_q).copy_((ds @ scores.k[seen]).unflatten(2, g.shape[2:4]))
+            grad_k[seen] += ds.mT @ block.rows_of(scores.q).flatten(2, 3)
+        return grad_q, grad_k, grad_v
+
+    def _softmax(
         self,
         scores: Scores,
         block: Block,
@@ -189,37 +281,12 @@ class Passes:
         keys: Tensor | None,
         rowmax: bool,
     ) -> Softmax:
-        """Detects a block of scores; their softmax, and what the modulator shows of it.
-
-        Args:
-            scores: which these are a part of.
-            block: which part.
-            acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the weights.
-            at: the detector's range; sees what the mask lets through, and counts rows.
-            keys: noise key of each score row, int32 (B, G, R, M), or None.
-            rowmax: the modulator is driven at full range in each row, not over [0, 1].
-        """
-        low, high = scores.row_extremes(block, acc)
-        at.see(
-            torch.stack([low.amin(), high.amax()]),
-            clipping.are_clipped(low, high, at.bounds).sum(),
-        )
+        """Detects a block's raw scores (b, g, R, m, keys), in place; see `attend`."""
         weights, total = scores.exponentials(block, acc, at.grid, keys)
+        full = (total > 0) / total.clamp(min=1) if rowmax else (total > 0).float()
         shown = weights * (1.0 if rowmax else (total > 0) / total.clamp(min=1))
         shown.mul_(at.levels - 1).round_().mul_(1 / (at.levels - 1))
-        return Softmax(weights, shown, total, shown.sum(-1, keepdim=True))
-
-    def softmax_grad_(self, grad: Tensor, weights: Tensor, total: Tensor, scale: float) -> Tensor:
-        """Gradient of the scores, in place of that of the probabilities p = weights / total.
-
-        Args:
-            grad: float32 (b, g, R, m, keys), contiguous; becomes scale * p * (grad - sum p grad).
-            weights: float32, of this shape; of no use afterwards.
-            total: float32 (b, g, R, m, 1).
-            scale: factor of the detected scores.
-        """
-        p = weights.div_(total.clamp(min=1))
-        return grad.sub_((p * grad).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+        return Softmax(weights, shown, total, full)
 
 
 def _extremes(x: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
     *_, used, code, inside = cpu.forward(x, weight, bias, SET, KEY, HOW, torch.float32)
     grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
-    saved = (code, inside, weight, used, HOW, dtype)
+    saved = (code, inside, weight, used, HOW, dtype, True)
     for mine, theirs in zip(
         run(gpu.backward, grad, *saved), cpu.backward(grad, *saved), strict=True
     ):

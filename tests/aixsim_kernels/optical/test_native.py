@@ -16,9 +16,16 @@ from aixsim_kernels.optical.passes import Passes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-SOURCE = Path(native.__file__).with_name("passes.c")
+FOLDER = Path(native.__file__).parent
+SOURCES = [FOLDER / "attention.c", FOLDER / "passes.c"]
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 TORCH = Passes()
+C_TYPES = {
+    "long": ctypes.c_long,
+    "int": ctypes.c_int,
+    "float": ctypes.c_float,
+    "Grid": native._Grid,
+}
 
 needs_library = pytest.mark.skipif(
     not isinstance(native.library(), ctypes.CDLL), reason=str(native.library())
@@ -35,7 +42,7 @@ def flags():
 def compiled(folder, *more):
     """The library as some other call of the compiler makes it."""
     out = folder / f"passes{len(list(folder.iterdir()))}.so"
-    subprocess.run(["cc", "-shared", "-fPIC", *flags(), *more, "-o", out, SOURCE], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", *flags(), *more, "-o", out, *SOURCES], check=True)
     return native.NativePasses(native.opened(str(out)))
 
 
@@ -178,37 +185,82 @@ def some_mask(kind, queries, keys):
 MASKS = [None, "causal", "bool", "by key", "added", "added, 16 bits"]
 
 
+def quarters(*shape):
+    """Numbers whose products and sums float32 holds, in whatever order they are taken."""
+    return torch.randint(-8, 9, shape) / 4
+
+
 @needs_library
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("rowmax", [False, True], ids=["unit", "rowmax"])
 @pytest.mark.parametrize("keys", [5, 48, 1100])
-def test_softmax(kind, rowmax, keys):
+def test_attend(kind, rowmax, keys):
     torch.manual_seed(1)
-    q, k = torch.randn(2, 2, 3, 9, 16), torch.randn(2, 2, keys, 16)
+    q, k = quarters(2, 2, 3, 9, 16), quarters(2, 2, keys, 16)
+    # what is multiplied with it is what the modulator shows
+    v = torch.eye(keys).expand(2, 2, keys, keys)
     k[1, 1, 2, 3] = float("nan") if kind == "bool" else 0.5
     mask = some_mask(kind, 9, keys)
     if mask is not None:
         mask = mask.expand(2, 2, 3, 9, keys)
     scores = Scores(q, k, mask, 0.25, kind in ("causal", "added"))
-    at, at_torch = ranges_of((-7.0, 8.0), 256)
+    at, at_torch = ranges_of((-17.0, 18.0), 256)
     noise = keys_of(108).view(2, 2, 3, 9)
     c, close = native.passes_of(q), partial(torch.testing.assert_close, equal_nan=True)
-    for block in scores.blocks():
-        raw = scores.accumulate(block)
-        here = c.softmax(scores, block, raw.clone(), at, noise, rowmax)
-        expected = TORCH.softmax(scores, block, raw.clone(), at_torch, noise, rowmax)
-        assert same_seen(at, at_torch, 108)
-        for mine, theirs in zip(here, expected, strict=True):
-            assert torch.equal(mine.isnan(), theirs.isnan())
-        # exponentials to 2 ulp
-        close(here.weights, expected.weights, rtol=3e-7, atol=1e-37)
-        close(here.total, expected.total, rtol=1e-6, atol=0)
-        levels = (here.shown - expected.shown).nan_to_num().abs() * 255
-        assert levels.max() <= 1.01 and (levels > 0.5).float().mean() <= 1e-3
-        grad = torch.randn(raw.shape)
-        mine = c.softmax_grad_(grad.clone(), here.weights, here.total, 0.25)
-        theirs = TORCH.softmax_grad_(grad, expected.weights, expected.total, 0.25)
-        close(mine, theirs, rtol=1e-4, atol=2e-6)
+    here = c.attend(scores, v, at, noise, rowmax=rowmax)
+    expected = TORCH.attend(scores, v, at_torch, noise, rowmax=rowmax)
+    assert same_seen(at, at_torch, 108)
+    for mine, theirs in zip(here, expected, strict=True):
+        assert torch.equal(mine.isnan(), theirs.isnan())
+    # exponentials to 2 ulp
+    close(here.total, expected.total, rtol=1e-6, atol=0)
+    close(here.kept, expected.kept, rtol=1e-5, atol=3 / 255)
+    levels = (here.light - expected.light).nan_to_num().abs() * 255
+    assert levels.max() <= 1.01 and (levels > 0.5).float().mean() <= 1e-3
+
+    grad = quarters(2, 2, 3, 9, keys)
+    mine = c.attend_grad(scores, v, at, noise, grad, rowmax=rowmax)
+    theirs = TORCH.attend_grad(scores, v, at_torch, noise, grad, rowmax=rowmax)
+    # a level here and there in that of v alone
+    for a, b, tolerance in zip(mine, theirs, (1e-5, 1e-5, 2e-3), strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert (a - b).nan_to_num().norm() <= tolerance * b.nan_to_num().norm()
+
+
+@needs_library
+def test_attend_with_more_queries_than_keys_and_in_many_blocks():
+    torch.manual_seed(3)
+    q, k, v = quarters(1, 2, 2, 900, 8), quarters(1, 2, 700, 8), quarters(1, 2, 700, 5)
+    scores = Scores(q, k, None, 0.25, True)
+    at, at_torch = ranges_of((-17.0, 18.0), 256)
+    noise, grad = keys_of(3600).view(1, 2, 2, 900), quarters(1, 2, 2, 900, 5)
+    c = native.passes_of(q)
+    here = c.attend(scores, v, at, noise, rowmax=False)
+    expected = TORCH.attend(scores, v, at_torch, noise, rowmax=False)
+    assert same_seen(at, at_torch, 3600)
+    # the first 200 queries see nothing
+    assert not here.light[..., :200, :].any() and not here.total[..., :200, :].any()
+    assert (here.light - expected.light).abs().max() <= 2 * 5 / 255
+    mine = c.attend_grad(scores, v, at, noise, grad, rowmax=False)
+    theirs = TORCH.attend_grad(scores, v, at_torch, noise, grad, rowmax=False)
+    for a, b, tolerance in zip(mine, theirs, (1e-5, 1e-5, 2e-3), strict=True):
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+@needs_library
+@pytest.mark.parametrize("queries", [1, 7, 300])
+def test_nothing_lies_beyond_the_range_that_the_scores_themselves_set(queries):
+    torch.manual_seed(4)
+    scores = Scores(
+        torch.randn(1, 1, 3, queries, 16), torch.randn(1, 1, 300, 16), None, 0.25, False
+    )
+    v = torch.randn(1, 1, 300, 16)
+    at, _ = ranges_of((float("inf"), -float("inf")), 256)
+    c = native.passes_of(v)
+    c.look_at_scores(scores, v, at, None)
+    torch.testing.assert_close(at.bounds, scores.range(None), rtol=1e-5, atol=1e-5)
+    c.attend(scores, v, at, None, rowmax=False)
+    assert at.seen.clipped == 0
 
 
 def everything(passes):
@@ -220,17 +272,16 @@ def everything(passes):
     value = passes.modulate(x, x_at, 0.02, codes, inside)
     acc, keys = x.clone(), passes.row_keys([37], torch.tensor(5), 1234)
     passes.detect_(acc, acc_at, keys)
-    scores = Scores(torch.randn(1, 1, 1, 300, 8), torch.randn(1, 1, 300, 8), None, 0.5, True)
-    (block,) = scores.blocks()
-    noise = keys_of(300).view(1, 1, 1, 300)
-    soft = passes.softmax(scores, block, scores.accumulate(block), score_at, noise, False)
-    kept = [t.clone() for t in soft]
-    grad = passes.softmax_grad_(torch.randn(1, 1, 1, 300, 300), soft.weights, soft.total, 0.5)
+    scores = Scores(quarters(1, 2, 3, 300, 8), quarters(1, 2, 300, 8), None, 0.25, True)
+    v, noise = torch.eye(300).expand(1, 2, 300, 300), keys_of(1800).view(1, 2, 3, 300)
+    attended = passes.attend(scores, v, score_at, noise, rowmax=False)
+    grad = torch.randn(1, 2, 3, 300, 300)
+    grads = passes.attend_grad(scores, v, score_at, noise, grad, rowmax=True)
     masked = passes.mask_clipped_(x.clone(), x, x_at)
     packed = passes.mask_packed_(x.clone(), inside)
     results = passes.results(ranges, [x.numel(), acc.numel(), 300])
     decoded = passes.decode(codes, x_at)
-    return [value, codes, inside, acc, keys, *kept, grad, masked, packed, *results, decoded]
+    return [value, codes, inside, acc, keys, *attended, *grads, masked, packed, *results, decoded]
 
 
 @needs_library
@@ -255,12 +306,21 @@ def test_any_vector_width_makes_the_same_bits(tmp_path):
 def test_what_python_calls_is_what_c_takes():
     kinds = {"long": "l", "int": "i", "float": "f", "int64_t": "k", "uint32_t": "u"}
     taken = {}
-    source = SOURCE.read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
     for name, arguments in re.findall(r"^void (aixsim_\w+)\(([^)]*)\)", source, re.MULTILINE):
         words = [argument.split() for argument in arguments.split(",")]
         taken[name] = "".join("p" if "*" in "".join(w) else kinds[w[-2]] for w in words)
-    assert taken == {name: f"{types}i" for name, types in native.SIGNATURES.items()}
+    assert taken == native.SIGNATURES
     assert f"aixsim_version = {native.VERSION};" in source
+
+    (fields,) = re.findall(r"^typedef struct \{([^}]*)\} Attention;", source, re.MULTILINE)
+    listed = []
+    for line in re.findall(r"(?:const )?(\w+) ([^;]*);", fields):
+        for name in line[1].split(", "):
+            kind = native.c_void_p if name[0] == "*" else C_TYPES[line[0]]
+            base, _, length = name.strip("*]").partition("[")
+            listed.append((base, kind * int(length) if length else kind))
+    assert listed == native._Attention._fields_
 
 
 @needs_compiler
@@ -288,4 +348,5 @@ def test_that_there_is_none_is_told_once(monkeypatch, caplog):
 
 
 def test_the_library_can_be_read_in_one_sitting():
-    assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 350
+    files = [*SOURCES, FOLDER / "levels.h"]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 450

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.optical.attention.scores import Block, Scores
+from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.passes import Range
 from aixsim_kernels.optical.settings import Settings
@@ -38,31 +38,20 @@ def forward(
     for t, at in ((q, q_at), (k, k_at), (v, v_at)):
         at.look(t, quantiles)
     scores, v_hat = _operands(q, k, v, mask, ranges_used, settings)
-    # a range never set needs the scores twice: once for their range, once to detect them in it
-    if quantiles is not None or not score_at.is_set():
-        score_at.take(scores.range(quantiles))
+    passes.look_at_scores(scores, v_hat, score_at, quantiles)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
 
-    acc = v_hat.new_zeros(*scores.shape[:4], v.shape[-1])
-    full_light = v_hat.new_zeros(*scores.shape[:4], 1)
-    kept, attending = v_hat.new_zeros(2)
-    for block in scores.blocks():
-        raw = scores.accumulate(block)
-        soft = passes.softmax(scores, block, raw, score_at, keys, settings.rowmax)
-        full = _full_light(soft.total, settings)
-        product = soft.shown.flatten(2, 3) @ v_hat[block.batch, block.heads, : block.keys]
-        _rows(acc, block).copy_(product.unflatten(2, full.shape[2:4]))
-        _rows(full_light, block).copy_(full)
-        kept += (soft.kept * full).sum()
-        attending += (soft.total > 0).sum()
-    out_at.look(acc, quantiles)
+    light, total, kept = passes.attend(scores, v_hat, score_at, keys, rowmax=settings.rowmax)
+    attending = (total > 0).sum()
+    full = (total > 0) / total.clamp(min=1) if settings.rowmax else (total > 0).float()
+    out_at.look(light, quantiles)
     out_keys = _noise_keys(scores, key, settings, _OUTPUT_OP)
-    passes.detect_(acc, out_at, out_keys, by_row=True)
+    passes.detect_(light, out_at, out_keys, by_row=True)
     # of scores and outputs queries are counted
-    sizes = q.numel(), k.numel(), attending, v.numel(), full_light.numel()
+    sizes = q.numel(), k.numel(), attending, v.numel(), total.numel()
     observed, clipped, used = passes.results(ranges_used, sizes)
-    out = acc.mul_(full_light).flatten(1, 2).to(out_dtype)
-    return out, observed, clipped, kept / attending.clamp(min=1), used
+    out = light.mul_(full).flatten(1, 2).to(out_dtype)
+    return out, observed, clipped, (kept * full).sum() / attending.clamp(min=1), used
 
 
 def backward(
@@ -77,9 +66,6 @@ def backward(
     wants_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Straight-through gradients; the probabilities are computed again with the same noise.
-
-    The softmax's own gradient needs the probabilities before they were quantised, hence not
-    FlashAttention's rowsum(grad * out): `out` holds the quantised ones and the detector's noise.
 
     Args:
         grad: (B, H, M, Dv), gradient of out.
@@ -100,27 +86,11 @@ def backward(
     ranges = q_at, k_at, score_at, v_at, _ = passes.ranges(used, settings.levels)
     scores, v_hat = _operands(q, k, v, mask, ranges, settings)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
-    grad = grad.float().unflatten(1, scores.shape[1:3])
-    grad_q, grad_k = torch.zeros_like(scores.q), torch.zeros_like(scores.k)
-    grad_v = torch.zeros_like(v_hat)
     grad_mask = q.new_zeros(_by_group(mask, scores) if wants_mask else 0, dtype=torch.float32)
-    for block in scores.blocks():
-        seen = (block.batch, block.heads, slice(block.keys))
-        raw = scores.accumulate(block)
-        soft = passes.softmax(scores, block, raw, score_at, keys, settings.rowmax)
-        g = _rows(grad, block)
-        full = _full_light(soft.total, settings)
-        grad_v[seen] += soft.shown.flatten(2, 3).mT @ (g * full).flatten(2, 3)
-        ds = (g.flatten(2, 3) @ v_hat[seen].mT).view(raw.shape)
-        # a mask is added behind the scale
-        passes.softmax_grad_(ds, soft.weights, soft.total, 1.0 if wants_mask else settings.scale)
-        if wants_mask:
-            own = _part(grad_mask, block)
-            own += ds.sum_to_size(own.shape)
-            ds.mul_(settings.scale)
-        ds = ds.flatten(2, 3)
-        _rows(grad_q, block).copy_((ds @ scores.k[seen]).unflatten(2, g.shape[2:4]))
-        grad_k[seen] += ds.mT @ _rows(scores.q, block).flatten(2, 3)
+    grad_q, grad_k, grad_v = passes.attend_grad(
+        scores, v_hat, score_at, keys, grad.float().unflatten(1, scores.shape[1:3]),
+        rowmax=settings.rowmax, grad_mask=grad_mask if wants_mask else None,
+    )  # fmt: skip
     return (
         passes.mask_clipped_(grad_q.flatten(1, 2), q, q_at).to(q.dtype),
         passes.mask_clipped_(grad_k, k, k_at).to(k.dtype),
@@ -154,26 +124,8 @@ def _noise_keys(scores: Scores, key: Tensor, settings: Settings, op: int) -> Ten
     return passes_of(key).row_keys(scores.shape[:4], key, seed_word(settings.stream, op))
 
 
-def _rows(t: Tensor, block: Block) -> Tensor:
-    """A block's part of a tensor (B, G, R, M, ...)."""
-    return t[block.batch, block.heads, :, block.queries]
-
-
 def _by_group(mask: Tensor | None, scores: Scores) -> tuple[int, ...]:
     """The mask's own shape, as five dimensions that broadcast to the scores'."""
     assert mask is not None
     batches, heads, queries, keys = (1,) * (4 - mask.dim()) + mask.shape
     return batches, *(scores.shape[1:3] if heads > 1 else (1, 1)), queries, keys
-
-
-def _part(t: Tensor, block: Block) -> Tensor:
-    """A block's part of a tensor that broadcasts to the scores."""
-    whole = slice(None)
-    parts = (block.batch, block.heads, whole, block.queries, slice(block.keys))
-    return t[tuple(p if n > 1 else whole for p, n in zip(parts, t.shape, strict=True))]
-
-
-def _full_light(total: Tensor, settings: Settings) -> Tensor:
-    """What the modulator's full range stands for in each row, (..., 1): its largest probability, or
-    1; 0 in a row with nothing to attend to."""
-    return (total > 0) / total.clamp(min=1) if settings.rowmax else (total > 0).float()

@@ -34,6 +34,16 @@ class Block(NamedTuple):
     free: int
     """Keys below this one are let through for every query of the block."""
 
+    def rows_of(self, t: Tensor) -> Tensor:
+        """This part of a tensor (B, G, R, M, ...): (b, g, R, m, ...)."""
+        return t[self.batch, self.heads, :, self.queries]
+
+    def part_of(self, t: Tensor) -> Tensor:
+        """This part of a tensor that broadcasts to the scores, (B, G, R, M, L) or ones."""
+        whole = slice(None)
+        parts = (self.batch, self.heads, whole, self.queries, slice(self.keys))
+        return t[tuple(p if n > 1 else whole for p, n in zip(parts, t.shape, strict=True))]
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -61,6 +61,7 @@ def backward(
     used: Tensor,
     settings: Settings,
     x_dtype: torch.dtype,
+    wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Straight-through gradients.
 
@@ -72,9 +73,11 @@ def backward(
         used: float32 (3, 2), the ranges that the forward used.
         settings: as in the forward.
         x_dtype: type of x.
+        wants_bias: whether there is a bias that gets a gradient.
 
     Returns:
-        Gradients of x (M, K) in `x_dtype`, of weight (N, K) in its type, of bias float32 (N,).
+        Gradients of x (M, K) in `x_dtype`, of weight (N, K) in its type, of bias float32 (N,); an
+        empty one, (0,), unless it is asked for.
     """
     grad, passes = grad.float(), passes_of(grad)
     x_at, w_at, _ = passes.ranges(used, settings.levels)
@@ -84,11 +87,15 @@ def backward(
     for rows in _row_blocks(x_code):
         grad_w.addmm_(grad[rows].T, passes.decode(x_code[rows], x_at))
     passes.mask_clipped_(grad_w, weight, w_at)
-    return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad.sum(0)
+    grad_b = grad.sum(0) if wants_bias else grad.new_empty(0)
+    return grad_x.to(x_dtype), grad_w.to(weight.dtype), grad_b
 
 
 def _row_blocks(x: Tensor) -> Iterator[slice]:
-    """Blocks of the rows of (M, K): what the modulators show of x is never held as a whole."""
-    height = max(128, block_size() // max(x.shape[1], 1))
+    """Blocks of the rows of (M, K): what the modulators show of x is never held as a whole.
+
+    Four times of what a cache holds: a product is slower in parts, and reads all of x anyway.
+    """
+    height = max(128, 4 * block_size() // max(x.shape[1], 1))
     for first in range(0, len(x), height):
         yield slice(first, first + height)

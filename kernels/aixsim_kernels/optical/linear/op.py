@@ -93,25 +93,27 @@ def _(x, weight, bias, ranges, key, *settings_and_dtype):
     "aixsim::optical_linear_backward",
     mutates_args=(),
     schema=f"(Tensor grad, Tensor x_code, Tensor x_inside, Tensor weight, Tensor used, {SCHEMA}, "
-    "ScalarType x_dtype) -> (Tensor, Tensor, Tensor)",
+    "ScalarType x_dtype, bool wants_bias) -> (Tensor, Tensor, Tensor)",
 )
-def _backward(grad, x_code, x_inside, weight, used, *settings_and_dtype):
-    *fields, x_dtype = settings_and_dtype
+def _backward(grad, x_code, x_inside, weight, used, *settings_and_wishes):
+    *fields, x_dtype, wants_bias = settings_and_wishes
     settings = Settings(*fields)
+    saved = (x_code, x_inside, weight, used)
     with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
         if grad.is_cuda:
             from aixsim_kernels.optical.linear import triton
 
-            return triton.backward(grad, x_code, x_inside, weight, used, settings, x_dtype)
-        return cpu.backward(grad, x_code, x_inside, weight, used, settings, x_dtype)
+            return triton.backward(grad, *saved, settings, x_dtype, wants_bias)
+        return cpu.backward(grad, *saved, settings, x_dtype, wants_bias)
 
 
 @_backward.register_fake
-def _(grad, x_code, x_inside, weight, used, *settings_and_dtype):
+def _(grad, x_code, x_inside, weight, used, *settings_and_wishes):
+    *_, x_dtype, wants_bias = settings_and_wishes
     return (
-        x_code.new_empty(x_code.shape, dtype=settings_and_dtype[-1]),
+        x_code.new_empty(x_code.shape, dtype=x_dtype),
         weight.new_empty(weight.shape),
-        grad.new_empty(grad.shape[1], dtype=torch.float32),
+        grad.new_empty(grad.shape[1] if wants_bias else 0, dtype=torch.float32),
     )
 
 
@@ -128,8 +130,10 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _autograd(ctx, grad, *_):
-    grad_x, grad_w, grad_b = _backward(grad, *ctx.saved_tensors, *ctx.settings, ctx.x_dtype)
-    grad_b = None if ctx.bias_dtype is None else grad_b.to(ctx.bias_dtype)
+    wants_bias = ctx.needs_input_grad[2]
+    rest = (*ctx.settings, ctx.x_dtype, wants_bias)
+    grad_x, grad_w, grad_b = _backward(grad, *ctx.saved_tensors, *rest)
+    grad_b = grad_b.to(ctx.bias_dtype) if wants_bias else None
     # none for the ranges, the key, the type
     return grad_x, grad_w, grad_b, *[None] * (len(ctx.settings) + 3)
 

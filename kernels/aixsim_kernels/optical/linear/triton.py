@@ -105,6 +105,7 @@ def backward(
     used: Tensor,
     settings: Settings,
     x_dtype: torch.dtype,
+    wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.backward`.
 
@@ -118,10 +119,11 @@ def backward(
     total = grad.sum(1, dtype=torch.float32)
     grad_x = finish_grad(_matmul(grad, w_operand), total, x_inside, used, 0, levels, x_dtype)
     del w_operand
-    grad_b = grad.sum(0, dtype=torch.float32)
+    by_column = grad.sum(0, dtype=torch.float32)
     x_operand = _centred(x_code, used, levels, kind)
     grad_w = _matmul(grad.T, x_operand)
-    return grad_x, finish_grad(grad_w, grad_b, weight, used, 1, levels, weight.dtype), grad_b
+    grad_w = finish_grad(grad_w, by_column, weight, used, 1, levels, weight.dtype)
+    return grad_x, grad_w, by_column if wants_bias else by_column.new_empty(0)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -361,5 +361,5 @@ def test_opcheck(dtype, bias, levels):
     torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
     _, _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
     w = w.detach().T.contiguous().T
-    args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype)
+    args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype, bias)
     torch.library.opcheck(torch.ops.aixsim.optical_linear_backward, args)
