@@ -1,7 +1,9 @@
 """Measure the launch parameters of the Triton kernels on the device at hand, and write the table.
 
 Every pass of every class of shapes is timed with each candidate, the others left as they are; the
-fastest goes into `aixsim_kernels/optical/tiles.json` under the device's compute capability.
+fastest goes into `aixsim_kernels/optical/tiles.json` under the device's compute capability. What
+counts is the time of that pass's kernel on the device, by torch's profiler: around it a step has
+ten launches, and Python.
 
     python scripts/tune_kernels.py                     # needs a CUDA device
     python scripts/tune_kernels.py --classes large 64  # the shapes of 16-bit training alone
@@ -10,15 +12,15 @@ fastest goes into `aixsim_kernels/optical/tiles.json` under the device's compute
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from itertools import product
-from statistics import median
+from typing import Any
 
 import torch
 from aixsim_kernels import optical_attention, optical_linear
 from aixsim_kernels.optical import tiles
+from torch.profiler import ProfilerActivity, profile
 
 OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
 # class -> type, rows, depth, columns
@@ -33,6 +35,13 @@ ATTENTION_SHAPES = {
     "128": (torch.bfloat16, 4, 12, 4, 2048, 128),
     "256": (torch.bfloat16, 2, 12, 4, 2048, 256),
     "exact": (torch.float32, 1, 6, 2, 1024, 64),
+}
+# pass of an attention -> its kernel
+PASSES = {
+    "rows": "row_pass",
+    "values": "value_pass",
+    "query_grad": "query_grad_pass",
+    "key_grad": "key_grad_pass",
 }
 
 
@@ -80,22 +89,32 @@ def attention_step(shapes: str) -> Callable[[], None]:
     return step
 
 
-def milliseconds(step: Callable[[], None], repeats: int) -> float:
-    """Median time of a call; infinite where the parameters ask for more than the device has."""
-    from triton.runtime.errors import OutOfResources
+def milliseconds(step: Callable[[], None], kernel: str, repeats: int) -> float:
+    """Time of a kernel on the device, a step; infinite with parameters that it cannot have."""
+    from triton.runtime.errors import TritonError
 
-    times = []
     try:
-        for _ in range(repeats + 1):
+        step()  # compiles
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            for _ in range(repeats):
+                step()
             torch.cuda.synchronize()
-            start = time.perf_counter()
-            step()
-            torch.cuda.synchronize()
-            times.append(1e3 * (time.perf_counter() - start))
-    except OutOfResources:
+    except (TritonError, RuntimeError) as error:
+        print(f"{kernel}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
         return float("inf")
-    # the first call compiles
-    return median(times[1:])
+    return kernel_time(profiler.events() or [], kernel) / 1e3 / repeats
+
+
+def kernel_time(events: Iterable[Any], kernel: str) -> float:
+    """Microseconds that a kernel ran on the device.
+
+    Raises:
+        ValueError: it did not run.
+    """
+    times = [event.device_time_total for event in events if event.name.startswith(kernel)]
+    if not times:
+        raise ValueError(f"no kernel {kernel} ran")
+    return sum(times)
 
 
 def fastest(
@@ -104,13 +123,14 @@ def fastest(
     key: str,
     candidates: list[list[int]],
     step: Callable[[], None],
+    kernel: str,
     repeats: int,
 ) -> None:
-    """Leave in `place[key]` the candidate with which a step takes the least time."""
+    """Leave in `place[key]` the candidate with which the kernel takes the least time."""
     times = {}
     for candidate in [place[key], *candidates]:
         place[key] = candidate
-        times[tuple(candidate)] = milliseconds(step, repeats)
+        times[tuple(candidate)] = milliseconds(step, kernel, repeats)
     best = min(times, key=lambda tile: times[tile])
     place[key] = list(best)
     print(f"{name}: {place[key]}, {times[best]:.3f} ms", file=sys.stderr)
@@ -137,12 +157,14 @@ def main() -> int:
     for shapes in args.classes:
         if shapes in LINEAR_SHAPES:
             step, candidates = linear_step(shapes), linear_candidates(shapes)
-            fastest(f"linear {shapes}", mine["linear"], shapes, candidates, step, args.repeats)
+            place = mine["linear"]
+            fastest(f"linear {shapes}", place, shapes, candidates, step, "_product", args.repeats)
         if shapes in ATTENTION_SHAPES:
             step, passes = attention_step(shapes), mine["attention"][shapes]
             for name in passes:
                 label = f"attention {shapes} {name}"
-                fastest(label, passes, name, attention_candidates(), step, args.repeats)
+                candidates, kernel = attention_candidates(), PASSES[name]
+                fastest(label, passes, name, candidates, step, kernel, args.repeats)
     # "other" stays last, as what everything else falls back to
     table["other"] = table.pop("other")
     if args.dry_run:

@@ -20,6 +20,7 @@ import torch
 import triton
 from aixsim_kernels import empty_ranges
 from aixsim_kernels.bitflip import triton as bitflip
+from aixsim_kernels.common.noise import Place, placed
 from aixsim_kernels.optical import tiles
 from aixsim_kernels.optical.attention import triton as attention
 from aixsim_kernels.optical.linear import triton as linear
@@ -30,6 +31,7 @@ from triton.runtime.jit import JITFunction
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 KEY = torch.tensor(123)
+PART = placed(KEY, Place(64, 256, 64, 8, 2))
 # what multiplies tiles, in PTX and in AMD's assembly
 PRODUCTS = re.compile(r"(?:wgmma\.mma_async|mma\.sync|v_mfma)\S*")
 
@@ -56,27 +58,27 @@ class Driver:
         return torch.device("cpu")
 
 
-def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256):
+def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY):
     """A forward and a backward; under autocast dtype is another than out_dtype."""
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = torch.randn(columns, dtype=dtype)
     how = Settings(7, levels, 0.02, True)
     y, _, _, used, codes, inside = linear.forward(
-        x, weight, bias, empty_ranges(3), KEY, how, out_dtype
+        x, weight, bias, empty_ranges(3), key, how, out_dtype
     )
     linear.backward(y, codes, inside, weight, used, how, dtype, True)
 
 
-def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False):
+def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False, key=KEY):
     """A forward and a backward of grouped heads; causal where there is no mask."""
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
     how = Settings(7, levels, 0.02, True, None, head_dim**-0.5, mask is None, rowmax)
     out, *_, used, rows, smooth = attention.forward(
-        q, k, v, mask, empty_ranges(5), KEY, how, out_dtype
+        q, k, v, mask, empty_ranges(5), key, how, out_dtype
     )
     wants_mask = mask is not None and mask.dtype != torch.bool
-    attention.backward(out, q, k, v, mask, used, KEY, rows, smooth, how, wants_mask)
+    attention.backward(out, q, k, v, mask, used, key, rows, smooth, how, wants_mask)
 
 
 def bitflip_case(dtype):
@@ -103,6 +105,8 @@ def more_cases():
     yield "attention, bfloat16", attention_case, (BFLOAT16, BFLOAT16)
     yield "attention, padding", attention_case, (BFLOAT16, BFLOAT16, 64, padding, 256, True)
     yield "attention, 65536 levels", attention_case, (BFLOAT16, BFLOAT16, 24, None, 65536)
+    yield "linear, a part", linear_case, (BFLOAT16, BFLOAT16, 256, 128, 192, 256, PART)
+    yield "attention, a part", attention_case, (BFLOAT16, BFLOAT16, 64, None, 256, False, PART)
     yield "attention, 128", attention_case, (BFLOAT16, BFLOAT16, 128)
     yield "attention, 256", attention_case, (BFLOAT16, BFLOAT16, 256)
     yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)

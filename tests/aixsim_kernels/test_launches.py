@@ -6,19 +6,29 @@ import pkgutil
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import aixsim_kernels
 import pytest
+from packaging.specifiers import SpecifierSet
 
 SCRIPT = Path(__file__).with_name("launches.py")
+# what the CUDA wheels of torch 2.11, 2.12 and 2.13 pin
+TRITONS = ["3.6.0", "3.7.0", "3.7.1"]
 LONG = pytest.mark.skipif("AIXSIM_TEST_LONG" not in os.environ, reason="AIXSIM_TEST_LONG=1 runs it")
 
 
-def launches(*arguments):
-    """The lines that the script prints; a process of its own, as it replaces Triton's driver."""
+def launches(*arguments, path=""):
+    """The lines that the script prints; a process of its own, as it replaces Triton's driver.
+
+    `path` is a folder with another triton than the installed one.
+    """
     pytest.importorskip("triton")
     environment = {key: v for key, v in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(path), os.environ.get("PYTHONPATH")])
+    )
     done = subprocess.run(
         [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment
     )
@@ -63,6 +73,20 @@ def check_products(lines):
             assert bool(rounded) != exact, line
 
 
+def check_spills(lines):
+    """No register of a tile of 16-bit operands lies in memory."""
+    for line in lines:
+        exact = "float32" in line["case"] or "levels" in line["case"]
+        assert exact or not line["spills"], line
+
+
+def test_a_spilled_register_is_found():
+    line = {"case": "attention, bfloat16", "kernel": "attention:row_pass"}
+    check_spills([line | {"spills": 0}])
+    with pytest.raises(AssertionError):
+        check_spills([line | {"spills": 2}])
+
+
 @pytest.mark.parametrize(
     "product", ["v_mfma_f32_16x16x8_xf32", "v_mfma_f32_32x32x8_f16", "mma.sync.aligned.m16n8k8.f32"]
 )
@@ -80,13 +104,40 @@ def test_every_kernel_compiles_for_sm_90_and_uses_its_tensor_cores_under_autocas
     launched = [every[line["kernel"]] for line in lines]
     assert set.union(*map(called_by, launched)) == set(every.values()), "a kernel is not launched"
     check_products(lines)
+    check_spills(lines)
     for line in lines:
         if line["kernel"].endswith(("_product", "_pass")):
             assert any(product.startswith("wgmma") for product in line["products"]), line
 
 
+@pytest.fixture(scope="module", params=TRITONS)
+def triton_path(request, tmp_path_factory):
+    """A folder with this triton in it; "" where it is the one that is installed."""
+    if request.param == version("triton"):
+        return ""
+    folder = tmp_path_factory.mktemp(f"triton-{request.param}")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder]
+    subprocess.run([*pip, f"triton=={request.param}"], check=True)
+    return folder
+
+
 @LONG
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("target", ["cuda 90", "cuda 80", "hip gfx942"])
-def test_every_case_compiles(target):
-    check_products(launches(*target.split(), "more"))
+@pytest.mark.parametrize("arch", ["90", "80"])
+def test_every_case_compiles(triton_path, arch):
+    lines = launches("cuda", arch, "more", path=triton_path)
+    check_products(lines)
+    check_spills(lines)
+
+
+@LONG
+@pytest.mark.timeout(900)
+def test_every_case_compiles_for_amd():
+    check_products(launches("hip", "gfx942", "more"))
+
+
+def test_the_tritons_are_those_that_aixsim_takes():
+    wanted = next(r for r in requires("aixsim") if r.startswith("triton"))
+    bounds = SpecifierSet(wanted.partition("triton")[2].partition(";")[0])
+    assert all(bounds.contains(one) for one in TRITONS)
+    assert not bounds.contains("3.5.1") and not bounds.contains("3.8.0")

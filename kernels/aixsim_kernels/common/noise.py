@@ -10,9 +10,16 @@ hash-prospector (https://github.com/skeeto/hash-prospector, public domain):
 A row's key is that mixer chained over stream, op, key and row index. A pair of neighbouring columns
 gets the same mixer, less its first line (the row key is mixed already), of
 `row_key ^ (column >> 1)`: the low half of the word is the even column's, the high half the odd's.
+
+An operation may work on a part of a whole: some rows of a sequence, some heads, some columns, as a
+rank has them that shares them with others. Then its key is `placed`, and the part draws what the
+whole would draw there, and knows which of the whole's queries its own are. All of it are integers
+on the device: another part compiles nothing anew.
 """
 
-from typing import TypeVar
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,12 +57,13 @@ def row_keys(rows: Tensor, key: Tensor, seed: int) -> Tensor:
 
     Args:
         rows: int64, any shape; global row indices.
-        key: int64, 0-d, on the device of `rows`; changes from step to step.
+        key: int64, 0-d or `placed`, on the device of `rows`; changes from step to step.
         seed: `seed_word` of the layer and operation.
 
     Returns:
         int32, shape of `rows`.
     """
+    key = key if key.dim() == 0 else key[0]
     word = _mix((key & _WORD) ^ seed)
     word = _mix(((key >> 32) & _WORD) ^ word)
     word = _mix((rows & _WORD) ^ word)
@@ -63,17 +71,71 @@ def row_keys(rows: Tensor, key: Tensor, seed: int) -> Tensor:
     return word.to(torch.int32)
 
 
-def random_int16(keys: Tensor, columns: int) -> Tensor:
-    """Random 16-bit integers of the first `columns` columns of each row.
+class Place(NamedTuple):
+    """Which part of a whole an operation works on.
+
+    Args:
+        rows: rows of a sequence that are here: of a linear's input, or an attention's queries.
+        of_rows: rows of a whole sequence.
+        first_row: the first one of them here.
+        of_heads: query heads of the whole.
+        first_head: the first one of them here.
+        first_column: of a linear's outputs; even, as two columns share a word.
+    """
+
+    rows: int
+    of_rows: int
+    first_row: int = 0
+    of_heads: int = 1
+    first_head: int = 0
+    first_column: int = 0
+
+
+def placed(key: Tensor, place: Place) -> Tensor:
+    """A key that an operation on a part of a whole takes, int64 (7,), from one of 0 dimensions.
+
+    Raises:
+        ValueError: the part lies outside of the whole, or its first column is odd.
+    """
+    rows, of_rows, row, of_heads, head, column = place
+    if not (row >= 0 and 0 < rows <= of_rows - row and 0 <= head < of_heads and column >= 0):
+        raise ValueError(f"{place}: no part of its whole")
+    if column % 2:
+        raise ValueError(f"first column {column}: expected an even one")
+    return torch.cat([key.view(1), torch.tensor(place, device=key.device)])
+
+
+def place_in(key: Tensor) -> Tensor | None:
+    """Numbers of the place that a key has, int64 (6,); None for a key of the whole."""
+    return key[1:] if key.dim() else None
+
+
+def global_rows(shape: Sequence[int], key: Tensor) -> Tensor:
+    """Index in the whole of each row of an output, int64 `shape`: (rows,), (B, heads …, rows)."""
+    index = torch.arange(torch.Size(shape).numel(), device=key.device).view(*shape)
+    place = place_in(key)
+    if place is None:
+        return index
+    rows, of_rows, first_row, of_heads, first_head, _ = place
+    outer, row = index // rows, index % rows
+    heads = prod(shape[1:-1])
+    outer = outer // heads * of_heads + outer % heads + first_head
+    return outer * of_rows + first_row + row
+
+
+def random_int16(keys: Tensor, columns: int, first: Tensor | int = 0) -> Tensor:
+    """Random 16-bit integers of `columns` columns of each row.
 
     Args:
         keys: int32 (...), from `row_keys`.
         columns: number of columns.
+        first: the first one, even.
 
     Returns:
         int16 (..., columns), uniform over all 65536 values.
     """
     pairs = torch.arange((columns + 1) // 2, dtype=torch.int32, device=keys.device)
+    pairs += first // 2
     bits = torch.bitwise_xor(keys.unsqueeze(-1), pairs)
     bits.mul_(_MULTIPLIER_1)
     # torch shifts int32 arithmetically: the mask makes the shift a logical one

@@ -24,6 +24,17 @@ def row_keys(rows, key, seed):
 
 
 @triton.jit
+def global_rows(key_ptr, outer, rows, heads, n_rows, PLACED: tl.constexpr):
+    """`noise.global_rows` of rows (...) of head `outer` in (B, heads): int64 (...)."""
+    if PLACED:
+        of_rows, first_row = tl.load(key_ptr + 2), tl.load(key_ptr + 3)  # [], []
+        of_heads, first_head = tl.load(key_ptr + 4), tl.load(key_ptr + 5)  # [], []
+        outer = outer // heads * of_heads + outer % heads + first_head
+        return outer * of_rows + first_row + rows
+    return outer * n_rows + rows
+
+
+@triton.jit
 def uniform_pairs(keys, pairs):
     """Noise of neighbouring columns, which share a word.
 

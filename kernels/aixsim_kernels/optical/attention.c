@@ -10,13 +10,13 @@ typedef void Sgemm(const char *, const char *, const int *, const int *, const i
 
 /* q (batch, group, repeat, query, width), k (batch, group, key, width), v (…, key, out_width);
  * `noise` a word for each row of scores, or none; `mask` is bool, or is added and shuts what is at
- * or below `shut`, and has these strides. With `causal` query i sees keys up to i + keys - queries. */
+ * or below `shut`, and has these strides. With `causal` query i sees keys up to i + later. */
 typedef struct {
   const float *q, *k, *v;
   const int32_t *noise;
   const void *mask;
   Sgemm *sgemm;
-  long batches, groups, repeats, queries, keys, width, out_width, strides[4];
+  long batches, groups, repeats, queries, keys, width, out_width, later, strides[4];
   int is_bool, is_causal, rowmax, threads;
   float shut, scale;
   Grid grid;
@@ -119,7 +119,7 @@ static void attend(const Attention *in, Block at, float *scores, float *shown, f
   product(in, at.rows, at.keys, in->width, "N", in->q + row * in->width, in->width, "T",
           in->k + group * in->keys * in->width, in->width, 0, scores, at.stride);
   for (long i = 0; i < at.rows; i++, offset += in->strides[3]) {
-    long visible = at.first + i + 1 + in->keys - in->queries;
+    long visible = at.first + i + 1 + in->later;
     const char *mask = in->mask;
     softmax(in, scores + i * at.stride, shown + i * at.stride,
             mask ? mask + offset * (in->is_bool ? 1 : 4) : 0,
@@ -147,7 +147,7 @@ static long height_of(const Attention *in) {
 
 static Block block_of(const Attention *in, long head, long index) {
   long first = index * height_of(in), last = MIN(first + height_of(in), in->queries);
-  long keys = in->is_causal ? MAX(last + in->keys - in->queries, 0) : in->keys;
+  long keys = in->is_causal ? MAX(last + in->later, 0) : in->keys;
   return (Block){head, first, last - first, MIN(keys, in->keys), stride_of(in->keys)};
 }
 

@@ -95,13 +95,14 @@ def floor_(value: Tensor, at: Grid, lut_min: float) -> Tensor:
     return torch.add(lifted, lowered, out=value)
 
 
-def detect_(acc: Tensor, at: Grid, keys: Tensor | None) -> Tensor:
+def detect_(acc: Tensor, at: Grid, keys: Tensor | None, first_column: Tensor | int = 0) -> Tensor:
     """What the detector reads, in place.
 
     Args:
         acc: float32 (..., columns), contiguous; the raw accumulator.
         at: the detector's levels.
         keys: int32 (...) from `row_keys`, one per row, or None for no noise.
+        first_column: index of the first column, even.
 
     Returns:
         `acc`, now lo + step * clamp(round((acc - lo) / step + u), 0, levels - 1).
@@ -113,7 +114,7 @@ def detect_(acc: Tensor, at: Grid, keys: Tensor | None) -> Tensor:
     for first in range(0, len(rows), height):
         block = rows[first : first + height].sub_(at.lo).mul_(at.per_level)
         if keys is not None:
-            bits = random_int16(keys[first : first + height], columns)
+            bits = random_int16(keys[first : first + height], columns, first_column)
             block.add_(bits.float().add_(0.5), alpha=2.0**-16)
         block.round_().clamp_(0, at.levels - 1).mul_(at.step).add_(at.lo)
     return acc

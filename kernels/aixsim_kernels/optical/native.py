@@ -17,13 +17,14 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from aixsim_kernels.common.noise import place_in
 from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 logger = logging.getLogger("aixsim")
 
 # of what the C takes and does
-VERSION = 2
+VERSION = 3
 # p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
@@ -31,7 +32,7 @@ SIGNATURES = {
     "aixsim_decode": "piplpi",
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",
-    "aixsim_detect": "ppllpipi",
+    "aixsim_detect": "pplllpipi",
     "aixsim_attend": "ppppp",
     "aixsim_attend_grad": "ppppp",
 }
@@ -51,7 +52,7 @@ class _Attention(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("q", "k", "v", "noise", "mask", "sgemm")),
         *((name, c_long) for name in ("batches", "groups", "repeats", "queries", "keys")),
-        *((name, c_long) for name in ("width", "out_width")),
+        *((name, c_long) for name in ("width", "out_width", "later")),
         ("strides", c_long * 4),
         *((name, c_int) for name in ("is_bool", "is_causal", "rowmax", "threads")),
         *((name, c_float) for name in ("shut", "scale")),
@@ -157,6 +158,8 @@ class NativePasses(Passes):
         return torch.tensor([one.ends() for one in own]), torch.tensor(shares), torch.tensor(used)
 
     def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
+        if place_in(key) is not None:
+            return super().row_keys(shape, key, seed)
         keys = torch.empty(*shape, dtype=torch.int32)
         self._c.aixsim_row_keys(keys.numel(), int(key), seed, _at(keys))
         return keys
@@ -195,12 +198,20 @@ class NativePasses(Passes):
         self._c.aixsim_mask_packed(_at(grad), _at(inside), grad.numel(), self._threads)
         return grad
 
-    def detect_(self, acc: Tensor, at: Range, keys: Tensor | None, *, by_row: bool = False) -> None:
+    def detect_(
+        self,
+        acc: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        *,
+        first: Tensor | int = 0,
+        by_row: bool = False,
+    ) -> None:
         columns = acc.shape[-1]
         levels, seen = _of(at)
         self._c.aixsim_detect(
-            _at(acc), _at(keys), acc.numel() // max(columns, 1), columns, levels, by_row, seen,
-            self._threads,
+            _at(acc), _at(keys), acc.numel() // max(columns, 1), columns, int(first), levels,
+            by_row, seen, self._threads,
         )  # fmt: skip
 
     def look_at_scores(
@@ -263,6 +274,7 @@ class NativePasses(Passes):
         held = scores.q.contiguous(), scores.k.contiguous(), v.contiguous(), keys, mask
         about = _Attention(
             *map(_at, held), _matrix_product(), *scores.shape, scores.q.shape[-1], v.shape[-1],
+            int(scores.later),
             mask.stride()[:4] if mask is not None else (0,) * 4,
             mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, self._threads,
             shut, scores.scale, at.levels_at,

@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 2;
+const int aixsim_version = 3;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
@@ -87,7 +87,7 @@ CLONES static void row_keys(long n, int64_t key, uint32_t seed, int32_t *keys) {
     keys[i] = mix((uint32_t)((uint64_t)i >> 32) ^ mix((uint32_t)i ^ word));
 }
 
-CLONES static void detect(float *acc, const int32_t *keys, long rows, long columns,
+CLONES static void detect(float *acc, const int32_t *keys, long rows, long columns, long first,
                           const Grid *grid, int by_row, Seen *seen) {
   const Grid g = *grid;
   float u[CHUNK] = {0}, lowest = INFINITY, highest = -INFINITY;
@@ -97,7 +97,7 @@ CLONES static void detect(float *acc, const int32_t *keys, long rows, long colum
     for (long from = 0; from < columns; from += CHUNK) {
       int m = MIN(columns - from, CHUNK), nan = 0, out = 0;
       float *p = acc + r * columns + from;
-      if (keys) draw(keys[r], from, m, u);
+      if (keys) draw(keys[r], first + from, m, u);
       #pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : nan, out)
       for (int i = 0; i < m; i++) {
         float v = p[i];
@@ -151,11 +151,12 @@ void aixsim_mask_packed(float *grad, const uint8_t *inside, long n, int threads)
   PARTS(n, 1, CHUNK, 1 << 19) mask_packed(grad + from, inside + from / 8, to - from);
 }
 
-void aixsim_detect(float *acc, const int32_t *keys, long rows, long columns, const Grid *g,
-                   int by_row, Seen *seen, int threads) {
+void aixsim_detect(float *acc, const int32_t *keys, long rows, long columns, long first,
+                   const Grid *g, int by_row, Seen *seen, int threads) {
   PARTS(rows, columns, 1, 1 << 17) {
     Seen mine = {INFINITY, -INFINITY, 0};
-    detect(acc + from * columns, keys ? keys + from : 0, to - from, columns, g, by_row, &mine);
+    detect(acc + from * columns, keys ? keys + from : 0, to - from, columns, first, g, by_row,
+           &mine);
     TELL(mine);
   }
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.noise import row_keys
+from aixsim_kernels.common.noise import global_rows, row_keys
 from aixsim_kernels.optical import clipping, grid
 from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
 from aixsim_kernels.optical.grid import Grid
@@ -130,9 +130,8 @@ class Passes:
         return observed, torch.stack(shares), torch.stack([one.bounds for one in ranges])
 
     def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
-        """Noise key of each row of an output: int32 `shape`; `seed` as in `noise.row_keys`."""
-        rows = torch.arange(torch.Size(shape).numel(), device=key.device)
-        return row_keys(rows, key, seed).view(*shape)
+        """Noise key of each row of an output: int32 `shape`; `key` and `seed` as in `noise.py`."""
+        return row_keys(global_rows(shape, key), key, seed)
 
     def modulate(
         self,
@@ -176,13 +175,22 @@ class Passes:
         """`mask_clipped_` from the bits that `modulate` left: float32 (...) contiguous."""
         return clipping.mask_packed_(grad, inside)
 
-    def detect_(self, acc: Tensor, at: Range, keys: Tensor | None, *, by_row: bool = False) -> None:
+    def detect_(
+        self,
+        acc: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        *,
+        first: Tensor | int = 0,
+        by_row: bool = False,
+    ) -> None:
         """What the detector reads, in place of the raw accumulator.
 
         Args:
             acc: float32 (..., columns), contiguous.
             at: its range; sees the accumulator.
             keys: int32 (...) from `row_keys`, one per row, or None for no noise.
+            first: index of the first column, even.
             by_row: what is counted as clipped is rows, not elements.
         """
         extremes = _extremes(acc)
@@ -193,7 +201,7 @@ class Passes:
         else:
             clipped = acc.new_zeros(())
         at.see(extremes, clipped)
-        grid.detect_(acc, at.grid, keys)
+        grid.detect_(acc, at.grid, keys, first)
 
     def look_at_scores(
         self, scores: Scores, v: Tensor, at: Range, quantiles: Sequence[float] | None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from aixsim_kernels import empty_ranges
+from aixsim_kernels.common.noise import Place, placed
 from aixsim_kernels.optical.attention import cpu
 from aixsim_kernels.optical.attention import triton as gpu
 from aixsim_kernels.optical.settings import Settings
@@ -59,10 +60,10 @@ CASES = [
 ]
 
 
-def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32):
+def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32, key=KEY):
     """Differences of the outputs in levels of the detector; everything else is checked here."""
-    found = run(gpu.forward, *inputs, mask, ranges, KEY, how, out_dtype)
-    expected = cpu.forward(*inputs, mask, ranges, KEY, how, out_dtype)
+    found = run(gpu.forward, *inputs, mask, ranges, key, how, out_dtype)
+    expected = cpu.forward(*inputs, mask, ranges, key, how, out_dtype)
     out, observed, clipped, kept, used = expected
     # a last bit decides whether a sum lies beyond the end of a range, which may be its own
     assert torch.allclose(found[2], clipped, rtol=0.02, atol=2.1 / out.numel())
@@ -91,6 +92,15 @@ def test_float32_codes_are_equal(run, shape, mask, changes, unset):
     assert kept <= 1e-6
 
 
+@pytest.mark.parametrize("place", [Place(20, 50, 13), Place(20, 50, 30, 9, 4), Place(20, 20)])
+def test_a_part_of_a_whole(run, place):
+    inputs, how, key = operands(2, 4, 2, 20, 55, 16, 24), settings(16), placed(KEY, place)
+    difference, kept = compare(run, inputs, None, SET, how, key=key)
+    assert difference.max() <= 0.01 and kept <= 1e-6
+    for mine, theirs in zip(*gradients(run, inputs, None, how, torch.float32, key), strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
     """The operands are 16 bits where the result is, whatever the inputs (autocast)."""
@@ -102,12 +112,12 @@ def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
     assert kept <= 1e-4
 
 
-def gradients(run, inputs, mask, how, dtype):
+def gradients(run, inputs, mask, how, dtype, key=KEY):
     """The kernel's gradients of q, k, v and an additive mask, and the CPU's."""
     wants_mask = mask is not None and mask.dtype != torch.bool
-    out, *_, used, rows, smooth = run(gpu.forward, *inputs, mask, SET, KEY, how, dtype)
+    out, *_, used, rows, smooth = run(gpu.forward, *inputs, mask, SET, key, how, dtype)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
-    saved = (*inputs, mask, used, KEY)
+    saved = (*inputs, mask, used, key)
     return (
         run(gpu.backward, grad, *saved, rows, smooth, how, wants_mask),
         cpu.backward(grad, *saved, how, wants_mask),

@@ -5,7 +5,7 @@ import torch
 import triton
 from aixsim_kernels import empty_ranges, uniform_noise
 from aixsim_kernels.common import triton_noise
-from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.common.noise import Place, placed, row_keys, seed_word
 from aixsim_kernels.optical.linear import cpu
 from aixsim_kernels.optical.linear import triton as gpu
 from aixsim_kernels.optical.settings import Settings
@@ -26,10 +26,19 @@ def operands(rows, depth, columns, dtype):
 
 
 def compare(
-    run, x, weight, bias, ranges, levels=256, lut_min=0.02, noise=True, out_dtype=torch.float32
+    run,
+    x,
+    weight,
+    bias,
+    ranges,
+    levels=256,
+    lut_min=0.02,
+    noise=True,
+    out_dtype=torch.float32,
+    key=KEY,
 ):
     """Differences of the outputs in levels; everything else is checked here."""
-    how = (ranges, KEY, Settings(STREAM, levels, lut_min, noise), out_dtype)
+    how = (ranges, key, Settings(STREAM, levels, lut_min, noise), out_dtype)
     found = run(gpu.forward, x, weight, bias, *how)
     expected = cpu.forward(x, weight, bias, *how)
     y, observed, clipped, used, code, inside = expected
@@ -43,6 +52,13 @@ def compare(
         assert torch.allclose(mine, theirs, rtol=0, atol=float(scale) * 1e-5)
     step = (used[2, 1] - used[2, 0]) / (levels - 1)
     return (found[0] - y).abs() / step
+
+
+@pytest.mark.parametrize("place", [Place(7, 30, 5), Place(42, 50, 8, first_column=12)])
+def test_a_part_of_a_whole(run, place):
+    operand = operands(42, 50, 33, torch.float32)
+    difference = compare(run, *operand, SET, key=placed(KEY, place))
+    assert difference.max() <= 0.01
 
 
 @pytest.mark.parametrize("unset", [False, True])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.common.noise import place_in, seed_word
 from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.passes import Range
@@ -37,7 +37,7 @@ def forward(
     ranges_used = q_at, k_at, score_at, v_at, out_at = passes.ranges(ranges, settings.levels)
     for t, at in ((q, q_at), (k, k_at), (v, v_at)):
         at.look(t, quantiles)
-    scores, v_hat = _operands(q, k, v, mask, ranges_used, settings)
+    scores, v_hat = _operands(q, k, v, mask, key, ranges_used, settings)
     passes.look_at_scores(scores, v_hat, score_at, quantiles)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
 
@@ -84,7 +84,7 @@ def backward(
     """
     passes = passes_of(q)
     ranges = q_at, k_at, score_at, v_at, _ = passes.ranges(used, settings.levels)
-    scores, v_hat = _operands(q, k, v, mask, ranges, settings)
+    scores, v_hat = _operands(q, k, v, mask, key, ranges, settings)
     keys = _noise_keys(scores, key, settings, _SCORE_OP)
     grad_mask = q.new_zeros(_by_group(mask, scores) if wants_mask else 0, dtype=torch.float32)
     grad_q, grad_k, grad_v = passes.attend_grad(
@@ -104,6 +104,7 @@ def _operands(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
+    key: Tensor,
     ranges: Sequence[Range],
     settings: Settings,
 ) -> tuple[Scores, Tensor]:
@@ -114,7 +115,19 @@ def _operands(
     split = (k.shape[1], q.shape[1] // k.shape[1])
     if mask is not None:
         mask = mask.expand(*q.shape[:3], k.shape[2]).unflatten(1, split)
-    return Scores(q_hat.unflatten(1, split), k_hat, mask, settings.scale, settings.is_causal), v_hat
+    shift = _shift(q, key)
+    q_hat = q_hat.unflatten(1, split)
+    return Scores(q_hat, k_hat, mask, settings.scale, settings.is_causal, shift), v_hat
+
+
+def _shift(q: Tensor, key: Tensor) -> int | Tensor:
+    """Of queries (B, H, M, D) that are a part of a whole: `Scores.shift`."""
+    place = place_in(key)
+    if place is None:
+        return 0
+    _, of_rows, first_row, *_ = place
+    shift = q.shape[2] + first_row - of_rows
+    return shift if shift.is_cuda else int(shift)
 
 
 def _noise_keys(scores: Scores, key: Tensor, settings: Settings, op: int) -> Tensor | None:

@@ -43,13 +43,15 @@ def optical_attention(
             additive mask shuts what is at or below half its type's lowest number.
         ranges: float32 (5, 2); rows query, key, score, value, output; columns lo, hi. A range
             never set, (+inf, -inf), is calibrated on this batch.
-        key: int64, 0-d, on the device of q; selects the noise together with `stream`.
+        key: int64, 0-d, on the device of q; selects the noise together with `stream`. `placed`,
+            queries and heads are a part of a whole, and draw its noise.
         stream: hash of layer and seed.
         levels: quantisation levels of operands, probabilities and detectors, 2 to 65536.
         lut_min: floor of the modulators of k and v, as a share of their range; 0 for none.
         noise: whether the detectors add U(-1/2, 1/2) of a level.
         scale: factor of the detected scores.
-        is_causal: query i sees keys up to i + L - M; goes together with a mask.
+        is_causal: query i sees keys up to i + L - M, of a whole that has L keys and M queries; goes
+            together with a mask.
         attention_range: "unit" quantises the probabilities over [0, 1]; "rowmax" quantises them
             relative to their row's largest and multiplies by that after the detector.
         quantiles: probabilities that replace min and max in `observed`.

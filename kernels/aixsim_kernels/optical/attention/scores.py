@@ -54,7 +54,9 @@ class Scores:
         k: float32 (B, G, L, D), quantised.
         mask: (B, G, R, M, L), bool (True = attend) or additive; an expanded view will do; or None.
         scale: factor of the detected scores.
-        is_causal: query i sees keys up to i + L - M.
+        is_causal: query i sees keys up to i + `later`.
+        shift: where queries that are a part begin, less where the last M of the whole do: at most
+            0. A tensor, int64 0-d, on a GPU, where reading it would be a wait.
     """
 
     q: Tensor
@@ -62,12 +64,19 @@ class Scores:
     mask: Tensor | None
     scale: float
     is_causal: bool
+    shift: int | Tensor = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """(B, G, R, M, L)."""
         batches, heads, repeats, queries, _ = self.q.shape
         return batches, heads, repeats, queries, self.k.shape[2]
+
+    @property
+    def later(self) -> int | Tensor:
+        """How many keys lie before that of the first query, in a causal attention."""
+        *_, queries, keys = self.shape
+        return keys - queries + self.shift
 
     def blocks(self) -> Iterator[Block]:
         """Blocks that cover everything the causal mask lets through."""
@@ -94,11 +103,13 @@ class Scores:
 
     def _visible(self, first: int, last: int) -> tuple[int, int]:
         """How many keys some query and how many every query from `first` to `last` - 1 sees."""
-        *_, queries, keys = self.shape
+        keys, later = self.shape[-1], self.later
         if not self.is_causal:
             return keys, keys if self.mask is None else 0
-        seen = min(max(last + keys - queries, 0), keys)
-        free = min(max(first + 1 + keys - queries, 0), seen)
+        if isinstance(later, Tensor):
+            return keys, 0
+        seen = min(max(last + later, 0), keys)
+        free = min(max(first + 1 + later, 0), seen)
         return seen, free if self.mask is None else 0
 
     def accumulate(self, block: Block) -> Tensor:
@@ -113,10 +124,9 @@ class Scores:
             return None
         shut = None
         if self.is_causal:
-            *_, queries, keys = self.shape
             query = torch.arange(block.queries.start, block.queries.stop, device=self.q.device)
             key = torch.arange(block.free, block.keys, device=self.q.device)
-            shut = key > (query + keys - queries).unsqueeze(-1)
+            shut = key > (query + self.later).unsqueeze(-1)
         mask = self.mask_of(block)
         if mask is None:
             return shut
@@ -155,12 +165,11 @@ class Scores:
 
     def _sample(self) -> Tensor:
         """Raw accumulator at positions spread evenly, NaN where the mask shuts: float32 (n,)."""
-        *_, queries, keys = self.shape
         positions = spread(prod(self.shape), self.q.device)
         b, g, r, i, j = torch.unravel_index(positions, self.shape)
         sample = (self.q[b, g, r, i] * self.k[b, g, j]).sum(-1)
         if self.is_causal:
-            sample.masked_fill_(j > i + keys - queries, float("nan"))
+            sample.masked_fill_(j > i + self.later, float("nan"))
         if self.mask is not None:
             sample.masked_fill_(~lets_through(self.mask[b, g, r, i, j]), float("nan"))
         return sample

@@ -75,7 +75,7 @@ def forward(
     for index, tile, kernel, own in passes:
         programs = _programs(q, tile.m)
         partial = new_partial(programs, q.device)
-        how = tensors | own | _shapes_and_settings(q, k, v, mask, settings, tile)
+        how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
         for second in (False, True):
             if programs:
                 kernel[(programs,)](partial_ptr=partial, SECOND=second, **how)
@@ -118,12 +118,12 @@ def backward(
         (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, of_keys),
     ]
     for programs, tile, kernel, own in passes:
-        how = tensors | own | _shapes_and_settings(q, k, v, mask, settings, tile)
+        how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
         if programs:
             kernel[(programs,)](**how)
     grad_mask = q.new_empty(0, dtype=torch.float32)
     if mask is not None and wants_mask:
-        how = tensors | _shapes_and_settings(q, k, v, mask, settings, tiles.key_grad)
+        how = tensors | _shapes_and_settings(q, k, v, mask, key, settings, tiles.key_grad)
         grad_mask = _mask_grad(mask, q, tiles.key_grad, how)
     return dq, dk, dv, grad_mask
 
@@ -182,7 +182,13 @@ def _rows(rows: Tensor) -> dict[str, Tensor]:
 
 
 def _shapes_and_settings(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings, tile: AttentionTile
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    key: Tensor,
+    settings: Settings,
+    tile: AttentionTile,
 ) -> dict[str, Any]:
     """Shapes, strides, numbers and constants that all passes take."""
     batches, heads, queries, head_dim = q.shape
@@ -211,6 +217,7 @@ def _shapes_and_settings(
         "REPEATS": heads // k.shape[1],
         "LEVELS": settings.levels,
         "NOISE": settings.noise,
+        "PLACED": key.dim() > 0,
         "CAUSAL": settings.is_causal,
         "ROWMAX": settings.rowmax,
         "MASK": kind,

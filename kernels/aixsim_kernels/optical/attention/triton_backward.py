@@ -13,9 +13,10 @@ value, [] of a number. Gradients: `g` of the output, `dp` of the probabilities, 
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
     exponentials,
+    keys_before,
     largest_share,
     load_tile,
     place,
@@ -59,6 +60,7 @@ def query_grad_pass(
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ROWMAX: tl.constexpr,
     MASK: tl.constexpr,
@@ -67,15 +69,16 @@ def query_grad_pass(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end = place(
-        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    head, kv_head, mask_offset, rows, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
     )
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
     q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
     peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
     # [BLOCK_M]
     share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
     smooth = load_tile(smooth_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
     delta = tl.sum(g.to(tl.float32) * smooth.to(tl.float32), 1)
@@ -90,8 +93,9 @@ def query_grad_pass(
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
-        )
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+            M, L, later, CAUSAL, MASK,
+        )  # fmt: skip
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
@@ -138,6 +142,7 @@ def key_grad_pass(
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ROWMAX: tl.constexpr,
     MASK: tl.constexpr,
@@ -157,9 +162,10 @@ def key_grad_pass(
     grad_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     grad_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     sum_ds = tl.zeros((BLOCK_N,), tl.float32)
+    later = keys_before(key_ptr, M, L, PLACED)
     first = 0
     if CAUSAL:
-        first = tl.maximum(start - (L - M), 0) // BLOCK_M * BLOCK_M
+        first = tl.maximum(start - later, 0) // BLOCK_M * BLOCK_M
     kv_heads = heads // REPEATS
     for repeat in range(REPEATS):
         head = (kv_head // kv_heads) * heads + (kv_head % kv_heads) * REPEATS + repeat
@@ -173,10 +179,12 @@ def key_grad_pass(
             # [BLOCK_M]
             share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
             delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-            keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+            of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+            keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
             sees, added = visible(
-                mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
-            )
+                mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+                M, L, later, CAUSAL, MASK,
+            )  # fmt: skip
             raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
             weights = exponentials(
                 raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE
@@ -239,6 +247,7 @@ def mask_grad_pass(
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ROWMAX: tl.constexpr,
     MASK: tl.constexpr,
@@ -262,6 +271,7 @@ def mask_grad_pass(
     shared_heads = heads if ONE_HEAD else 1
     shared = shared_columns * shared_rows * shared_heads * (batches if ONE_BATCH else 1)
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    later = keys_before(key_ptr, M, L, PLACED)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i in range(shared):
         # a dimension that is shared counts from 0, any other stays where the program is
@@ -283,10 +293,12 @@ def mask_grad_pass(
         # [BLOCK_M]
         share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
         delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-        keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+        of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+        keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
         sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
-        )
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+            M, L, later, CAUSAL, MASK,
+        )  # fmt: skip
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]

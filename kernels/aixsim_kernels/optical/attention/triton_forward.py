@@ -12,7 +12,7 @@ value, [] of a number.
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
     exponentials,
     largest_share,
@@ -56,6 +56,7 @@ def row_pass(
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ROWMAX: tl.constexpr,
     MASK: tl.constexpr,
@@ -65,8 +66,8 @@ def row_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end = place(
-        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    head, kv_head, mask_offset, rows, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
     )
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
@@ -77,7 +78,8 @@ def row_pass(
     step, per_level = steps(lo, hi, LEVELS)
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
     q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     low = tl.full((BLOCK_M,), float("inf"), tl.float32)
@@ -87,8 +89,9 @@ def row_pass(
         k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
-        )
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+            M, L, later, CAUSAL, MASK,
+        )  # fmt: skip
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         tile_low, tile_high = row_extremes(raw, sees)
         low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
@@ -141,6 +144,7 @@ def value_pass(
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
     ROWMAX: tl.constexpr,
     MASK: tl.constexpr,
@@ -150,8 +154,8 @@ def value_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end = place(
-        heads, M, L, stride_b, stride_h, REPEATS, CAUSAL, BLOCK_M
+    head, kv_head, mask_offset, rows, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
     )
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)  # [], []
     if SECOND:
@@ -164,7 +168,8 @@ def value_pass(
     peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
     # [BLOCK_M]
     share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-    keys = row_keys(head * M + rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
@@ -175,8 +180,9 @@ def value_pass(
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
         sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut, M, L, CAUSAL, MASK
-        )
+            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+            M, L, later, CAUSAL, MASK,
+        )  # fmt: skip
         raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
         weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
         p = weights * share[:, None]
@@ -197,7 +203,7 @@ def value_pass(
         clipped = are_clipped(low, high, ranges_ptr, 4)
         store_partial(partial_ptr, low, high, clipped, (rows < M).to(tl.float32))
     factor = share if ROWMAX else (share > 0).to(tl.float32)
-    keys = row_keys(head * M + rows, tl.load(key_ptr), output_seed)  # [BLOCK_M], of the key []
+    keys = row_keys(of_whole, tl.load(key_ptr), output_seed)  # [BLOCK_M], of the key []
     out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]
     offsets = (head * M + rows[:, None]) * DV + values[None, :]
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)  # [BLOCK_M, BLOCK_V]

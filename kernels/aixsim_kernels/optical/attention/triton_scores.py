@@ -49,19 +49,32 @@ def place(
     stride_b,
     stride_h,
     REPEATS: tl.constexpr,
+    key_ptr,
     CAUSAL: tl.constexpr,
+    PLACED: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """What a program works on: head, its key-value head, its mask, its queries, end of its keys."""
+    """What a program works on: head, its key-value head, its mask, its queries, end of its keys,
+    and how many keys lie before the first query's."""
     tiles = tl.cdiv(M, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
     kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
     mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
     rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     end = L
+    later = keys_before(key_ptr, M, L, PLACED)
     if CAUSAL:
-        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + L - M)
-    return head, kv_head, mask_offset, rows, end
+        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + later)
+    return head, kv_head, mask_offset, rows, end, later
+
+
+@triton.jit
+def keys_before(key_ptr, M, L, PLACED: tl.constexpr):
+    """How many keys lie before that of the first query: `Scores.later`."""
+    if PLACED:
+        # [], []
+        return L - (tl.load(key_ptr + 2) - tl.load(key_ptr + 3)).to(tl.int32)
+    return L - M
 
 
 @triton.jit
@@ -75,13 +88,14 @@ def visible(
     shut,
     M,
     L,
+    later,
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Which keys a query sees, and what an additive mask adds to its scores."""
     sees = (rows[:, None] < M) & (columns[None, :] < L)
     if CAUSAL:
-        sees = sees & (columns[None, :] <= rows[:, None] + (L - M))
+        sees = sees & (columns[None, :] <= rows[:, None] + later)
     added = tl.zeros(sees.shape, tl.float32)
     if MASK != 0:
         offsets = rows[:, None].to(tl.int64) * stride_m + columns[None, :].to(tl.int64) * stride_l

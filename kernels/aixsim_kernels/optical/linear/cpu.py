@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.common.noise import place_in, seed_word
 from aixsim_kernels.optical.blocks import block_size
 from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.settings import Settings
@@ -46,8 +46,11 @@ def forward(
         torch.mm(x_hat, w_hat.T, out=acc[rows])
     sizes = x.numel(), weight.numel(), acc.numel()
     y_at.look(acc, quantiles)
-    seed = seed_word(settings.stream, 0)
-    passes.detect_(acc, y_at, passes.row_keys([len(acc)], key, seed) if settings.noise else None)
+    keys, first, place = None, 0, place_in(key)
+    if settings.noise:
+        keys = passes.row_keys([len(acc)], key, seed_word(settings.stream, 0))
+        first = 0 if place is None else place[-1]
+    passes.detect_(acc, y_at, keys, first=first)
     if bias is not None:
         acc.add_(bias)
     return acc.to(out_dtype), *passes.results(ranges_used, sizes), x_code, x_inside

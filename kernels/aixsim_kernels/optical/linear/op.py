@@ -34,7 +34,8 @@ def optical_linear(
         bias: (N,) or None.
         ranges: float32 (3, 2); rows input, weight, output; columns lo, hi. A range never set,
             (+inf, -inf), is calibrated on this batch.
-        key: int64, 0-d, on the device of x; selects the noise together with `stream`.
+        key: int64, 0-d, on the device of x; selects the noise together with `stream`. `placed`,
+            x and weight are a part of a whole, and draw its noise.
         stream: hash of layer and seed.
         levels: quantisation levels of both operands and of the detector, 2 to 65536.
         lut_min: smallest magnitude the weight's modulator can show, as a share of its range; 0 for

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import LinearTile, linear_tile
@@ -88,6 +88,7 @@ def forward(
                 K=depth,
                 LEVELS=levels,
                 NOISE=settings.noise,
+                PLACED=key.dim() > 0,
                 SECOND=second,
                 EVEN=depth % tile.k == 0,
                 **_parameters(tile),
@@ -263,6 +264,7 @@ def _product(
     K,
     LEVELS: tl.constexpr,
     NOISE: tl.constexpr,
+    PLACED: tl.constexpr,
     SECOND: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -316,8 +318,13 @@ def _product(
     else:
         lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
-    keys = row_keys(rows, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
-    y = readout(acc, lo, step, per_level, keys, n_first, LEVELS, NOISE)  # [BLOCK_M, BLOCK_N]
+    of_whole, column = rows, n_first
+    if PLACED:
+        here = tl.load(key_ptr + 1)  # []
+        of_whole = global_rows(key_ptr, rows // here, rows % here, 1, here, PLACED)
+        column = n_first + tl.load(key_ptr + 6).to(tl.int32)  # []
+    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    y = readout(acc, lo, step, per_level, keys, column, LEVELS, NOISE)  # [BLOCK_M, BLOCK_N]
     if bias_ptr is not None:
         # [1, BLOCK_N]
         y += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]

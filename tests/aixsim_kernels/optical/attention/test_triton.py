@@ -23,7 +23,8 @@ def built(compiled):
         shapes = "exact" if exact else str(head_dim)
         tile = AttentionTile(*table()["9.0"]["attention"][shapes][name])
         constants = {
-            "REPEATS": 3, "LEVELS": 256, "NOISE": True, "CAUSAL": True, "ROWMAX": False, "MASK": 0,
+            "REPEATS": 3, "LEVELS": 256, "NOISE": True, "PLACED": False, "CAUSAL": True,
+            "ROWMAX": False, "MASK": 0,
             "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_D": head_dim, "BLOCK_V": head_dim,
             "SECOND": False, "mask_ptr": None,
         }  # fmt: skip

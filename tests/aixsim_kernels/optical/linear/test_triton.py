@@ -15,8 +15,8 @@ def product(compiled):
 
     def build(tile, operand):
         constants = {
-            "LEVELS": 256, "NOISE": True, "SECOND": False, "EVEN": True, "BLOCK_M": tile.m,
-            "BLOCK_N": tile.n, "BLOCK_K": tile.k, "bias_ptr": None,
+            "LEVELS": 256, "NOISE": True, "PLACED": False, "SECOND": False, "EVEN": True,
+            "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "bias_ptr": None,
         }  # fmt: skip
         types = {"code_ptr": "*u8", "w_ptr": operand, "y_ptr": "*bf16", "M": "i32", "N": "i32"}
         aligned = {"code_ptr", "w_ptr", "y_ptr", "M", "N", "K"}
