@@ -66,7 +66,7 @@ def _print_version(value: bool) -> None:
         return
     from importlib.metadata import version
 
-    from aixsim_kernels.optical.native import library
+    from aixsim_kernels.common.library import library
 
     from aixsim_cli import __version__
     from aixsim_cli.run.device import device_type
@@ -76,7 +76,7 @@ def _print_version(value: bool) -> None:
     typer.echo(f"device: {device_type()}")
     compiled = library()
     told = f"PyTorch, slower: {compiled}" if isinstance(compiled, str) else "C"
-    typer.echo(f"optical passes on a CPU: {told}")
+    typer.echo(f"simulated operations on a CPU: {told}")
     raise typer.Exit
 
 

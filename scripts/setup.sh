@@ -19,7 +19,7 @@ setup_venv() {
   local stamp wanted
   stamp=.venv/installed-$(printf '%s' "$requirement" | tr -c 'a-z0-9' '_')
   # a C library is compiled too
-  wanted=$(cksum pyproject.toml kernels/aixsim_kernels/optical/*.[ch])
+  wanted=$(cksum pyproject.toml kernels/aixsim_kernels/*/*.[ch])
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "installing $requirement into .venv (several minutes on a new machine)"
     python -m pip install --quiet --disable-pip-version-check -e "$requirement"

@@ -40,7 +40,7 @@ def test_version_names_what_it_runs_on(aixsim):
     said = aixsim("--version").stdout
     for word in ("aixsim 0.", "torch 2.", "torchtitan 0.2.2", "transformers 5.", "device: "):
         assert word in said
-    assert "optical passes on a CPU: " in said
+    assert "simulated operations on a CPU: " in said
 
 
 def test_underscores_are_dashes(aixsim):

@@ -4,13 +4,16 @@ What the optical kernels are held to is `aixsim_kernels.optical.definition`, in 
 """
 
 import re
+import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).parents[2]
 WORD = np.uint64(0xFFFFFFFF)
 
 
@@ -83,5 +86,30 @@ def compiled(tmp_path):
         # "    /*0a10*/    @P0 HGMMA.64x256x16.F32 … ;": address, predicate, instruction
         line = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S.*)")
         return made.asm["ptx"], line.findall(text)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def extension():
+    """What pyproject.toml says of the C library: sources and flags."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (found,) = project["tool"]["setuptools"]["ext-modules"]
+    return SimpleNamespace(
+        sources=[ROOT / name for name in found["sources"]], flags=found["extra-compile-args"]
+    )
+
+
+@pytest.fixture
+def compile_library(extension, tmp_path):
+    """The C library as some other call of the compiler makes it: its path."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+
+    def build(*more):
+        out = tmp_path / f"native{len(list(tmp_path.iterdir()))}.so"
+        command = ["cc", "-shared", "-fPIC", *extension.flags, *more, "-o", out]
+        subprocess.run([*command, *extension.sources], check=True)
+        return str(out)
 
     return build

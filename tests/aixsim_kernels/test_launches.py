@@ -45,7 +45,7 @@ def kernels():
 
     found = {}
     for info in pkgutil.walk_packages(aixsim_kernels.__path__, "aixsim_kernels."):
-        if info.name.endswith("._passes"):
+        if info.name.endswith("._native"):
             continue  # a plain library
         for value in vars(import_module(info.name)).values():
             if isinstance(value, JITFunction):

@@ -1,4 +1,4 @@
-"""Random bit-flips on a CPU; what `triton.py` is compared with.
+"""Random bit-flips on a CPU, in C (`flips.c`) or torch; what `triton.py` is compared with.
 
 A tensor is worked on as 32-bit words: one float32, or two 16-bit floats. All 32 bits of a word are
 decided at once. With the binary digits of a bit's probability p = 0.d1 d2 d3 … and random words
@@ -19,11 +19,13 @@ tensor alone. The two-multiply mixer of `common/noise.py` does not do here: the 
 differ in few bits of the counter, and the flips of two bits came out correlated (0.22 at p = 1/4).
 """
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from aixsim_kernels.common.library import library
 from aixsim_kernels.common.noise import row_keys, seed_word
 
 # words that share a key
@@ -94,12 +96,57 @@ def forward(
         y, shape and type of x, contiguous; bool, where y was not zeroed: shape of x, or (0,) where
         `zero_out` is None.
     """
-    y = flip(x, key, stream, make_plan(x.dtype, p_exp, p_frac))
+    plan, found = make_plan(x.dtype, p_exp, p_frac), library()
+    if x.device.type == "cpu" and isinstance(found, ctypes.CDLL):
+        return _in_c(found, x, key, stream, plan, zero_out)
+    y = flip(x, key, stream, plan)
     if zero_out is None:
         return y, torch.empty(0, dtype=torch.bool, device=x.device)
     # in float32: a 16-bit comparison would round the threshold; NaN is not below it
     kept = y.float().abs() < zero_out
     return y.masked_fill_(~kept, 0.0), kept
+
+
+def magnitude_limit(zero_out: float, dtype: torch.dtype) -> int:
+    """The bits of the smallest value of a type that is not below a threshold.
+
+    For non-negative floats the order of the bits is that of the values, infinity above all numbers
+    and NaN above infinity.
+    """
+    threshold = torch.tensor(zero_out, dtype=torch.float32)
+    rounded = threshold.to(dtype)
+    if rounded < threshold:
+        rounded = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    bits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    return int(bits)
+
+
+def _in_c(
+    found: ctypes.CDLL, x: Tensor, key: Tensor, stream: int, plan: Plan, zero_out: float | None
+) -> tuple[Tensor, Tensor]:
+    """`forward` by `flips.c`."""
+    # a whole number of words, whatever the number of 16-bit values
+    pad = x.numel() * x.element_size() % 4 // 2
+    flat = torch.nn.functional.pad(x.reshape(-1), (0, pad)) if pad else x.contiguous()
+    y = x.new_empty(x.numel() + pad)
+    kept = torch.empty(0 if zero_out is None else y.numel(), dtype=torch.bool)
+    n_words = y.numel() * y.element_size() // 4
+    keys = _block_keys(n_words, key, stream)
+    digits = torch.tensor(plan.digits, dtype=torch.int32)
+    limit = 0 if zero_out is None else magnitude_limit(zero_out, x.dtype)
+    found.aixsim_flip(
+        flat.data_ptr(), y.data_ptr(), None if zero_out is None else kept.data_ptr(), n_words,
+        keys.data_ptr(), plan.certain % 2**32, plan.uncertain % 2**32, digits.data_ptr(),
+        len(digits), x.element_size() == 2, limit, torch.get_num_threads(),
+    )  # fmt: skip
+    kept = kept if zero_out is None else kept[: x.numel()].view(x.shape)
+    return y[: x.numel()].view(x.shape), kept
+
+
+def _block_keys(n_words: int, key: Tensor, stream: int) -> Tensor:
+    """Key of each block of words: int32 (blocks,)."""
+    blocks = torch.arange((n_words + BLOCK - 1) // BLOCK, device=key.device)
+    return row_keys(blocks, key, seed_word(stream, 0))
 
 
 def flip(x: Tensor, key: Tensor, stream: int, plan: Plan) -> Tensor:
@@ -108,9 +155,9 @@ def flip(x: Tensor, key: Tensor, stream: int, plan: Plan) -> Tensor:
     values = x.new_zeros(x.numel() + x.numel() * x.element_size() % 4 // 2)
     values[: x.numel()] = x.reshape(-1)
     words = values.view(torch.int32)
-    blocks = words.split(BLOCK)
-    keys = row_keys(torch.arange(len(blocks), device=x.device), key, seed_word(stream, 0))
-    for block, block_key in zip(blocks, keys, strict=True):
+    # no words are one block, of none
+    blocks = words.split(BLOCK) if len(words) else ()
+    for block, block_key in zip(blocks, _block_keys(len(words), key, stream), strict=True):
         if plan.certain:
             block.bitwise_xor_(plan.certain)
         if plan.uncertain:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aixsim_kernels.bitflip.cpu import BLOCK, DIGITS, FIELDS, numerator
+from aixsim_kernels.bitflip.cpu import BLOCK, DIGITS, FIELDS, magnitude_limit, numerator
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 
@@ -59,20 +59,6 @@ def forward(
             TILE_WORDS=TILE,
         )
     return y[:count].view(x.shape), kept
-
-
-def magnitude_limit(zero_out: float, dtype: torch.dtype) -> int:
-    """The bits of the smallest value of a type that is not below a threshold.
-
-    For non-negative floats the order of the bits is that of the values, infinity above all numbers
-    and NaN above infinity.
-    """
-    threshold = torch.tensor(zero_out, dtype=torch.float32)
-    rounded = threshold.to(dtype)
-    if rounded < threshold:
-        rounded = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-    bits = rounded.view(torch.int32 if dtype == torch.float32 else torch.int16)
-    return int(bits)
 
 
 def _n_digits(n: int) -> int:

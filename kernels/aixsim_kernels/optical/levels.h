@@ -3,21 +3,9 @@
  * A value is made by the same float32 operations in the same order as in passes.py, which is why
  * nothing here may be contracted to a fused multiply-add, and sums are taken in 16 lanes: machines,
  * vector widths and numbers of threads agree bit by bit. */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "../common/native.h"
 
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
 #define CHUNK 1024 /* elements, a multiple of 16: what is between two loops stays in a cache */
-#define LANES 16
-#define ACROSS _Pragma("omp simd") for (int j = 0; j < LANES; j++)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 /* levels: lo + step * code, 0 <= code <= top */
 typedef struct { float lo, hi, step, per_level, top; } Grid;

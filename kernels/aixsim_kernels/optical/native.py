@@ -1,42 +1,22 @@
-"""What operations on a CPU are made of in C (`passes.c`, `attention.c`), called by ctypes.
+"""What optical operations on a CPU are made of in C: `passes.c` and `attention.c`.
 
-The library needs a C compiler when the package is installed, and of torch, when it runs, only the
-address of its matrix product, so that any version will do. Where it is missing, operations take
-torch's passes, which are slower. Between two passes a range is a few Python floats: a call of torch
-for each of its numbers took as long as a small layer.
+Between two passes a range is a few Python floats: a call of torch for each of its numbers took as
+long as a small layer.
 """
 
 import ctypes
-import logging
 import math
 from collections.abc import Sequence
-from ctypes import Structure, byref, c_double, c_float, c_int, c_int64, c_long, c_uint32, c_void_p
-from functools import cache
-from importlib.util import find_spec
+from ctypes import Structure, byref, c_double, c_float, c_int, c_long, c_void_p
 
 import torch
 from torch import Tensor
 
+from aixsim_kernels.common.library import library, matrix_product
 from aixsim_kernels.common.noise import place_in
 from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
-logger = logging.getLogger("aixsim")
-
-# of what the C takes and does
-VERSION = 3
-# p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
-SIGNATURES = {
-    "aixsim_row_keys": "lkup",
-    "aixsim_modulate": "pppiplfppi",
-    "aixsim_decode": "piplpi",
-    "aixsim_mask_range": "pplpi",
-    "aixsim_mask_packed": "ppli",
-    "aixsim_detect": "pplllpipi",
-    "aixsim_attend": "ppppp",
-    "aixsim_attend_grad": "ppppp",
-}
-_TYPES = {"p": c_void_p, "l": c_long, "i": c_int, "f": c_float, "u": c_uint32, "k": c_int64}
 _NOTHING = (math.inf, -math.inf)
 
 
@@ -58,46 +38,6 @@ class _Attention(Structure):
         *((name, c_float) for name in ("shut", "scale")),
         ("grid", _Grid),
     ]
-
-
-@cache
-def library() -> ctypes.CDLL | str:
-    """The passes that were compiled when aixsim was installed, or why there are none."""
-    spec = find_spec("aixsim_kernels.optical._passes")
-    if spec is None or spec.origin is None:
-        found = "no C compiler was there when aixsim was installed"
-    else:
-        found = opened(spec.origin)
-    if not isinstance(found, str) and _matrix_product() is None:
-        found = "this torch has no sgemm to be called"
-    if isinstance(found, str):
-        # once a process: the result is kept
-        logger.info("optical operations on a CPU are made in PyTorch, which is slower: %s", found)
-    return found
-
-
-def opened(path: str) -> ctypes.CDLL | str:
-    """The passes of a shared library, or what is wrong with it."""
-    try:
-        found = ctypes.CDLL(path)
-        version = c_int.in_dll(found, "aixsim_version").value
-    except (OSError, ValueError) as error:
-        return str(error)
-    if version != VERSION:
-        return f"{path} has version {version}, expected {VERSION}: install aixsim again"
-    for name, signature in SIGNATURES.items():
-        function = getattr(found, name)
-        function.argtypes, function.restype = [*map(_TYPES.get, signature)], None
-    return found
-
-
-@cache
-def _matrix_product() -> int | None:
-    """Address of the `sgemm` of the BLAS that torch itself uses."""
-    try:
-        return ctypes.cast(ctypes.CDLL(torch._C.__file__).sgemm_, c_void_p).value
-    except (OSError, AttributeError):
-        return None
 
 
 def passes_of(x: Tensor) -> Passes:
@@ -273,7 +213,7 @@ class NativePasses(Passes):
         assert isinstance(at, NativeRange)
         held = scores.q.contiguous(), scores.k.contiguous(), v.contiguous(), keys, mask
         about = _Attention(
-            *map(_at, held), _matrix_product(), *scores.shape, scores.q.shape[-1], v.shape[-1],
+            *map(_at, held), matrix_product(), *scores.shape, scores.q.shape[-1], v.shape[-1],
             int(scores.later),
             mask.stride()[:4] if mask is not None else (0,) * 4,
             mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, self._threads,

@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 3;
+const int aixsim_version = 4;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
@@ -114,15 +114,6 @@ CLONES static void detect(float *acc, const int32_t *keys, long rows, long colum
   }
   merge(seen, saw(lowest, highest, nans, clipped));
 }
-
-/* A thread's part of n rows of `size` elements, in multiples of `by` rows: from, to. A thread that
- * would have fewer than `least` elements is not woken: that takes longer than they do. */
-#define PARTS(n, size, by, least)                                                                  \
-  const long most_ = MAX((n) * (size) / (least), 1), woken = MIN(threads, most_);                  \
-  _Pragma("omp parallel for num_threads(woken) schedule(static)")                                  \
-  for (int t = 0; t < woken; t++)                                                                  \
-    for (long all_ = ((n) + (by)-1) / (by), from = all_ * t / woken * (by),                        \
-              to = MIN(all_ * (t + 1) / woken * (by), (n)); from < to; from = to)
 
 void aixsim_row_keys(long n, int64_t key, uint32_t seed, int32_t *keys) {
   row_keys(n, key, seed, keys);

@@ -5,6 +5,7 @@ import pytest
 import torch
 from aixsim_kernels import bitflip
 from aixsim_kernels.bitflip import cpu
+from aixsim_kernels.common.library import opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,3 +192,41 @@ def test_mistakes_are_named():
         bitflip(torch.zeros(2, dtype=torch.float64), KEY, stream=0)
     with pytest.raises(ValueError, match=r"1\.5"):
         bitflip(torch.zeros(2), KEY, stream=0, p_exp=1.5)
+
+
+needs_library = pytest.mark.skipif(isinstance(cpu.library(), str), reason=str(cpu.library()))
+ODDS = [0.0, 1.0, 0.25, 2.0**-17, 0.3, 1 - 2.0**-32, 2.0**-32]
+
+
+@needs_library
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.sampled_from([0, 1, 15, 33, 4097]) | st.integers(2**18 - 9, 2**18 + 40),
+    st.sampled_from(ODDS),
+    st.sampled_from(ODDS),
+    st.sampled_from([None, 0.0, 1.25, 30.0, float("inf")]),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_c_flips_what_torch_flips(dtype, n, p_exp, p_frac, zero_out, key):
+    x = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(dtype)
+    how = (x, torch.tensor(key), 12345678912345, p_exp, p_frac, zero_out)
+    found = cpu.forward(*how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "library", lambda: "a test does without")
+        expected = cpu.forward(*how)
+    integer = BITS[dtype][0]
+    assert torch.equal(found[0].view(integer), expected[0].view(integer))
+    assert torch.equal(found[1], expected[1])
+
+
+@needs_library
+@pytest.mark.parametrize("options", [("-DCLONES=", "-march=x86-64"), ("-O0",)])
+def test_any_compiler_and_number_of_threads_flips_the_same(options, compile_library, monkeypatch):
+    x, how = torch.randn(300, 1001), (KEY, 5, 2.0**-9, 0.3, 2.0)
+    expected = cpu.forward(x, *how)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    other = opened(compile_library(*options))
+    monkeypatch.setattr(cpu, "library", lambda: other)
+    found = cpu.forward(x, *how)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])

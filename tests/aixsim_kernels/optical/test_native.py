@@ -2,13 +2,12 @@
 
 import ctypes
 import re
-import shutil
-import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from aixsim_kernels.common.library import opened
 from aixsim_kernels.common.noise import row_keys
 from aixsim_kernels.optical import native
 from aixsim_kernels.optical.attention.scores import Scores
@@ -17,8 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 FOLDER = Path(native.__file__).parent
-SOURCES = [FOLDER / "attention.c", FOLDER / "passes.c"]
-PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 TORCH = Passes()
 C_TYPES = {
     "long": ctypes.c_long,
@@ -30,20 +27,6 @@ C_TYPES = {
 needs_library = pytest.mark.skipif(
     not isinstance(native.library(), ctypes.CDLL), reason=str(native.library())
 )
-needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
-
-
-def flags():
-    """Those of the installation."""
-    listed = PYPROJECT.read_text(encoding="utf-8").partition("extra-compile-args = [")[2]
-    return re.findall(r'"(.*?)"', listed.partition("]")[0])
-
-
-def compiled(folder, *more):
-    """The library as some other call of the compiler makes it."""
-    out = folder / f"passes{len(list(folder.iterdir()))}.so"
-    subprocess.run(["cc", "-shared", "-fPIC", *flags(), *more, "-o", out, *SOURCES], check=True)
-    return native.NativePasses(native.opened(str(out)))
 
 
 def same(a, b):
@@ -292,27 +275,20 @@ def test_any_number_of_threads_makes_the_same_bits(threads):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@needs_compiler
-def test_any_vector_width_makes_the_same_bits(tmp_path):
+@needs_library
+def test_any_vector_width_makes_the_same_bits(compile_library):
     has = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     widths = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}
     machines = [machine for machine, flag in widths.items() if f" {flag} " in has] or ["native"]
-    found = [everything(compiled(tmp_path, "-DCLONES=", f"-march={name}")) for name in machines]
-    found.append(everything(compiled(tmp_path, "-O0")))
+    options = [("-DCLONES=", f"-march={name}") for name in machines] + [("-O0",)]
+    libraries = [opened(compile_library(*some)) for some in options]
+    found = [everything(native.NativePasses(one)) for one in libraries]
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_what_python_calls_is_what_c_takes():
-    kinds = {"long": "l", "int": "i", "float": "f", "int64_t": "k", "uint32_t": "u"}
-    taken = {}
-    source = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    for name, arguments in re.findall(r"^void (aixsim_\w+)\(([^)]*)\)", source, re.MULTILINE):
-        words = [argument.split() for argument in arguments.split(",")]
-        taken[name] = "".join("p" if "*" in "".join(w) else kinds[w[-2]] for w in words)
-    assert taken == native.SIGNATURES
-    assert f"aixsim_version = {native.VERSION};" in source
-
+def test_the_structure_of_an_attention_is_that_of_c():
+    source = (FOLDER / "attention.c").read_text(encoding="utf-8")
     (fields,) = re.findall(r"^typedef struct \{([^}]*)\} Attention;", source, re.MULTILINE)
     listed = []
     for line in re.findall(r"(?:const )?(\w+) ([^;]*);", fields):
@@ -323,30 +299,6 @@ def test_what_python_calls_is_what_c_takes():
     assert listed == native._Attention._fields_
 
 
-@needs_compiler
-def test_a_library_of_another_version_is_told(tmp_path):
-    (tmp_path / "old.c").write_text("const int aixsim_version = 0;", encoding="utf-8")
-    out = str(tmp_path / "old.so")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", out, tmp_path / "old.c"], check=True)
-    assert "version 0, expected" in native.opened(out)
-    assert "none.so" in native.opened(str(tmp_path / "none.so"))
-
-
 def test_without_a_library_torch_makes_the_passes(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: "no compiler")
     assert type(native.passes_of(torch.zeros(1))) is Passes
-
-
-def test_that_there_is_none_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(native, "find_spec", lambda name: None)
-    native.library.cache_clear()
-    with caplog.at_level("INFO", "aixsim"):
-        said = [native.library(), native.library()]
-    native.library.cache_clear()
-    assert said[0] == said[1] == "no C compiler was there when aixsim was installed"
-    assert [said[0] in record.getMessage() for record in caplog.records] == [True]
-
-
-def test_the_library_can_be_read_in_one_sitting():
-    files = [*SOURCES, FOLDER / "levels.h"]
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 450
