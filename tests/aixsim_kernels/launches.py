@@ -131,6 +131,7 @@ def resources(made):
         "warps": made.metadata.num_warps,
         "instructions": len(instructions),
         "spills": sum(name.startswith(("LDL", "STL")) for name in instructions),
+        "conversions": sum(name.startswith("I2F") for name in instructions),
     }
 
 

@@ -50,6 +50,15 @@ def uniform_pairs(keys, pairs):
     word ^= word >> 15
     word *= 0x846CA68B
     word ^= word >> 16
-    even = (word & 0xFFFF).to(tl.int16, bitcast=False).to(tl.float32)
-    odd = (word >> 16).to(tl.int16, bitcast=False).to(tl.float32)
-    return (tl.interleave(even, odd) + 0.5) * 1.52587890625e-05
+    return (tl.interleave(signed(word & 0xFFFF), signed(word >> 16)) + 0.5) * 1.52587890625e-05
+
+
+@triton.jit
+def signed(half):
+    """16 bits in uint32 (...) as a signed number, float32 (...).
+
+    They become the lowest digits of 2^23, which is exact; a GPU converts integers at a quarter of
+    the rate, in the unit that makes exponentials.
+    """
+    # the sign bit turned over is 2^15 too many
+    return (half ^ 0x4B008000).to(tl.float32, bitcast=True) - 8421376.0

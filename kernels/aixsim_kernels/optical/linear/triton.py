@@ -283,6 +283,9 @@ def _product(
     _, x_step, _, x_centre = grid(used_ptr, 0, LEVELS)
     element = w_ptr.dtype.element_ty
     centre = x_centre.to(element)
+    if element == tl.float16:
+        # a code becomes the lowest digits of 1024, as a conversion is slow (`triton_noise.signed`)
+        centre += 1024
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inner = start + tl.arange(0, BLOCK_K)
@@ -295,8 +298,12 @@ def _product(
         code = tl.load(code_ptr + rows[:, None] * K + inner[None, :], mask=x_mask, other=0)
         # behind the end both operands would have to be 0: the weight's is; [BLOCK_K, BLOCK_N]
         w = tl.load(w_ptr + columns[None, :] * K + inner[:, None], mask=w_mask, other=0.0)
+        if element == tl.float16:
+            number = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True)
+        else:
+            number = code.to(element)
         # [BLOCK_M, BLOCK_K] @ [BLOCK_K, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        acc = tl.dot(code.to(element) - centre, w, acc, input_precision="ieee")
+        acc = tl.dot(number - centre, w, acc, input_precision="ieee")
 
     _, w_step, _, w_centre = grid(used_ptr, 1, LEVELS)
     x_offset = tl.load(used_ptr) + x_centre * x_step  # []
