@@ -45,6 +45,26 @@ def by_position(source):
     return [call.lineno for call in launches if call.args]
 
 
+def unguarded(source):
+    """Lines that call a Triton side elsewhere than on the device of a tensor.
+
+    Triton launches on the current device, which a model that is spread over several is not on.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    guards = [
+        n for n in nodes if isinstance(n, ast.With) and "device_of" in ast.unparse(n.items[-1])
+    ]
+    guarded = {id(inner) for guard in guards for inner in ast.walk(guard)}
+    returns = [n for n in nodes if isinstance(n, ast.Return) and "triton." in ast.unparse(n)]
+    return [n.lineno for n in returns if id(n) not in guarded]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("op.py")), ids=ids)
+def test_kernels_are_launched_on_the_tensors_device(path):
+    source = path.read_text(encoding="utf-8")
+    assert "triton." in source and unguarded(source) == []
+
+
 @pytest.mark.parametrize("path", TRITON, ids=ids)
 def test_what_moves_says_its_shape(path):
     assert without_a_shape(path.read_text(encoding="utf-8")) == []

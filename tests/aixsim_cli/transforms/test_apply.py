@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from aixsim_cli.errors import ConfigError
 from aixsim_cli.transforms.apply import apply_transform, plan_transform
@@ -67,6 +68,34 @@ def test_pattern_that_matches_nothing():
     config = parse_transform({"layer_name_to_config": {"frist": {}}}, source="t.yaml")
     with pytest.raises(ConfigError, match=r"frist.*did you mean 'first'"):
         apply_transform(model(), config, SITES)
+
+
+class FromHost(TorchFunctionMode):
+    """Names of the calls that make a tensor of numbers of Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy):
+            self.found.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device():
+    """On a GPU a copy of a Python list is a wait; of a meta tensor no value can be asked for."""
+    net, state, _ = applied()
+    net.to("meta")
+    for step in range(3):
+        with FromHost() as watch:
+            state.begin_step(step)
+            state.next_call()
+            for module in state.modules.values():
+                module.record(torch.ones_like(module.ranges), torch.ones_like(module.clipped))
+            state.end_step()
+        # the first step leaves the rule's weights on the device
+        assert bool(watch.found) == (step == 0)
 
 
 def test_ranges_move_after_the_step_only():
