@@ -7,9 +7,9 @@ Operands are the integers c of `triton_grid.py`. With R the row sums of c,
 
 is the raw accumulator; the epilogue makes it, its extremes, noise, read-out and bias in registers.
 
-Nothing here waits for the device: whether a range was ever set is decided there. The product's
-range decides its read-out, so a first pass finds it and a second reads out; the second does nothing
-where the range was set, which is always but in the first step.
+Nothing here waits for the device: whether a range was ever set is decided there. The input's range
+decides its codes, the product's its read-out, so a first pass finds it and a second codes or reads
+out; the second does nothing where the range was set, which is always but in the first step.
 
 Legend: x (M, K), w (N, K), y (M, N); a program makes a tile [BLOCK_M, BLOCK_N] of y. `code` is that
 of x, `x_sum` and `w_sum` are the R above; `ranges` those that were set, `used` those to work with;
@@ -35,6 +35,7 @@ from aixsim_kernels.optical.triton_clipping import finish_grad, inside
 from aixsim_kernels.optical.triton_grid import grid, operand, operand_type, position, readout, steps
 from aixsim_kernels.optical.triton_ranges import (
     FLAT,
+    Found,
     are_clipped,
     candidates,
     extremes,
@@ -43,6 +44,9 @@ from aixsim_kernels.optical.triton_ranges import (
     settle,
     store_partial,
 )
+
+# of the input that a program codes
+_ROWS = 8
 
 
 def forward(
@@ -58,10 +62,9 @@ def forward(
     (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
     x, weight = x.contiguous(), weight.contiguous()
     found = new_found(ranges)
-    for index, t in enumerate((x, weight)):
-        settle(extremes(t, ranges, index), ranges, found, index)
     used = found.used
-    x_code, x_inside, x_sum = _code(x, used, levels)
+    x_code, x_inside, x_sum = _code(x, ranges, found, levels)
+    settle(extremes(weight, ranges, 1), ranges, found, 1)
     kind = operand_type(out_dtype, levels)
     w_operand, w_sum = operand(weight, used, 1, levels, settings.lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
@@ -146,35 +149,42 @@ def _parameters(tile: LinearTile) -> dict[str, Any]:
     }
 
 
-def _code(x: Tensor, used: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (M, K), packed bits of what is inside the range, row sums of c (NaN where x is)."""
+def _code(x: Tensor, ranges: Tensor, found: Found, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (M, K), packed bits of what is inside the range, row sums of c (NaN where x is).
+
+    And what is found out about x: row 0 of `found`.
+    """
     codes = torch.empty(x.shape, dtype=code_dtype(levels), device=x.device)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-    if x.numel():
-        launch: Any = _code_kernel[(triton.cdiv(x.numel(), FLAT),)]
-        launch(
-            x_ptr=x,
-            code_ptr=codes,
-            bits_ptr=bits,
-            used_ptr=used,
-            n=x.numel(),
-            LEVELS=levels,
-            BLOCK=FLAT,
-        )
     sums = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    if len(x):
-        launch = _row_sums_kernel[(triton.cdiv(len(x), 16),)]
-        launch(
-            x_ptr=x,
-            code_ptr=codes,
-            sum_ptr=sums,
-            used_ptr=used,
-            n_rows=len(x),
-            depth=x.shape[1],
-            LEVELS=levels,
-            ROWS=16,
-            BLOCK=256,
-        )
+    programs = triton.cdiv(len(x), _ROWS) if x.shape[1] else 0
+    partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
+    in_rows = x.shape[1] % 8 == 0
+    for second in (False, True):
+        if programs:
+            launch: Any = _code_kernel[(programs,)]
+            launch(
+                x_ptr=x,
+                code_ptr=codes,
+                bits_ptr=bits if in_rows else None,
+                sum_ptr=sums,
+                partial_ptr=partial,
+                ranges_ptr=ranges,
+                used_ptr=found.used,
+                n_rows=len(x),
+                depth=x.shape[1],
+                LEVELS=levels,
+                SECOND=second,
+                ROWS=_ROWS,
+                BLOCK=256,
+            )
+        if not second:
+            settle(partial, ranges, found, 0)
+    if not programs:
+        sums.zero_()
+    elif not in_rows:
+        launch = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
+        launch(x_ptr=x, bits_ptr=bits, used_ptr=found.used, n=x.numel(), BLOCK=FLAT)
     return codes, bits, sums
 
 
@@ -190,20 +200,74 @@ def _centred(codes: Tensor, used: Tensor, levels: int, dtype: torch.dtype) -> Te
 
 
 @triton.jit
-def _code_kernel(x_ptr, code_ptr, bits_ptr, used_ptr, n, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
-    lo, _, per_level, _ = grid(used_ptr, 0, LEVELS)
-    hi = tl.load(used_ptr + 1)  # []
+def _code_kernel(
+    x_ptr,
+    code_ptr,
+    bits_ptr,
+    sum_ptr,
+    partial_ptr,
+    ranges_ptr,
+    used_ptr,
+    n_rows,
+    depth,
+    LEVELS: tl.constexpr,
+    SECOND: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All that is made of x, in one visit; a second launch where its range was never set."""
+    if SECOND:
+        if tl.load(ranges_ptr) <= tl.load(ranges_ptr + 1):  # [], []
+            return
+        bounds_ptr = used_ptr
+    else:
+        bounds_ptr = ranges_ptr
+    lo, _, per_level, centre = grid(bounds_ptr, 0, LEVELS)
+    hi = tl.load(bounds_ptr + 1)  # []
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS,), tl.float32)
+    beyond = tl.zeros((ROWS,), tl.float32)
+    low = tl.full((ROWS, BLOCK), float("inf"), tl.float32)
+    high = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+    for start in range(0, depth, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
+        offsets = rows[:, None] * depth + columns[None, :]
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
+        least, most = candidates(x, mask)
+        low, high = tl.minimum(low, least), tl.maximum(high, most)
+        is_inside = inside(x, lo, hi) & mask
+        beyond += tl.sum((mask & ~is_inside).to(tl.float32), 1)
+        code = position(tl.where(x == x, x, lo), lo, per_level, LEVELS)
+        # [ROWS, BLOCK]
+        tl.store(code_ptr + offsets, code.to(tl.int32).to(code_ptr.dtype.element_ty), mask=mask)
+        # a code cannot say NaN; the sum of its row does
+        total += tl.sum(tl.where(mask, tl.where(x == x, code - centre, x), 0.0), 1)
+        if bits_ptr is not None:
+            eights = tl.reshape(is_inside.to(tl.int32), (ROWS, BLOCK // 8, 8))
+            packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
+            octets = start // 8 + tl.arange(0, BLOCK // 8)
+            places = rows[:, None] * (depth // 8) + octets[None, :]
+            here = (rows[:, None] < n_rows) & (octets[None, :] < depth // 8)
+            tl.store(bits_ptr + places, packed.to(tl.uint8), mask=here)  # [ROWS, BLOCK / 8]
+    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
+    if not SECOND:
+        is_set = lo <= hi
+        count = tl.where(rows < n_rows, depth.to(tl.float32), 0.0)
+        beyond = tl.where(is_set, beyond, 0.0)
+        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), beyond, count)
+
+
+@triton.jit
+def _pack_kernel(x_ptr, bits_ptr, used_ptr, n, BLOCK: tl.constexpr):
+    """The bits of rows whose length 8 does not divide."""
+    lo, hi = tl.load(used_ptr), tl.load(used_ptr + 1)  # [], []
     first = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = first + tl.arange(0, BLOCK)
-    mask = offsets < n
-    # what lies behind the end is not inside
-    x = tl.load(x_ptr + offsets, mask=mask, other=float("nan")).to(tl.float32)  # [BLOCK]
-    is_inside = inside(x, lo, hi)
-    code = position(tl.where(x == x, x, lo), lo, per_level, LEVELS)
-    # [BLOCK]
-    tl.store(code_ptr + offsets, code.to(tl.int32).to(code_ptr.dtype.element_ty), mask=mask)
-    weights = tl.full((8,), 1, tl.int32) << tl.arange(0, 8)
-    packed = tl.sum(tl.reshape(is_inside.to(tl.int32), (BLOCK // 8, 8)) * weights[None, :], 1)
+    # what lies behind the end is not inside; [BLOCK]
+    x = tl.load(x_ptr + offsets, mask=offsets < n, other=float("nan")).to(tl.float32)
+    eights = tl.reshape(inside(x, lo, hi).to(tl.int32), (BLOCK // 8, 8))
+    packed = tl.sum(eights << tl.arange(0, 8)[None, :], 1)
     places = first // 8 + tl.arange(0, BLOCK // 8)
     # [BLOCK / 8]
     tl.store(bits_ptr + places, packed.to(tl.uint8), mask=places < (n + 7) // 8)
@@ -217,32 +281,6 @@ def _centred_kernel(code_ptr, out_ptr, used_ptr, n, LEVELS: tl.constexpr, BLOCK:
     code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)  # [BLOCK]
     # [BLOCK]
     tl.store(out_ptr + offsets, (code - centre).to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _row_sums_kernel(
-    x_ptr,
-    code_ptr,
-    sum_ptr,
-    used_ptr,
-    n_rows,
-    depth,
-    LEVELS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    _, _, _, centre = grid(used_ptr, 0, LEVELS)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, depth, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
-        offsets = rows[:, None] * depth + columns[None, :]
-        code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)  # [ROWS, BLOCK]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
-        # a code cannot say NaN; the sum of its row does
-        total += tl.sum(tl.where(mask, tl.where(x == x, code - centre, x), 0.0), 1)
-    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
 
 
 # the seed is another number for every layer, which must not compile the kernel anew
