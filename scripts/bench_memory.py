@@ -116,9 +116,11 @@ def main() -> None:
     for length in args.lengths:
         qkv = [torch.randn(1, h, length, HEAD_DIM, **like) for h in (n_heads, kv_heads, kv_heads)]
 
-        def attention_step(optical: bool, qkv: list[Tensor] = qkv) -> object:
+        grad = torch.randn_like(qkv[0])
+
+        def attention_step(optical: bool, qkv: list[Tensor] = qkv, grad: Tensor = grad) -> object:
             q, k, v = qkv
-            return torch.autograd.grad(attention(q, k, v, optical).sum(), qkv)
+            return torch.autograd.grad(attention(q, k, v, optical), qkv, grad)
 
         row(f"{args.flavor} attention", f"1 x {length}", attention_step)
 

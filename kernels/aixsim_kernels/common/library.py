@@ -16,7 +16,7 @@ import torch
 logger = logging.getLogger("aixsim")
 
 # of what the C takes and does
-VERSION = 4
+VERSION = 6
 # p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
@@ -25,8 +25,9 @@ SIGNATURES = {
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",
     "aixsim_detect": "pplllpipi",
-    "aixsim_attend": "ppppp",
-    "aixsim_attend_grad": "ppppp",
+    "aixsim_room": "pp",
+    "aixsim_attend": "pppppp",
+    "aixsim_attend_grad": "ppppppp",
     "aixsim_flip": "ppplpuupiiui",
 }
 _TYPES = {"p": c_void_p, "l": c_long, "i": c_int, "f": c_float, "u": c_uint32, "k": c_int64}

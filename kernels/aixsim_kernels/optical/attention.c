@@ -2,6 +2,8 @@
  * computes. The products are those of PyTorch's BLAS, one thread each: a thread takes whole blocks. */
 #include "levels.h"
 
+#include <omp.h>
+
 #define BLOCK (1 << 16) /* scores that a thread works on at a time: few enough to stay in a cache */
 
 typedef void Sgemm(const char *, const char *, const int *, const int *, const int *, const float *,
@@ -151,13 +153,23 @@ static Block block_of(const Attention *in, long head, long index) {
   return (Block){head, first, last - first, MIN(keys, in->keys), stride_of(in->keys)};
 }
 
-/* light (batch, group, repeat, query, out_width), zeros before; total and kept (…, query). */
-void aixsim_attend(const Attention *in, float *light, float *total, float *kept, Seen *seen) {
+/* How many floats a thread works on: a block's scores and what is shown, its rows' sums, and where
+ * heads share keys one head's gradients of these. */
+static long room_of(const Attention *in) {
+  long shared = in->repeats > 1 ? in->keys * (in->width + in->out_width) : 0;
+  return 2 * height_of(in) * (stride_of(in->keys) + 1) + shared;
+}
+void aixsim_room(const Attention *in, long *floats) { *floats = room_of(in); }
+
+/* light (batch, group, repeat, query, out_width), zeros before; total and kept (…, query); `room` for
+ * each thread. */
+void aixsim_attend(const Attention *in, float *light, float *total, float *kept, float *room,
+                   Seen *seen) {
   long heads = in->batches * in->groups * in->repeats, height = MAX(height_of(in), 1);
   long blocks = (in->queries + height - 1) / height, out = in->out_width;
   #pragma omp parallel num_threads(in->threads)
   {
-    float *scores = malloc(height * stride_of(in->keys) * sizeof *scores);
+    float *scores = room + omp_get_thread_num() * room_of(in);
     Seen mine = {INFINITY, -INFINITY, 0};
     #pragma omp for schedule(dynamic)
     for (long unit = 0; unit < heads * blocks; unit++) { /* those that see most keys first */
@@ -168,35 +180,38 @@ void aixsim_attend(const Attention *in, float *light, float *total, float *kept,
       product(in, at.rows, out, at.keys, "N", scores, at.stride, "N",
               in->v + at.head / in->repeats * in->keys * out, out, 0, light + row * out, out);
     }
-    free(scores);
     TELL(mine);
   }
 }
 
-/* Gradients of q, and of k and v for each head of a group on its own, all of them zeros before;
- * grad as light. */
-void aixsim_attend_grad(const Attention *in, const float *grad, float *grad_q, float *grad_k,
-                        float *grad_v) {
+/* Gradients of q, k and v, zeros before. Heads that share keys add theirs in order. `grad` is (batch,
+ * head, query, out_width) with these strides of the first three. */
+void aixsim_attend_grad(const Attention *in, const float *grad, const long *strides, float *grad_q,
+                        float *grad_k, float *grad_v, float *room) {
   long heads = in->batches * in->groups * in->repeats, height = MAX(height_of(in), 1);
-  long width = in->width, out = in->out_width, room = height * stride_of(in->keys);
-  #pragma omp parallel for schedule(dynamic) num_threads(in->threads)
+  long width = in->width, out = in->out_width, of_block = height * stride_of(in->keys);
+  #pragma omp parallel for ordered schedule(dynamic) num_threads(in->threads)
   for (long head = 0; head < heads; head++) {
-    float *scores = malloc((2 * room + 2 * height) * sizeof *scores), *shown = scores + room;
-    float *total = shown + room, *kept = total + height;
-    const float *k = in->k + head / in->repeats * in->keys * width;
-    const float *v = in->v + head / in->repeats * in->keys * out;
-    float *of_k = grad_k + head * in->keys * width, *of_v = grad_v + head * in->keys * out;
+    float *scores = room + omp_get_thread_num() * room_of(in), *shown = scores + of_block;
+    float *total = shown + of_block, *kept = total + height;
+    long group = head / in->repeats, of_keys = in->keys * width, of_values = in->keys * out;
+    const float *k = in->k + group * of_keys, *v = in->v + group * of_values;
+    float *to_k = grad_k + group * of_keys, *to_v = grad_v + group * of_values;
+    int shares = in->repeats > 1, of_batch = in->groups * in->repeats;
+    const float *of_head = grad + head / of_batch * strides[0] + head % of_batch * strides[1];
+    float *of_k = shares ? kept + height : to_k, *of_v = shares ? of_k + of_keys : to_v;
+    if (shares) memset(of_k, 0, (of_keys + of_values) * sizeof *of_k);
     for (long first = 0; first < in->queries; first += height) {
       Block at = block_of(in, head, first / height);
       long row = head * in->queries + first, s = at.stride;
-      const float *g = grad + row * out;
+      const float *g = of_head + first * strides[2];
       if (at.keys == 0) continue;
       attend(in, at, scores, shown, total, kept, 0);
       for (long i = 0; in->rowmax && i < at.rows; i++)
         for (long j = 0; j < at.keys; j++)
           shown[i * s + j] *= total[i] > 0 ? 1.0f / MAX(total[i], 1.0f) : 0.0f;
-      product(in, at.keys, out, at.rows, "T", shown, s, "N", g, out, 1, of_v, out);
-      product(in, at.rows, at.keys, out, "N", g, out, "T", v, out, 0, shown, s);
+      product(in, at.keys, out, at.rows, "T", shown, s, "N", g, strides[2], 1, of_v, out);
+      product(in, at.rows, at.keys, out, "N", g, strides[2], "T", v, out, 0, shown, s);
       for (long i = 0; i < at.rows; i++)
         softmax_grad(scores + i * s, shown + i * s, total[i], at.keys, in->scale);
       product(in, at.rows, width, at.keys, "N", shown, s, "N", k, width, 0, grad_q + row * width,
@@ -204,6 +219,10 @@ void aixsim_attend_grad(const Attention *in, const float *grad, float *grad_q, f
       product(in, at.keys, width, at.rows, "T", shown, s, "N", in->q + row * width, width, 1, of_k,
               width);
     }
-    free(scores);
+    #pragma omp ordered
+    if (shares) {
+      for (long i = 0; i < of_keys; i++) to_k[i] += of_k[i];
+      for (long i = 0; i < of_values; i++) to_v[i] += of_v[i];
+    }
   }
 }

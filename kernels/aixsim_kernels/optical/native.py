@@ -170,7 +170,10 @@ class NativePasses(Passes):
         rows = scores.shape[:4]
         light, (total, kept) = v.new_zeros(*rows, v.shape[-1]), v.new_zeros(2, *rows, 1)
         about, _held = self._about(scores, v, at, keys, rowmax)
-        self._c.aixsim_attend(byref(about), _at(light), _at(total), _at(kept), _of(at)[1])
+        room = self._room(about)
+        self._c.aixsim_attend(
+            byref(about), _at(light), _at(total), _at(kept), _at(room), _of(at)[1]
+        )
         return Attended(light, total, kept)
 
     def attend_grad(
@@ -188,15 +191,24 @@ class NativePasses(Passes):
             return super().attend_grad(
                 scores, v, at, keys, grad, rowmax=rowmax, grad_mask=grad_mask
             )
-        batches, groups, repeats, *_ = scores.shape
-        grad, grad_q = grad.contiguous(), torch.zeros_like(scores.q)
-        # by query head, so that which thread has which changes no sum
-        grad_k, grad_v = (
-            t.new_zeros(batches, groups, repeats, *t.shape[2:]) for t in (scores.k, v)
-        )
+        # a row of it lies together, and rows do not overlap
+        if grad.stride(-1) != 1 or grad.stride(-2) < grad.shape[-1]:
+            grad = grad.contiguous()
+        grad_q = torch.zeros_like(scores.q)
+        grad_k, grad_v = torch.zeros_like(scores.k), torch.zeros_like(v)
         about, _held = self._about(scores, v, at, keys, rowmax)
-        self._c.aixsim_attend_grad(byref(about), *map(_at, (grad, grad_q, grad_k, grad_v)))
-        return grad_q, grad_k.sum(2), grad_v.sum(2)
+        room = self._room(about)
+        strides = (c_long * 3)(grad.stride(0), grad.stride(2), grad.stride(3))
+        self._c.aixsim_attend_grad(
+            byref(about), _at(grad), strides, *map(_at, (grad_q, grad_k, grad_v, room))
+        )
+        return grad_q, grad_k, grad_v
+
+    def _room(self, about: _Attention) -> Tensor:
+        """What the threads work on: float32 (threads, n), of torch, so that it is told of."""
+        floats = c_long()
+        self._c.aixsim_room(byref(about), byref(floats))
+        return torch.empty(self._threads, floats.value)
 
     def _about(
         self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, rowmax: bool

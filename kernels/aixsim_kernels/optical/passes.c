@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 4;
+const int aixsim_version = 6;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {

@@ -231,6 +231,28 @@ def test_attend_with_more_queries_than_keys_and_in_many_blocks():
 
 
 @needs_library
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_gradient_of_any_strides(repeats):
+    torch.manual_seed(5)
+    scores = Scores(quarters(2, 2, repeats, 9, 8), quarters(2, 2, 9, 8), None, 0.25, True)
+    v, noise = quarters(2, 2, 9, 6), keys_of(36 * repeats).view(2, 2, repeats, 9)
+    at, _ = ranges_of((-17.0, 18.0), 256)
+    c, heads = native.passes_of(v), 2 * repeats
+    for grad in (
+        torch.randn(2, 9, heads, 6).transpose(1, 2),
+        torch.randn(2, heads, 6, 9).transpose(2, 3),
+        torch.ones(()).expand(2, heads, 9, 6),
+        torch.randn(2, heads, 1, 6).expand(2, heads, 9, 6),
+        torch.randn(2, 1, 9, 6).expand(2, heads, 9, 6),
+    ):
+        one, other = (
+            c.attend_grad(scores, v, at, noise, g.unflatten(1, (2, repeats)), rowmax=False)
+            for g in (grad, grad.contiguous())
+        )
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@needs_library
 @pytest.mark.parametrize("queries", [1, 7, 300])
 def test_nothing_lies_beyond_the_range_that_the_scores_themselves_set(queries):
     torch.manual_seed(4)
