@@ -249,7 +249,8 @@ def test_a_gradient_of_any_strides(repeats):
             c.attend_grad(scores, v, at, noise, g.unflatten(1, (2, repeats)), rowmax=False)
             for g in (grad, grad.contiguous())
         )
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        for a, b in zip(one, other, strict=True):
+            assert (a - b).norm() <= 1e-6 * b.norm()
 
 
 @needs_library
