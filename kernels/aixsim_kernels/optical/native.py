@@ -191,6 +191,7 @@ class NativePasses(Passes):
             return super().attend_grad(
                 scores, v, at, keys, grad, rowmax=rowmax, grad_mask=grad_mask
             )
+        grad = grad.flatten(1, 2)
         # a row of it lies together, and rows do not overlap
         if grad.stride(-1) != 1 or grad.stride(-2) < grad.shape[-1]:
             grad = grad.contiguous()
@@ -198,7 +199,7 @@ class NativePasses(Passes):
         grad_k, grad_v = torch.zeros_like(scores.k), torch.zeros_like(v)
         about, _held = self._about(scores, v, at, keys, rowmax)
         room = self._room(about)
-        strides = (c_long * 3)(grad.stride(0), grad.stride(2), grad.stride(3))
+        strides = (c_long * 3)(*grad.stride()[:3])
         self._c.aixsim_attend_grad(
             byref(about), _at(grad), strides, *map(_at, (grad_q, grad_k, grad_v, room))
         )
