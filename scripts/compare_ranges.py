@@ -4,9 +4,10 @@
 
 Every rule is trained in every cell, and digitally, from the same seed on the same data; then its
 held-out loss is measured on the hardware that it was trained on. A row of OUT/rows.jsonl is one
-run: what is there is not run again, so a comparison that was stopped goes on. Ends in a table: the
-mean over seeds of what a rule loses to digital, held out, held out with ranges set anew from 8
-batches of the training text, and in each quarter of the training.
+run: what is there is not run again, so a comparison that was stopped goes on; other files or steps
+than those of OUT/settings.json are refused. Ends in a table: the mean over seeds of what a rule
+loses to digital, held out, held out with ranges set anew from 8 batches of the training text, and
+in each quarter of the training.
 """
 
 import json
@@ -71,6 +72,10 @@ def main(
         raise typer.BadParameter("--tokens-per-step: expected sequences for every micro-batch")
     rules = {name: path for name, _, path in (r.partition("=") for r in rule)}
     out.mkdir(parents=True, exist_ok=True)
+    given: dict[str, object] = {f"--text {name}": paths for name, paths in texts.items()}
+    given |= {f"--rule {name}": Path(path).read_text() for name, path in rules.items()}
+    _agree(out, given | {"--steps": steps, "--tokens-per-step": tokens_per_step,
+                         "--tokenizer": tokenizer})  # fmt: skip
     rows = out / "rows.jsonl"
     done = {run for run, _ in _read(rows)}
     cells = product(texts, seq_len, rate, flavor, [ranks], [accumulate])
@@ -87,6 +92,16 @@ def main(
         list(pool.map(train, [run for run in wanted if run not in done]))
     for line in _table(dict(_read(rows)), rules):
         print(line)
+
+
+def _agree(out: Path, given: dict[str, object]) -> None:
+    """Refuse what would be taken for a run of this folder, and is another."""
+    path = out / "settings.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    for name, value in given.items():
+        if known.get(name, value) != value:
+            raise typer.BadParameter(f"{name}: {out} holds runs with {known[name]!r}")
+    path.write_text(json.dumps(known | given, indent=1))
 
 
 def _train(

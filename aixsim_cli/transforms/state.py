@@ -318,7 +318,9 @@ class TransformState:
             sum(share > MOST_OF_A_WEIGHT for share in shares.values()),
             len(shares),
             100 * MOST_OF_A_WEIGHT,
-            "ranges that grow at once (q_smooth_factor: [0.0, 0.9]), or " if grows_slowly else "",
+            f"ranges that grow at once (q_smooth_factor: {[*attack_release(DEFAULT)]}), or "
+            if grows_slowly
+            else "",
         )
 
 
