@@ -113,6 +113,9 @@ def magnitude_limit(zero_out: float, dtype: torch.dtype) -> int:
     For non-negative floats the order of the bits is that of the values, infinity above all numbers
     and NaN above infinity.
     """
+    if not zero_out > 0:
+        # no magnitude is below it
+        return 0
     threshold = torch.tensor(zero_out, dtype=torch.float32)
     rounded = threshold.to(dtype)
     if rounded < threshold:

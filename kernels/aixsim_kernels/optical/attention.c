@@ -33,7 +33,9 @@ static void product(const Attention *in, int m, int n, int k, const char *A, con
                     int row_a, const char *B, const float *b, int row_b, float beta, float *c,
                     int row_c) {
   const float one = 1.0f;
-  in->sgemm(B, A, &n, &m, &k, &one, b, &row_b, a, &row_a, &beta, c, &row_c);
+  /* a matrix without columns has rows of one, or BLAS refuses, and leaves c as it was */
+  const int ld_a = MAX(row_a, 1), ld_b = MAX(row_b, 1), ld_c = MAX(row_c, 1);
+  in->sgemm(B, A, &n, &m, &k, &one, b, &ld_b, a, &ld_a, &beta, c, &ld_c);
 }
 
 /* e^x of x <= 0, to 2 ulp, 0 below -87; the polynomial of Cephes' expf (S. L. Moshier). */

@@ -216,20 +216,24 @@ class NativePasses(Passes):
     ) -> tuple[_Attention, tuple]:
         """What both directions take, and the tensors that it points to."""
         mask, shut = scores.mask, 0.0
-        if mask is not None and mask.dtype != torch.bool:
-            shut = torch.finfo(mask.dtype).min / 2
-            # what is expanded stays so
+        if mask is not None:
+            # what is expanded stays so, but for a row, which lies together
             own = mask[tuple(slice(None if step else 1) for step in mask.stride())]
-            mask = own.float().expand(mask.shape)
-        if mask is not None and mask.stride(-1) != 1:
-            mask = mask.contiguous()
+            if mask.dtype != torch.bool:
+                own, shut = own.float(), torch.finfo(mask.dtype).min / 2
+            if mask.stride(-1) != 1:
+                own = own.expand(*own.shape[:-1], mask.shape[-1]).contiguous()
+            mask = own.expand(mask.shape)
         assert isinstance(at, NativeRange)
+        # a thread that would have less than 2^18 products is not woken
+        products = math.prod(scores.shape) * (scores.q.shape[-1] + v.shape[-1])
+        threads = max(1, min(self._threads, products >> 18))
         held = scores.q.contiguous(), scores.k.contiguous(), v.contiguous(), keys, mask
         about = _Attention(
             *map(_at, held), matrix_product(), *scores.shape, scores.q.shape[-1], v.shape[-1],
             int(scores.later),
             mask.stride()[:4] if mask is not None else (0,) * 4,
-            mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, self._threads,
+            mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, threads,
             shut, scores.scale, at.levels_at,
         )  # fmt: skip
         return about, held

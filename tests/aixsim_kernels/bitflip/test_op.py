@@ -205,7 +205,7 @@ ODDS = [0.0, 1.0, 0.25, 2.0**-17, 0.3, 1 - 2.0**-32, 2.0**-32]
     st.sampled_from([0, 1, 15, 33, 4097]) | st.integers(2**18 - 9, 2**18 + 40),
     st.sampled_from(ODDS),
     st.sampled_from(ODDS),
-    st.sampled_from([None, 0.0, 1.25, 30.0, float("inf")]),
+    st.sampled_from([None, 0.0, -0.0, -1.0, float("nan"), 1.25, 30.0, float("inf")]),
     st.integers(-(2**63), 2**63 - 1),
 )
 def test_c_flips_what_torch_flips(dtype, n, p_exp, p_frac, zero_out, key):

@@ -231,6 +231,40 @@ def test_attend_with_more_queries_than_keys_and_in_many_blocks():
 
 
 @needs_library
+@pytest.mark.parametrize(("dim", "out"), [(0, 4), (4, 0), (1, 1)])
+def test_heads_without_width(dim, out):
+    torch.manual_seed(6)
+    scores = Scores(quarters(1, 1, 2, 9, dim), quarters(1, 1, 9, dim), None, 0.25, True)
+    v, at = quarters(1, 1, 9, out), ranges_of((-17.0, 18.0), 256)
+    grad = quarters(1, 1, 2, 9, out)
+    found = []
+    for passes, one in zip((native.passes_of(v), TORCH), at, strict=True):
+        light, total, _ = passes.attend(scores, v, one, None, rowmax=False)
+        grads = passes.attend_grad(scores, v, one, None, grad, rowmax=False)
+        found.append([light, total, *grads])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-2)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", ["rows", "columns", "one", "turned"])
+def test_a_mask_that_is_broadcast_stays_small(dtype, shape):
+    own = {
+        "rows": torch.ones(2, 1, 1, 40, 1),
+        "columns": torch.ones(2, 1, 1, 1, 50),
+        "one": torch.ones(()),
+        "turned": torch.ones(50, 40).mT,
+    }[shape].to(dtype)
+    mask = own.expand(2, 2, 3, 40, 50)
+    scores = Scores(torch.randn(2, 2, 3, 40, 4), torch.randn(2, 2, 50, 4), mask, 0.25, False)
+    passes, (at, _) = native.passes_of(own.float()), ranges_of((-9.0, 9.0), 256)
+    held = passes._about(scores, torch.randn(2, 2, 50, 4), at, None, False)[1][-1]
+    assert held.shape == mask.shape and held.stride(-1) == 1
+    assert held.untyped_storage().size() <= 2 * 40 * 50 * 4
+
+
+@needs_library
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_a_gradient_of_any_strides(repeats):
     torch.manual_seed(5)

@@ -112,10 +112,10 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
     on_triton = _on_triton(q, v, Settings(*fields))
     return (
         out,
-        torch.empty_like(ranges),
+        ranges.new_empty(ranges.shape),
         ranges.new_empty(len(ranges)),
         q.new_empty((), dtype=torch.float32),
-        torch.empty_like(ranges),
+        ranges.new_empty(ranges.shape),
         rows if on_triton else rows.new_empty(0),
         torch.empty_like(out) if on_triton else out.new_empty(0),
     )

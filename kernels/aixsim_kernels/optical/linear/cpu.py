@@ -100,5 +100,7 @@ def _row_blocks(x: Tensor) -> Iterator[slice]:
     Four times of what a cache holds: a product is slower in parts, and reads all of x anyway.
     """
     height = max(128, 4 * block_size() // max(x.shape[1], 1))
+    # the bits of a block begin with a byte
+    height += -height % 8
     for first in range(0, len(x), height):
         yield slice(first, first + height)

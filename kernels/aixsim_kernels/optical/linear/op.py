@@ -82,9 +82,9 @@ def _(x, weight, bias, ranges, key, *settings_and_dtype):
     *fields, out_dtype = settings_and_dtype
     return (
         x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype),
-        torch.empty_like(ranges),
+        ranges.new_empty(ranges.shape),
         ranges.new_empty(len(ranges)),
-        torch.empty_like(ranges),
+        ranges.new_empty(ranges.shape),
         x.new_empty(x.shape, dtype=cpu.code_dtype(Settings(*fields).levels)),
         x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
     )

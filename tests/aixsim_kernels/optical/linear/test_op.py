@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from aixsim_kernels import empty_ranges, optical_linear
 from aixsim_kernels.optical import definition
 from aixsim_kernels.optical.blocks import BLOCK
+from aixsim_kernels.optical.linear import cpu
 from aixsim_kernels.optical.settings import Settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("passes")
@@ -363,3 +365,29 @@ def test_opcheck(dtype, bias, levels):
     w = w.detach().T.contiguous().T
     args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype, bias)
     torch.library.opcheck(torch.ops.aixsim.optical_linear_backward, args)
+
+
+@pytest.mark.parametrize("depth", [1001, 588, 1026])
+def test_rows_of_any_length_in_many_blocks(depth, monkeypatch):
+    """A gradient is masked where its own element was clipped: bits of a block begin with a byte."""
+    monkeypatch.setattr(cpu, "block_size", lambda: 33 * depth)
+    x = torch.randn(600, depth, requires_grad=True)
+    ranges = torch.tensor([[-1.0, 1.0], [-5.0, 5.0], [-2000.0, 2000.0]])
+    how = {"stream": 1, "levels": 256, "lut_min": 0.0, "noise": False}
+    y, *_ = optical_linear(x, torch.rand(4, depth) + 0.5, None, ranges, KEY, **how)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad != 0, (x >= -1) & (x <= 1))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ranges_of_any_strides_are_the_fakes(transposed):
+    x, w, _ = tensors(7, 9, 5, torch.float32)
+    ranges = RANGES.mT.contiguous().mT if transposed else RANGES
+    args = (x, w, None, ranges, KEY, *Settings(3, 256, 0.02, True), torch.float32)
+    torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
+    real = torch.ops.aixsim.optical_linear(*args)
+    with FakeTensorMode() as mode:
+        fake = torch.ops.aixsim.optical_linear(
+            *(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args)
+        )
+    assert [t.stride() for t in fake] == [t.stride() for t in real]
