@@ -144,9 +144,10 @@ CLONES static void softmax_grad(const float *weights, float *grad, float total, 
 }
 
 /* Rows of scores in memory: whole lanes, and not all at the same place in a cache. */
-static long stride_of(long keys) { return (keys + LANES - 1) / LANES * LANES + LANES; }
+static long in_lanes(long n) { return (n + LANES - 1) / LANES * LANES; }
+static long stride_of(long keys) { return in_lanes(keys) + LANES; }
 static long height_of(const Attention *in) {
-  return MIN(in->queries, MAX(16, BLOCK / stride_of(in->keys)));
+  return MAX(MIN(in->queries, MAX(16, BLOCK / stride_of(in->keys))), 1);
 }
 
 static Block block_of(const Attention *in, long head, long index) {
@@ -156,10 +157,11 @@ static Block block_of(const Attention *in, long head, long index) {
 }
 
 /* How many floats a thread works on: a block's scores and what is shown, its rows' sums, and where
- * heads share keys one head's gradients of these. */
+ * heads share keys one head's gradients of these. In whole lanes, as the last bits of BLAS depend on
+ * where in 64 bytes a matrix begins, and a thread must not matter. */
 static long room_of(const Attention *in) {
-  long shared = in->repeats > 1 ? in->keys * (in->width + in->out_width) : 0;
-  return 2 * height_of(in) * (stride_of(in->keys) + 1) + shared;
+  long shared = in->repeats > 1 ? in_lanes(in->keys * in->width) + in->keys * in->out_width : 0;
+  return 2 * in_lanes(height_of(in)) + 2 * height_of(in) * stride_of(in->keys) + in_lanes(shared);
 }
 void aixsim_room(const Attention *in, long *floats) { *floats = room_of(in); }
 
@@ -167,7 +169,7 @@ void aixsim_room(const Attention *in, long *floats) { *floats = room_of(in); }
  * each thread. */
 void aixsim_attend(const Attention *in, float *light, float *total, float *kept, float *room,
                    Seen *seen) {
-  long heads = in->batches * in->groups * in->repeats, height = MAX(height_of(in), 1);
+  long heads = in->batches * in->groups * in->repeats, height = height_of(in);
   long blocks = (in->queries + height - 1) / height, out = in->out_width;
   #pragma omp parallel num_threads(in->threads)
   {
@@ -190,19 +192,20 @@ void aixsim_attend(const Attention *in, float *light, float *total, float *kept,
  * head, query, out_width) with these strides of the first three. */
 void aixsim_attend_grad(const Attention *in, const float *grad, const long *strides, float *grad_q,
                         float *grad_k, float *grad_v, float *room) {
-  long heads = in->batches * in->groups * in->repeats, height = MAX(height_of(in), 1);
+  long heads = in->batches * in->groups * in->repeats, height = height_of(in);
   long width = in->width, out = in->out_width, of_block = height * stride_of(in->keys);
   #pragma omp parallel for ordered schedule(dynamic) num_threads(in->threads)
   for (long head = 0; head < heads; head++) {
     float *scores = room + omp_get_thread_num() * room_of(in), *shown = scores + of_block;
-    float *total = shown + of_block, *kept = total + height;
+    float *total = shown + of_block, *kept = total + in_lanes(height);
     long group = head / in->repeats, of_keys = in->keys * width, of_values = in->keys * out;
     const float *k = in->k + group * of_keys, *v = in->v + group * of_values;
     float *to_k = grad_k + group * of_keys, *to_v = grad_v + group * of_values;
     int shares = in->repeats > 1, of_batch = in->groups * in->repeats;
     const float *of_head = grad + head / of_batch * strides[0] + head % of_batch * strides[1];
-    float *of_k = shares ? kept + height : to_k, *of_v = shares ? of_k + of_keys : to_v;
-    if (shares) memset(of_k, 0, (of_keys + of_values) * sizeof *of_k);
+    float *of_k = shares ? kept + in_lanes(height) : to_k;
+    float *of_v = shares ? of_k + in_lanes(of_keys) : to_v;
+    if (shares) memset(of_k, 0, (in_lanes(of_keys) + of_values) * sizeof *of_k);
     for (long first = 0; first < in->queries; first += height) {
       Block at = block_of(in, head, first / height);
       long row = head * in->queries + first, s = at.stride;
