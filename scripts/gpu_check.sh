@@ -18,17 +18,17 @@ mkdir -p "$out"
 device=$(python3 -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
 if [ "$device" = cuda ]; then
   tests=(tests/aixsim_kernels) shapes=(--tokens 98304 --length 2048)
-  lengths=(1024 2048 4096 8192) batch=48 length=2048 steps=40 layers=() pairs=9 log=10
+  lengths=(1024 2048 4096 8192) batch=48 memory_batch=8 length=2048 steps=40 layers=() pairs=9 log=10
 else
   echo "gpu_check: no accelerator, a rehearsal: no number below counts" >&2
   tests=(tests/aixsim_kernels/test_on_gpu.py tests/aixsim_kernels/test_launches.py)
-  shapes=(--tokens 64 --length 32) lengths=(32) batch=1 length=64 steps=2 layers=(--layers 1) pairs=2 log=1
+  shapes=(--tokens 64 --length 32) lengths=(32) batch=1 memory_batch=1 length=64 steps=2 layers=(--layers 1) pairs=2 log=1
 fi
 kernels=passed
 python3 -m pytest -q "${tests[@]}" >"$out/kernels.log" 2>&1 || kernels=FAILED
 python3 scripts/bench_kernels.py --flavors "${flavors[@]}" --device "$device" --dtype bfloat16 \
   "${shapes[@]}" --pairs $pairs --peers --json "$out/kernels.json"
-python3 scripts/bench_memory.py --device "$device" --dtype bfloat16 --batch 1 --length $length \
+python3 scripts/bench_memory.py --device "$device" --dtype bfloat16 --batch $memory_batch --length $length \
   --lengths "${lengths[@]}"
 for flavor in "${flavors[@]}"; do
   python3 scripts/profile_step.py --flavor "$flavor" "${layers[@]}" --batch $batch \

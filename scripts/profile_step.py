@@ -41,7 +41,7 @@ PARTS = {
 # parts of kernels' names on a GPU -> part of the step; the first that fits
 KERNELS = {
     "_extremes": "observe ranges", "_settle": "observe ranges", "_code": "quantise",
-    "_operand": "quantise", "_row_sums": "quantise", "_centred": "quantise",
+    "_operand": "quantise", "_pack": "quantise", "_centred": "quantise",
     "_product": "product with detector", "_grad_kernel": "clip masks", "row_pass": "attention",
     "value_pass": "attention", "query_grad_pass": "attention", "key_grad_pass": "attention",
     "gemm": "products", "nvjet": "products", "cutlass": "products", "cublas": "products",

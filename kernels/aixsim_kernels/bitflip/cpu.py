@@ -128,10 +128,8 @@ def _in_c(
     found: ctypes.CDLL, x: Tensor, key: Tensor, stream: int, plan: Plan, zero_out: float | None
 ) -> tuple[Tensor, Tensor]:
     """`forward` by `flips.c`."""
-    # a whole number of words, whatever the number of 16-bit values
-    pad = x.numel() * x.element_size() % 4 // 2
-    flat = torch.nn.functional.pad(x.reshape(-1), (0, pad)) if pad else x.contiguous()
-    y = x.new_empty(x.numel() + pad)
+    flat = whole_words(x)
+    y = torch.empty_like(flat)
     kept = torch.empty(0 if zero_out is None else y.numel(), dtype=torch.bool)
     n_words = y.numel() * y.element_size() // 4
     keys = _block_keys(n_words, key, stream)
@@ -146,6 +144,13 @@ def _in_c(
     return y[: x.numel()].view(x.shape), kept
 
 
+def whole_words(x: Tensor) -> Tensor:
+    """x in one row, contiguous; behind an odd number of 16-bit values one more."""
+    flat = x.contiguous().view(-1)
+    odd = flat.numel() * flat.element_size() % 4 // 2
+    return torch.nn.functional.pad(flat, (0, odd)) if odd else flat
+
+
 def _block_keys(n_words: int, key: Tensor, stream: int) -> Tensor:
     """Key of each block of words: int32 (blocks,)."""
     blocks = torch.arange((n_words + BLOCK - 1) // BLOCK, device=key.device)
@@ -154,9 +159,7 @@ def _block_keys(n_words: int, key: Tensor, stream: int) -> Tensor:
 
 def flip(x: Tensor, key: Tensor, stream: int, plan: Plan) -> Tensor:
     """A contiguous copy of x (any shape) with its bits flipped."""
-    # a whole number of words, whatever the number of 16-bit values
-    values = x.new_zeros(x.numel() + x.numel() * x.element_size() % 4 // 2)
-    values[: x.numel()] = x.reshape(-1)
+    values = whole_words(x).clone()
     words = values.view(torch.int32)
     # no words are one block, of none
     blocks = words.split(BLOCK) if len(words) else ()

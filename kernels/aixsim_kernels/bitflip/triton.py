@@ -14,7 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from aixsim_kernels.bitflip.cpu import BLOCK, DIGITS, FIELDS, magnitude_limit, numerator
+from aixsim_kernels.bitflip.cpu import (
+    BLOCK,
+    DIGITS,
+    FIELDS,
+    magnitude_limit,
+    numerator,
+    whole_words,
+)
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import row_keys
 
@@ -27,12 +34,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As `cpu.forward`."""
     count = x.numel()
-    # a whole number of words, whatever the number of 16-bit values
-    y = x.new_empty(count + count * x.element_size() % 4 // 2)
+    flat = whole_words(x)
+    y = torch.empty_like(flat)
     kept = torch.empty(0 if zero_out is None else x.shape, dtype=torch.bool, device=x.device)
-    flat = x.contiguous().view(-1)
-    if len(y) > count:
-        flat = torch.nn.functional.pad(flat, (0, 1))
     words = flat.view(torch.int32)
     n_exp, n_frac = numerator(p_exp), numerator(p_frac)
     exp_field, frac_field = FIELDS[x.dtype]

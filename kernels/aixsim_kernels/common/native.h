@@ -2,7 +2,6 @@
  * Python. */
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__gnu_linux__)

@@ -27,6 +27,8 @@ typedef struct {
 /* Queries from `first` on of one head, the keys that one of them sees, and room for their scores. */
 typedef struct { long head, first, rows, keys, stride; } Block;
 
+static inline long in_lanes(long n) { return (n + LANES - 1) / LANES * LANES; }
+
 /* c (m, n) = a (m, k) b (k, n) + beta c by rows; A or B stored the other way round where it says so.
  * BLAS counts by columns: to it this is the product of the transposed. */
 static void product(const Attention *in, int m, int n, int k, const char *A, const float *a,
@@ -61,7 +63,7 @@ static inline __attribute__((always_inline)) float read_row(
   const Grid g = in->grid;
   const float scale = in->scale, shut = mask && !in->is_bool ? in->shut : -INFINITY;
   float u[CHUNK], added[CHUNK], lowest = INFINITY, highest = -INFINITY, peak = -INFINITY;
-  long nans = 0, beyond = 0, padded = (visible + LANES - 1) / LANES * LANES;
+  long nans = 0, beyond = 0, padded = in_lanes(visible);
   if (!key) memset(u, 0, MIN(padded, CHUNK) * sizeof *u);
   if (!mask) memset(added, 0, MIN(padded, CHUNK) * sizeof *added);
   for (long from = 0; from < padded; from += CHUNK) {
@@ -100,7 +102,7 @@ CLONES static void softmax(const Attention *in, float *row, float *shown, const 
   float lanes[LANES] = {0}, codes[LANES] = {0}, top = in->grid.top, per_code = 1.0f / top;
   float peak = seen ? read_row(in, row, mask, visible, key, 1, seen)
                     : read_row(in, row, mask, visible, key, 0, seen);
-  long padded = (visible + LANES - 1) / LANES * LANES;
+  long padded = in_lanes(visible);
   for (long i = 0; i < padded; i += LANES)
     ACROSS lanes[j] += row[i + j] = exponential(row[i + j] - peak);
   float sum = fold(lanes), factor = in->rowmax ? 1.0f : sum == 0.0f ? 0.0f : 1.0f / sum;
@@ -108,7 +110,7 @@ CLONES static void softmax(const Attention *in, float *row, float *shown, const 
     ACROSS codes[j] += shown[i + j] = round_even(row[i + j] * factor * top) * per_code;
   *total = sum;
   *kept = fold(codes);
-  long room = (columns + LANES - 1) / LANES * LANES - padded;
+  long room = in_lanes(columns) - padded;
   memset(row + padded, 0, room * sizeof *row);
   memset(shown + padded, 0, room * sizeof *shown);
 }
@@ -144,7 +146,6 @@ CLONES static void softmax_grad(const float *weights, float *grad, float total, 
 }
 
 /* Rows of scores in memory: whole lanes, and not all at the same place in a cache. */
-static long in_lanes(long n) { return (n + LANES - 1) / LANES * LANES; }
 static long stride_of(long keys) { return in_lanes(keys) + LANES; }
 static long height_of(const Attention *in) {
   return MAX(MIN(in->queries, MAX(16, BLOCK / stride_of(in->keys))), 1);

@@ -291,10 +291,16 @@ class Passes:
     ) -> Softmax:
         """Detects a block's raw scores (b, g, R, m, keys), in place; see `attend`."""
         weights, total = scores.exponentials(block, acc, at.grid, keys)
-        full = (total > 0) / total.clamp(min=1) if rowmax else (total > 0).float()
+        full = full_light(total, rowmax)
         shown = weights * (1.0 if rowmax else (total > 0) / total.clamp(min=1))
         shown.mul_(at.levels - 1).round_().mul_(1 / (at.levels - 1))
         return Softmax(weights, shown, total, full)
+
+
+def full_light(total: Tensor, rowmax: bool) -> Tensor:
+    """What the modulator's full range stands for in rows with these sums, float32 (...): the row's
+    largest probability, or 1; 0 in a row with nothing to attend to."""
+    return (total > 0) / total.clamp(min=1) if rowmax else (total > 0).float()
 
 
 def _extremes(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from aixsim_kernels.common.noise import place_in, seed_word
 from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.native import passes_of
-from aixsim_kernels.optical.passes import Range
+from aixsim_kernels.optical.passes import Range, full_light
 from aixsim_kernels.optical.settings import Settings
 
 _SCORE_OP, _OUTPUT_OP = 0, 1
@@ -43,7 +43,7 @@ def forward(
 
     light, total, kept = passes.attend(scores, v_hat, score_at, keys, rowmax=settings.rowmax)
     attending = (total > 0).sum()
-    full = (total > 0) / total.clamp(min=1) if settings.rowmax else (total > 0).float()
+    full = full_light(total, settings.rowmax)
     out_at.look(light, quantiles)
     out_keys = _noise_keys(scores, key, settings, _OUTPUT_OP)
     passes.detect_(light, out_at, out_keys, by_row=True)
