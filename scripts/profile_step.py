@@ -10,17 +10,17 @@ by their names, and the detector is inside the product.
 """
 
 import argparse
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median, quantiles
+from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from aixsim_kernels.optical.native import NativePasses
 from aixsim_kernels.optical.passes import Passes
+from bench_kernels import Step, compare
 from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -83,26 +83,8 @@ def part_of(event: FunctionEvent) -> str:
     return f"{region}: {part or ('products' if product else 'the rest')}"
 
 
-def ratio_line(steps: dict[str, Callable[[int], None]], device: str, pairs: int) -> str:
-    """Time the steps in turn: the second beside the first, with quartiles of the ratio."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(pairs + 2):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step(index)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            # the first two warm up
-            if index >= 2:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    first, second = times.values()
-    low, middle, high = quantiles([b / a for a, b in zip(first, second, strict=True)], n=4)
-    told = ", ".join(f"{name} {median(taken):.0f} ms" for name, taken in times.items())
-    return f"a step: {told}, ratio {middle:.2f} ({low:.2f}–{high:.2f})"
-
-
-def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Callable[[int], None]:
-    """A step of a model of these sizes, freshly made: of what is given its index."""
+def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Step:
+    """A step of a model of these sizes, freshly made."""
     from aixsim_cli.models.titan.model import meta_model
     from aixsim_cli.models.titan.sites import titan_sites
     from aixsim_cli.transforms.apply import apply_transform
@@ -119,9 +101,11 @@ def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Callable
         state.reset()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(index: int) -> None:
+    index = count()
+
+    def step() -> None:
         if state is not None:
-            state.begin_step(index)
+            state.begin_step(next(index))
             state.next_call()
         logits = model(tokens)
         F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()
@@ -146,28 +130,31 @@ def main() -> None:
     parser.add_argument("--transform", default="configs/transforms/optical.yaml")
     parser.add_argument("--pairs", type=int, default=9, help="steps of each that are timed")
     args = parser.parse_args()
-    device = device_type()
+    device = args.device = device_type()
     # torchtitan looks for its device when it is imported
     from aixsim_cli.models.titan.model import model_args
 
     sizes = model_args("aixsim", args.flavor, 4096)
     sizes = replace(sizes, n_layers=args.layers or sizes.n_layers, max_seq_len=args.length)
     tokens = torch.randint(4096, (args.batch, args.length), device=device)
-    steps = {
+    steps: dict[str, Step | None] = {
         "digital": training_step(sizes, tokens, None),
         "simulated": training_step(sizes, tokens, args.transform),
     }
-    threads = torch.get_num_threads()
-    print(f"{args.flavor}, {sizes.n_layers} layers, {args.batch} x {args.length} tokens, {device}"
-          f", {threads} threads")  # fmt: skip
-    print(ratio_line(steps, device, args.pairs))
+    shape = f"{sizes.n_layers} layers, {args.batch} x {args.length} tokens"
+    row = compare(args.flavor, "step", shape, steps, args)
+    ratio = "{1:.2f} ({0:.2f}–{2:.2f})".format(*row.ratios["simulated"])
+    told = ", ".join(f"{name} {taken:.0f} ms" for name, taken in row.milliseconds.items())
+    print(f"{row.flavor}, {row.shape}, {device}, {torch.get_num_threads()} threads")
+    print(f"a step: {told}, ratio {ratio}")
     label_parts()
     step = steps["simulated"]
+    assert step is not None
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as profiler:
-        step(args.pairs + 2)
+        step()
         if device == "cuda":
             torch.cuda.synchronize()
 
