@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from hypothesis import settings
 
 from tests import warm
 
@@ -16,6 +18,18 @@ REPOSITORY = Path(__file__).parent.parent
 SLOW = ("tests/e2e", "tests/faults", "tests/distributed", "tests/aixsim_cli/models")
 SLOW += ("tests/aixsim_cli/eval", "tests/aixsim_cli/pretrain", "tests/aixsim_cli/continual")
 SLOW += ("tests/aixsim_kernels/test_interpreted.py", "tests/aixsim_kernels/test_launches.py")
+
+
+# the same examples in every run, new ones in the long run only
+settings.register_profile("short", derandomize=True, deadline=None)
+settings.register_profile("long", deadline=None)
+settings.load_profile("long" if os.environ.get("AIXSIM_TEST_LONG") else "short")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Numbers that a test draws without a generator are the same alone and in any order."""
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items):
