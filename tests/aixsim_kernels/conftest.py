@@ -3,7 +3,6 @@
 What the optical kernels are held to is `aixsim_kernels.optical.definition`, in float64.
 """
 
-import re
 import shutil
 import subprocess
 import tomllib
@@ -51,7 +50,7 @@ def integers():
 
 @pytest.fixture
 def compiled(tmp_path):
-    """Compile a Triton kernel for an H100: (PTX, SASS instructions).
+    """Compile a Triton kernel for an H100: (PTX, SASS instructions, those of each inner loop).
 
     The built function takes the kernel; types of what is not a float32 pointer or an int64 seed;
     constants; names of arguments that 16 divides; and a tile with `warps` and `stages`.
@@ -60,9 +59,7 @@ def compiled(tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    if not tool.is_file():
-        pytest.skip("this triton comes without nvdisasm")
+    from tests.aixsim_kernels.launches import loops, tool
 
     def build(kernel, types, constants, aligned, tile):
         names = kernel.arg_names
@@ -82,10 +79,7 @@ def compiled(tmp_path):
         )  # fmt: skip
         path = tmp_path / "kernel.cubin"
         path.write_bytes(made.asm["cubin"])
-        text = subprocess.run([tool, path], capture_output=True, text=True, check=True).stdout
-        # "    /*0a10*/    @P0 HGMMA.64x256x16.F32 … ;": address, predicate, instruction
-        line = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S.*)")
-        return made.asm["ptx"], line.findall(text)
+        return made.asm["ptx"], *loops(tool("nvdisasm", path))
 
     return build
 

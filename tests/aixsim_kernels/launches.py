@@ -35,8 +35,10 @@ PART = placed(KEY, Place(64, 256, 64, 8, 2))
 # what multiplies tiles, in PTX and in AMD's assembly
 PRODUCTS = re.compile(r"(?:wgmma\.mma_async|mma\.sync|v_mfma)\S*")
 
-# "    /*0a10*/    @P0 HGMMA.64x256x16.F32 …": address, predicate, instruction
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S+)")
+# ".L_x_3:", or "    /*0a10*/    @P0 BRA `(.L_x_3) ;": address, predicate, instruction
+LABEL_OR_INSTRUCTION = re.compile(
+    r"^\s*(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?(\S.*?);", re.MULTILINE
+)
 
 
 class Driver:
@@ -113,26 +115,51 @@ def more_cases():
     yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)
 
 
+def tool(name, *arguments):
+    """What a tool of NVIDIA's, which comes with Triton, prints."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def loops(code):
+    """All instructions of a disassembly, and those of each innermost loop that multiplies tiles."""
+    instructions, labels, found = [], {}, []
+    for label, instruction in LABEL_OR_INSTRUCTION.findall(code):
+        if label:
+            labels[label] = len(instructions)
+            continue
+        instructions.append(instruction)
+        target = re.search(r"^BRA.*\((\.L_x_\d+)\)", instruction)
+        if target and target[1] in labels:
+            found.append((labels[target[1]], len(instructions)))
+    inner = [
+        instructions[first:last]
+        for first, last in found
+        if not any(first <= a and b <= last for a, b in found if (a, b) != (first, last))
+    ]
+    products = ("HGMMA", "HMMA", "FFMA")
+    return instructions, [loop for loop in inner if any(i.startswith(products) for i in loop)]
+
+
 def resources(made):
     """What a compiled kernel takes of an NVIDIA GPU; spills are instructions."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [tools / tool, *options, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for tool, *options in (["cuobjdump", "--dump-resource-usage"], ["nvdisasm"])
-        )
-    instructions = INSTRUCTION.findall(code)
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        instructions, inner = loops(tool("nvdisasm", file.name))
+
+    def count(names, *prefixes):
+        return sum(name.startswith(prefixes) for name in names)
+
     return {
         "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "shared": made.metadata.shared,
         "warps": made.metadata.num_warps,
         "instructions": len(instructions),
-        "spills": sum(name.startswith(("LDL", "STL")) for name in instructions),
-        "conversions": sum(name.startswith("I2F") for name in instructions),
+        "spills": count(instructions, "LDL", "STL"),
+        "spills_in_loops": sum(count(loop, "LDL", "STL") for loop in inner),
+        "conversions_in_loops": sum(count(loop, "I2F") for loop in inner),
     }
 
 

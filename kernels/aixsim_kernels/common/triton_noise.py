@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+# what `add_uniform` adds beside the noise: (2^23 + 2^15) / 2^16
+ORIGIN = tl.constexpr(128.5)
+
 
 @triton.jit
 def mix(x):
@@ -35,30 +38,62 @@ def global_rows(key_ptr, outer, rows, heads, n_rows, PLACED: tl.constexpr):
 
 
 @triton.jit
-def uniform_pairs(keys, pairs):
-    """Noise of neighbouring columns, which share a word.
+def words(keys, pairs):
+    """32 random bits for keys (uint32) and column numbers over 2, of one shape when broadcast."""
+    word = keys ^ pairs.to(tl.uint32)
+    word *= 0x7FEB352D
+    word ^= word >> 15
+    word *= 0x846CA68B
+    return word ^ (word >> 16)
+
+
+@triton.jit
+def as_digits(half):
+    """16 bits, uint32 (...), as the lowest digits of a large number, float32 (...).
+
+    A GPU converts integers at a quarter of the rate, in the unit that makes exponentials.
+    """
+    # the sign bit turned over is 2^15 too many
+    return (half ^ 0x4B008000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def digits(keys, columns):
+    """The noise of rows and columns, for `uniform` and `add_uniform`.
+
+    Args:
+        keys: uint32, from `row_keys`.
+        columns: int32, of a shape that broadcasts with that of the keys.
+
+    Returns:
+        float32 of the common shape.
+    """
+    word = words(keys, columns >> 1)
+    return as_digits((word >> ((columns & 1) * 16).to(tl.uint32)) & 0xFFFF)
+
+
+@triton.jit
+def digits_of_pairs(keys, pairs):
+    """`digits` of neighbouring columns, whose word is made once.
 
     Args:
         keys: uint32 (rows,), from `row_keys`.
         pairs: int32 (columns / 2,), consecutive column numbers over 2.
 
     Returns:
-        float32 (rows, columns): `noise.uniform_noise` of these rows and columns.
+        float32 (rows, columns).
     """
-    word = keys[:, None] ^ pairs[None, :].to(tl.uint32)
-    word *= 0x7FEB352D
-    word ^= word >> 15
-    word *= 0x846CA68B
-    word ^= word >> 16
-    return (tl.interleave(signed(word & 0xFFFF), signed(word >> 16)) + 0.5) * 1.52587890625e-05
+    word = words(keys[:, None], pairs[None, :])
+    return tl.interleave(as_digits(word & 0xFFFF), as_digits(word >> 16))
 
 
 @triton.jit
-def signed(half):
-    """16 bits in uint32 (...) as a signed number, float32 (...).
+def uniform(digits):
+    """`noise.uniform_noise` of what `digits` returned: float32 (...)."""
+    return (digits - 8421376.0 + 0.5) * 1.52587890625e-05
 
-    They become the lowest digits of 2^23, which is exact; a GPU converts integers at a quarter of
-    the rate, in the unit that makes exponentials.
-    """
-    # the sign bit turned over is 2^15 too many
-    return (half ^ 0x4B008000).to(tl.float32, bitcast=True) - 8421376.0
+
+@triton.jit
+def add_uniform(x, digits):
+    """x + ORIGIN + `uniform(digits)`, to 2^-17, in one multiplication and addition."""
+    return tl.fma(digits, 1.52587890625e-05, x)

@@ -12,14 +12,14 @@ code that c counts from. A comment gives the shape of a value, [] of a number.
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from aixsim_kernels.common.triton_noise import uniform_pairs
+from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
@@ -27,10 +27,30 @@ def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
     return torch.float32 if out_dtype == torch.float32 or levels > 256 else torch.float16
 
 
+class Operand(NamedTuple):
+    """c of a modulator's values, floor included.
+
+    Args:
+        c: (..., K).
+        sums: float32 (...), over the last dimension.
+        other: c in another type, or None.
+    """
+
+    c: Tensor
+    sums: Tensor
+    other: Tensor | None
+
+
 def operand(
-    x: Tensor, used: Tensor, index: int, levels: int, lut_min: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """c of a modulator's values, floor included, and its sums over the last dimension.
+    x: Tensor,
+    used: Tensor,
+    index: int,
+    levels: int,
+    lut_min: float,
+    dtype: torch.dtype,
+    other: torch.dtype | None = None,
+) -> Operand:
+    """What a modulator makes of x.
 
     Args:
         x: (..., K), contiguous.
@@ -39,17 +59,17 @@ def operand(
         levels: number of levels.
         lut_min: floor as a share of the range, 0 for none.
         dtype: of c.
-
-    Returns:
-        c (..., K) and float32 (...).
+        other: another type that c is wanted in.
     """
     c = torch.empty(x.shape, dtype=dtype, device=x.device)
+    c_of_other = None if other in (None, dtype) else torch.empty_like(c, dtype=other)
     sums = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     if sums.numel():
         launch: Any = _operand_kernel[(triton.cdiv(sums.numel(), 16),)]
         launch(
             x_ptr=x,
             operand_ptr=c,
+            other_ptr=c_of_other,
             sum_ptr=sums,
             used_ptr=used,
             index=index,
@@ -61,7 +81,7 @@ def operand(
             ROWS=16,
             BLOCK=256,
         )
-    return c, sums
+    return Operand(c, sums, c_of_other)
 
 
 @triton.jit
@@ -111,16 +131,54 @@ def readout(acc, lo, step, per_level, keys, first, LEVELS: tl.constexpr, NOISE: 
     read = (acc - lo) * per_level
     if NOISE:
         PAIRS: tl.constexpr = acc.shape[1] // 2
-        read += uniform_pairs(keys, first // 2 + tl.arange(0, PAIRS))
+        read += uniform(digits_of_pairs(keys, first // 2 + tl.arange(0, PAIRS)))
+    return lo + step * whole(read, LEVELS)
+
+
+@triton.jit
+def whole(read, LEVELS: tl.constexpr):
+    """The level that a detector shows; NaN stays NaN."""
     # clamped first, which rounding to whole levels allows: it is exact below 2^22 alone
-    clamped = tl.minimum(tl.maximum(read, 0.0), LEVELS - 1.0)
-    return lo + step * nearest(tl.where(read == read, clamped, read))
+    read = tl.maximum(read, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return nearest(tl.minimum(read, LEVELS - 1.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.constexpr):
+    """The factors of a raw accumulator, and what is added to it, in levels of its detector.
+
+    Returns the four, and what the result counts from: `raw = lo + (it + origin) * step`. Values
+    of a range that was never set stay what they are.
+    """
+    is_set = ~(lo > hi)
+    per_level = tl.where(is_set, per_level, 1.0)
+    origin = tl.where(is_set, ORIGIN if NOISE else 0.0, 0.0)
+    added = (added - tl.where(is_set, lo, 0.0)) * per_level - origin
+    return product * per_level, by_row * per_level, by_column * per_level, added, origin
+
+
+@triton.jit
+def out_of_levels(x, lo, hi, step, origin):
+    """What `in_levels` made, as a value again."""
+    is_set = ~(lo > hi)
+    # a range without width has the step 0, and counts in ones
+    return tl.where(is_set, lo, 0.0) + tl.where(is_set & (step != 0), step, 1.0) * (x + origin)
+
+
+@triton.jit
+def level(x, keys, first, LEVELS: tl.constexpr, NOISE: tl.constexpr):
+    """`readout` of what `in_levels` made, as a level; NaN stays NaN."""
+    if NOISE:
+        PAIRS: tl.constexpr = x.shape[1] // 2
+        x = add_uniform(x, digits_of_pairs(keys, first // 2 + tl.arange(0, PAIRS)))
+    return whole(x, LEVELS)
 
 
 @triton.jit
 def _operand_kernel(
     x_ptr,
     operand_ptr,
+    other_ptr,
     sum_ptr,
     used_ptr,
     index,
@@ -154,5 +212,8 @@ def _operand_kernel(
             c = tl.where((value < -tiny) & (value > -lut_min * tl.abs(lo)), lowered, c)
         operand = c.to(operand_ptr.dtype.element_ty)
         tl.store(operand_ptr + offsets, operand, mask=mask)  # [ROWS, BLOCK]
+        if other_ptr is not None:
+            # [ROWS, BLOCK]
+            tl.store(other_ptr + offsets, operand.to(other_ptr.dtype.element_ty), mask=mask)
         total += tl.sum(tl.where(mask, operand.to(tl.float32), 0.0), 1)
     tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]

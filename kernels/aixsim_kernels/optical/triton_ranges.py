@@ -103,10 +103,21 @@ def candidates(acc, mask):
 
 
 @triton.jit
-def row_extremes(acc, mask):
-    """Extremes of each row where the mask lets through; (-inf, inf) where there is a NaN."""
-    low, high = candidates(acc, mask)
-    return tl.min(low, 1), tl.max(high, 1)
+def least(a, b):
+    """The smaller; NaN where one is NaN, which costs nothing more."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def most(a, b):
+    """The larger; NaN where one is NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def row_extremes(low, high):
+    """Extremes of each row of two tensors, the lowest of one, the highest of the other."""
+    return tl.reduce(low, 1, least), tl.reduce(high, 1, most)
 
 
 @triton.jit

@@ -47,8 +47,8 @@ def a_mask(kind, batches, heads, queries, keys):
 
 
 CASES = [
-    ((2, 4, 2, 37, 37, 24, 24), None, {}),
-    ((2, 4, 2, 37, 37, 24, 24), None, {"rowmax": True}),
+    ((1, 4, 2, 37, 37, 24, 24), None, {}),
+    ((2, 2, 1, 37, 37, 24, 24), None, {"rowmax": True}),
     ((1, 3, 1, 1, 40, 16, 16), None, {}),
     ((1, 2, 2, 40, 19, 16, 16), None, {"rowmax": True}),
     ((2, 2, 1, 33, 50, 20, 12), "padding", {"is_causal": False}),
@@ -57,6 +57,10 @@ CASES = [
     ((2, 4, 2, 21, 35, 16, 16), "additive", {"rowmax": True}),
     ((1, 2, 1, 18, 18, 16, 16), None, {"noise": False, "levels": 16, "lut_min": 0.0}),
     ((1, 2, 1, 18, 18, 16, 16), None, {"levels": 65536}),
+    # tiles that are seen whole, on which no mask is laid
+    ((1, 2, 1, 150, 150, 16, 16), None, {}),
+    ((1, 2, 2, 100, 170, 16, 16), None, {"rowmax": True}),
+    ((1, 2, 1, 70, 130, 16, 16), None, {"is_causal": False}),
 ]
 
 
@@ -94,7 +98,7 @@ def test_float32_codes_are_equal(run, shape, mask, changes, unset):
 
 @pytest.mark.parametrize("place", [Place(20, 50, 13), Place(20, 50, 30, 9, 4), Place(20, 20)])
 def test_a_part_of_a_whole(run, place):
-    inputs, how, key = operands(2, 4, 2, 20, 55, 16, 24), settings(16), placed(KEY, place)
+    inputs, how, key = operands(2, 2, 1, 20, 55, 16, 24), settings(16), placed(KEY, place)
     difference, kept = compare(run, inputs, None, SET, how, key=key)
     assert difference.max() <= 0.01 and kept <= 1e-6
     for mine, theirs in zip(*gradients(run, inputs, None, how, torch.float32, key), strict=True):
@@ -110,6 +114,25 @@ def test_16_bit_codes_are_at_most_one_apart_and_rarely(run, dtype):
     # of 8,192 elements
     assert (difference > 0.5).float().mean() <= 1e-3
     assert kept <= 1e-4
+
+
+OF_16_BITS = [(False, *case) for case in CASES if case[2].get("levels", 0) <= 256]
+
+
+@pytest.mark.parametrize(
+    ("unset", "shape", "mask", "changes"),
+    [*OF_16_BITS, (True, *CASES[1]), (True, *CASES[-1])],
+)
+def test_16_bit_codes_of_every_case(run, unset, shape, mask, changes):
+    how, inputs = settings(shape[5], **changes), operands(*shape)
+    batches, heads, _, queries, keys, *_ = shape
+    mask = a_mask(mask, batches, heads, queries, keys)
+    ranges = empty_ranges(5) if unset else SET
+    difference, kept = compare(run, inputs, mask, ranges, how, torch.float16)
+    assert difference.max() < 1.5
+    # of 300 to 4,800 elements; an additive mask is added after another rounding
+    assert (difference > 0.5).float().mean() <= 5e-3
+    assert kept <= 1e-3
 
 
 def gradients(run, inputs, mask, how, dtype, key=KEY):
@@ -131,7 +154,10 @@ def test_gradients(run, shape, mask, changes):
     inputs = operands(*shape)
     how = settings(shape[5], **changes)
     for mine, theirs in zip(*gradients(run, inputs, mask, how, torch.float32), strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+        # of ten thousands of scores one may lie between two levels, and move its row a little
+        off = ~torch.isclose(mine, theirs, rtol=1e-4, atol=1e-5)
+        assert off.sum() <= (0.02 * off.numel() if queries * keys > 5000 else 0)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +174,19 @@ def test_gradient_of_a_mask_in_its_own_shape(run, own, queries, keys):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "of_inputs", "rowmax"),
+    ("dtype", "of_inputs", "rowmax", "mask"),
     [
-        ("bfloat16", "bfloat16", False),
-        ("float16", "float16", True),
-        ("bfloat16", "float32", True),
-        ("float16", "float32", False),
+        ("bfloat16", "bfloat16", False, None),
+        ("bfloat16", "bfloat16", False, "additive"),
+        ("float16", "float16", True, None),
+        ("bfloat16", "float32", True, "bool"),
+        ("float16", "float32", False, None),
     ],
 )
-def test_gradients_of_16_bits(run, dtype, of_inputs, rowmax):
+def test_gradients_of_16_bits(run, dtype, of_inputs, rowmax, mask):
     inputs = operands(1, 4, 2, 40, 40, 32, 32, DTYPES[of_inputs])
     how = settings(32, rowmax=rowmax)
-    of = gradients(run, inputs, None, how, DTYPES[dtype])
+    of = gradients(run, inputs, a_mask(mask, 1, 4, 40, 40), how, DTYPES[dtype])
     for mine, theirs in zip(*(each[:3] for each in of), strict=True):
         assert mine.dtype == theirs.dtype == DTYPES[of_inputs]
         difference = (mine.float() - theirs.float()).norm() / theirs.float().norm()
@@ -212,12 +239,22 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite(run, bad):
+def test_what_is_not_finite(run, bad, dtype):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
     q[0, 0, 3, 5] = bad
-    out, observed, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), torch.float32)
+    out, observed, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), DTYPES[dtype])
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) == 3) == (bad != bad)
     assert torch.equal(observed[0], empty_ranges(1)[0])
     assert observed[2].isfinite().all() == (bad == float("inf"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_key_that_is_not_a_number(run, dtype):
+    q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
+    k[0, 0, 3, 5] = float("nan")
+    out, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), DTYPES[dtype])
+    # of those that see it
+    assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) >= 3)

@@ -175,20 +175,25 @@ def test_row_keys_of_large_rows(run):
     assert torch.equal(run(keys_of, rows, KEY), row_keys(rows, KEY, seed))
 
 
-def test_noise_is_bit_equal(run):
+@pytest.mark.parametrize("paired", [True, False])
+def test_noise_is_bit_equal(run, paired):
     keys = row_keys(torch.arange(32), KEY, seed_word(STREAM, 0))
 
     def noise_of(keys):
         out = torch.empty(32, 64, device=keys.device)
-        _noise_of[(1,)](keys, out, ROWS=32, PAIRS=32)
+        _noise_of[(1,)](keys, out, ROWS=32, PAIRS=32, PAIRED=paired)
         return out
 
     assert torch.equal(run(noise_of, keys), uniform_noise(32, 64, KEY, STREAM))
 
 
 @triton.jit
-def _noise_of(keys_ptr, out_ptr, ROWS: tl.constexpr, PAIRS: tl.constexpr):
+def _noise_of(keys_ptr, out_ptr, ROWS: tl.constexpr, PAIRS: tl.constexpr, PAIRED: tl.constexpr):
     rows = tl.arange(0, ROWS)
     keys = tl.load(keys_ptr + rows).to(tl.uint32, bitcast=True)
-    noise = triton_noise.uniform_pairs(keys, tl.arange(0, PAIRS))
-    tl.store(out_ptr + rows[:, None] * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)[None, :], noise)
+    columns = tl.arange(0, 2 * PAIRS)[None, :]
+    if PAIRED:
+        found = triton_noise.digits_of_pairs(keys, tl.arange(0, PAIRS))
+    else:
+        found = triton_noise.digits(keys[:, None], columns)
+    tl.store(out_ptr + rows[:, None] * (2 * PAIRS) + columns, triton_noise.uniform(found))

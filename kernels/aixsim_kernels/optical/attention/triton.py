@@ -29,7 +29,7 @@ from aixsim_kernels.optical.attention.triton_backward import (
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_grid import operand, operand_type
+from aixsim_kernels.optical.triton_grid import Operand, operand, operand_type
 from aixsim_kernels.optical.triton_ranges import extremes, new_found, new_partial, settle
 
 # what a mask can be
@@ -49,7 +49,8 @@ def forward(
     """As `cpu.forward`, with ranges by the extremes.
 
     Returns:
-        What that returns; rows' largest scores and sums, float32 (2, B, H, M); product of the
+        What that returns; what is taken off the rows' exponents and the
+        sums of the rest, float32 (2, B, H, M); product of the
         probabilities, before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
@@ -58,14 +59,16 @@ def forward(
     for index, t in ((0, q), (1, k), (3, v)):
         settle(extremes(t, ranges, index), ranges, found, index)
     kind = operand_type(out_dtype, settings.levels)
-    operands = _operands(q, k, v, mask, used, settings, kind)
+    operands, of_q, _ = _operands(q, k, v, mask, used, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     smooth = torch.empty_like(out)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
     kept = torch.empty_like(rows[0])
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
-    tensors = operands | _rows(rows) | {"ranges_ptr": ranges, "used_ptr": used, "key_ptr": key}
+    tensors = operands | _rows(rows)
+    tensors |= {"ranges_ptr": ranges, "used_ptr": used, "key_ptr": key}
+    tensors |= {"q_sum_ptr": of_q.sums, "seed": seed_word(settings.stream, 0)}
     of_values: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "kept_ptr": kept}
     of_values["output_seed"] = seed_word(settings.stream, 1)
     passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
@@ -101,19 +104,22 @@ def backward(
     """As `cpu.backward`; rows and smooth as the forward left them."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     kind = operand_type(smooth.dtype, settings.levels)
-    operands = _operands(q, k, v, mask, used, settings, kind)
     # the type of the products: the gradient's range, and tensor cores where the forward had them
     grad = grad.to(torch.float32 if kind == torch.float32 else grad.dtype).contiguous()
+    operands, of_q, of_k = _operands(q, k, v, mask, used, settings, kind, grad.dtype)
     exact = grad.dtype == torch.float32
-    delta = torch.empty_like(rows[0])
+    # what the first pass leaves behind for the others
+    delta, by_row = torch.empty_like(rows)
+    noise = torch.empty_like(delta, dtype=torch.int32)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), exact)
     tensors = operands | _rows(rows) | {"used_ptr": used, "key_ptr": key}
-    tensors |= {"grad_ptr": grad, "delta_ptr": delta}
-    of_queries = {"smooth_ptr": smooth, "x_ptr": q, "out_ptr": dq}
+    tensors |= {"grad_ptr": grad, "delta_ptr": delta, "noise_ptr": noise, "by_row_ptr": by_row}
+    of_queries = {"smooth_ptr": smooth, "x_ptr": q, "out_ptr": dq, "q_sum_ptr": of_q.sums}
+    of_queries |= {"k_of_grad_ptr": of_k.other, "seed": seed_word(settings.stream, 0)}
     of_keys = {"k_value_ptr": k, "v_value_ptr": v, "k_out_ptr": dk, "v_out_ptr": dv}
+    of_keys |= {"q_of_grad_ptr": of_q.other}
     passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
-        # the first leaves delta for the second
         (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, of_queries),
         (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, of_keys),
     ]
@@ -158,27 +164,32 @@ def _operands(
     used: Tensor,
     settings: Settings,
     kind: torch.dtype,
-) -> dict[str, Tensor | None]:
-    """c of the three operands, sums of the first two over the head dimension, and the mask."""
+    of_grad: torch.dtype | None = None,
+) -> tuple[dict[str, Any], Operand, Operand]:
+    """Operands and mask as all passes take them, and what is made of q and of k.
+
+    `of_grad` is the type of the output's gradient: q and k are wanted in it too, and v, which
+    nothing else multiplies there, in it alone.
+    """
     levels, floor = settings.levels, settings.lut_min
-    v_c, _ = operand(v, used, 3, levels, floor, kind)
-    q_c, q_sum = operand(q, used, 0, levels, 0.0, kind)
-    k_c, k_sum = operand(k, used, 1, levels, floor, kind)
+    of_v = operand(v, used, 3, levels, floor, of_grad or kind)
+    of_q = operand(q, used, 0, levels, 0.0, kind, of_grad)
+    of_k = operand(k, used, 1, levels, floor, kind, of_grad)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
-    return {
-        "q_ptr": q_c,
-        "q_sum_ptr": q_sum,
-        "k_ptr": k_c,
-        "k_sum_ptr": k_sum,
-        "v_ptr": v_c,
+    tensors = {
+        "q_ptr": of_q.c,
+        "k_ptr": of_k.c,
+        "k_sum_ptr": of_k.sums,
+        "v_ptr": of_v.c,
         "mask_ptr": mask,
     }
+    return tensors, of_q, of_k
 
 
 def _rows(rows: Tensor) -> dict[str, Tensor]:
-    """The rows' largest scores and sums, (2, B, H, M)."""
-    return {"peak_ptr": rows[0], "total_ptr": rows[1]}
+    """What is taken off the rows' exponents, and the sums of the rest: (2, B, H, M)."""
+    return {"shift_ptr": rows[0], "total_ptr": rows[1]}
 
 
 def _shapes_and_settings(
@@ -207,7 +218,6 @@ def _shapes_and_settings(
         "stride_m": strides[2],
         "stride_l": strides[3],
         "shut": shut,
-        "seed": seed_word(settings.stream, 0),
         "scale": settings.scale,
         "heads": heads,
         "M": queries,

@@ -1,10 +1,14 @@
 """The passes of the backward over the scores; `triton.py` explains them.
 
 Legend: M queries, L keys, D and DV the head dimensions of q, k and of v; a tile of scores is
-[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `peak` and `total` are a row's
-largest detected score and sum of exponentials, `share` is 1 / total. A comment gives the shape of a
-value, [] of a number. Gradients: `g` of the output, `dp` of the probabilities, `ds` of the scores;
-`delta` is the row sum of p dp.
+[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `total` is a row's sum of
+exponentials, `shift` what was taken off their exponents, `share` is 1 / total. A comment gives the
+shape of a value, [] of a number.
+
+Gradients: `g` of the output, `dp` of the probabilities, `ds` of the scores; `delta` is v's offset
+times the row sum of g, less the row sum of p dp. `of_grad` are operands in the gradient's type,
+where that is another. What depends on a row alone the first pass leaves behind for the others. The
+second has keys for rows, so that its products take probabilities as the registers hold them.
 """
 
 # triton's types say that a jit function returns nothing
@@ -15,12 +19,15 @@ import triton.language as tl
 
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
+    detected,
+    detected_by_key,
+    detector,
     exponentials,
     keys_before,
-    largest_share,
+    load_softmax,
     load_tile,
     place,
-    raw_scores,
+    probabilities,
     step_and_offset,
     store_inside,
     visible,
@@ -36,11 +43,14 @@ def query_grad_pass(
     k_sum_ptr,
     v_ptr,
     mask_ptr,
-    peak_ptr,
+    shift_ptr,
     total_ptr,
     grad_ptr,
     delta_ptr,
+    noise_ptr,
+    by_row_ptr,
     smooth_ptr,
+    k_of_grad_ptr,
     x_ptr,
     out_ptr,
     used_ptr,
@@ -69,65 +79,79 @@ def query_grad_pass(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end, later = place(
-        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
+    head, kv_head, mask_offset, rows, free, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
+    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    _, of_q, _, added_to_all, _, _, _, _, _ = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
     # [BLOCK_M]
-    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
+    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
+    shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
     of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    # [BLOCK_M]
+    tl.store(noise_ptr + head * M + rows, keys.to(tl.int32, bitcast=True), mask=rows < M)
     g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
     smooth = load_tile(smooth_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
-    delta = tl.sum(g.to(tl.float32) * smooth.to(tl.float32), 1)
-    tl.store(delta_ptr + head * M + rows, delta, mask=rows < M)  # [BLOCK_M]
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
-    g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
+    delta = tl.sum(g.to(tl.float32) * smooth.to(tl.float32), 1)
+    delta = v_offset * tl.sum(g.to(tl.float32), 1) - delta
+    tl.store(delta_ptr + head * M + rows, delta, mask=rows < M)  # [BLOCK_M]
+    tl.store(by_row_ptr + head * M + rows, by_row, mask=rows < M)  # [BLOCK_M]
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     sum_ds = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, end, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-        sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
-            M, L, later, CAUSAL, MASK,
-        )  # fmt: skip
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
-        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
-        # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
-        ds = weights * share[:, None] * (dp + g_sum[:, None])
-        sum_ds += tl.sum(ds, 1)
-        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-        acc = tl.dot(ds.to(g.dtype), k.to(g.dtype), acc, input_precision="ieee")
+    for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
+        for start in range(free if MASKED else 0, end if MASKED else free, BLOCK_N):
+            columns = start + tl.arange(0, BLOCK_N)
+            k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            k_of_grad = k
+            if k_of_grad_ptr is not None:
+                # [BLOCK_N, BLOCK_D]
+                k_of_grad = load_tile(k_of_grad_ptr, kv_head * L, columns, L, D, BLOCK_D)
+            v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+            # [BLOCK_N]
+            k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+            sees, added = visible(
+                mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
+                M, L, later, CAUSAL, MASK,
+            )  # fmt: skip
+            score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+            weights = exponentials(score, added, shift[:, None], at, MASK, EXACT)
+            if MASKED:
+                weights = tl.where(sees, weights, 0.0)
+            # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
+            dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
+            ds = probabilities(weights, share[:, None], ROWMAX, EXACT) * dp
+            sum_ds += tl.sum(ds, 1)
+            # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+            acc = tl.dot(ds.to(g.dtype), k_of_grad, acc, input_precision="ieee")
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
     acc = scale * (k_step * acc + k_offset * sum_ds[:, None])
     store_inside(acc, x_ptr, out_ptr, used_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def key_grad_pass(
     q_ptr,
-    q_sum_ptr,
     k_ptr,
     k_sum_ptr,
     v_ptr,
     mask_ptr,
-    peak_ptr,
+    shift_ptr,
     total_ptr,
     grad_ptr,
     delta_ptr,
+    noise_ptr,
+    by_row_ptr,
+    q_of_grad_ptr,
     k_value_ptr,
     v_value_ptr,
     k_out_ptr,
     v_out_ptr,
     used_ptr,
     key_ptr,
-    seed,
     stride_b,
     stride_h,
     stride_m,
@@ -151,58 +175,73 @@ def key_grad_pass(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
     tiles = tl.cdiv(L, BLOCK_N)
     kv_head = (tl.program_id(0) // tiles).to(tl.int64)
     start = (tl.program_id(0) % tiles) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
+    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    _, _, of_k, _, _, _, _, _, _ = at
     k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
-    k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    # [BLOCK_N]
+    by_column = of_k * tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+    v_step, _ = step_and_offset(used_ptr, 3, LEVELS)
     grad_k = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     grad_v = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     sum_ds = tl.zeros((BLOCK_N,), tl.float32)
     later = keys_before(key_ptr, M, L, PLACED)
+    # queries before the first see none of these keys; from `free` on, in whole tiles, they see all
     first = 0
+    free = M if start + BLOCK_N > L else 0
     if CAUSAL:
         first = tl.maximum(start - later, 0) // BLOCK_M * BLOCK_M
+        free = tl.maximum(
+            free, tl.cdiv(tl.maximum(start + BLOCK_N - 1 - later, 0), BLOCK_M) * BLOCK_M
+        )
+    free = tl.minimum(free, M) if MASK == 0 else M
     kv_heads = heads // REPEATS
     for repeat in range(REPEATS):
         head = (kv_head // kv_heads) * heads + (kv_head % kv_heads) * REPEATS + repeat
         mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
-        for row in range(first, M, BLOCK_M):
-            rows = row + tl.arange(0, BLOCK_M)
-            q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-            g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
-            q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-            peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-            # [BLOCK_M]
-            share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-            delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-            of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
-            keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
-            sees, added = visible(
-                mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
-                M, L, later, CAUSAL, MASK,
-            )  # fmt: skip
-            raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
-            weights = exponentials(
-                raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE
-            )
-            p = weights * share[:, None]
-            code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
-            shown = g
-            if ROWMAX:
-                shown = (g.to(tl.float32) * share[:, None]).to(g.dtype)
-            # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_V] -> [BLOCK_N, BLOCK_V]
-            grad_v = tl.dot(tl.trans(code.to(g.dtype)), shown, grad_v, input_precision="ieee")
-            # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-            dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
-            g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
-            ds = p * (dp + g_sum[:, None])
-            sum_ds += tl.sum(ds, 0)
-            # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_N, BLOCK_D]
-            grad_k = tl.dot(tl.trans(ds.to(g.dtype)), q.to(g.dtype), grad_k, input_precision="ieee")
+        for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
+            for row in range(first if MASKED else free, free if MASKED else M, BLOCK_M):
+                rows = row + tl.arange(0, BLOCK_M)
+                q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+                q_of_grad = q
+                if q_of_grad_ptr is not None:
+                    # [BLOCK_M, BLOCK_D]
+                    q_of_grad = load_tile(q_of_grad_ptr, head * M, rows, M, D, BLOCK_D)
+                g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
+                places = head * M + rows
+                by_row = tl.load(by_row_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
+                delta = tl.load(delta_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
+                keys = tl.load(noise_ptr + places, mask=rows < M, other=0)  # [BLOCK_M]
+                keys = keys.to(tl.uint32, bitcast=True)
+                shift, share = load_softmax(shift_ptr, total_ptr, places, rows < M)
+                sees, added = visible(
+                    mask_ptr, mask_offset, rows[None, :], columns[:, None], stride_m, stride_l,
+                    shut, M, L, later, CAUSAL, MASK,
+                )  # fmt: skip
+                score = detected_by_key(
+                    q, k, by_row, by_column, at, keys, columns, LEVELS, NOISE, EXACT
+                )
+                weights = exponentials(score, added, shift[None, :], at, MASK, EXACT)
+                if MASKED:
+                    weights = tl.where(sees, weights, 0.0)
+                p = probabilities(weights, share[None, :], ROWMAX, EXACT)
+                code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
+                shown = g
+                if ROWMAX:
+                    shown = (g.to(tl.float32) * share[:, None]).to(g.dtype)
+                # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_V] -> [BLOCK_N, BLOCK_V]
+                grad_v = tl.dot(code.to(g.dtype), shown, grad_v, input_precision="ieee")
+                # [BLOCK_N, BLOCK_V] @ [BLOCK_V, BLOCK_M] -> [BLOCK_N, BLOCK_M]
+                dp = tl.fma(tl.dot(v, tl.trans(g), input_precision="ieee"), v_step, delta[None, :])
+                ds = p * dp
+                sum_ds += tl.sum(ds, 1)
+                # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_N, BLOCK_D]
+                grad_k = tl.dot(ds.to(g.dtype), q_of_grad, grad_k, input_precision="ieee")
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     grad_k = scale * (q_step * grad_k + q_offset * sum_ds[:, None])
     # [BLOCK_N, BLOCK_D]
@@ -212,22 +251,22 @@ def key_grad_pass(
     store_inside(grad_v, v_value_ptr, v_out_ptr, used_ptr + 6, kv_head * L, columns, L, DV, BLOCK_V)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit
 def mask_grad_pass(
     q_ptr,
-    q_sum_ptr,
     k_ptr,
     k_sum_ptr,
     v_ptr,
     mask_ptr,
-    peak_ptr,
+    shift_ptr,
     total_ptr,
     grad_ptr,
     delta_ptr,
+    noise_ptr,
+    by_row_ptr,
     mask_out_ptr,
     used_ptr,
     key_ptr,
-    seed,
     batches,
     stride_b,
     stride_h,
@@ -270,7 +309,9 @@ def mask_grad_pass(
     shared_rows = row_tiles if ONE_ROW else 1
     shared_heads = heads if ONE_HEAD else 1
     shared = shared_columns * shared_rows * shared_heads * (batches if ONE_BATCH else 1)
-    v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
+    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    v_step, _ = step_and_offset(used_ptr, 3, LEVELS)
     later = keys_before(key_ptr, M, L, PLACED)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i in range(shared):
@@ -287,24 +328,22 @@ def mask_grad_pass(
         k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
         g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
-        q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+        places = head * M + rows
+        by_row = tl.load(by_row_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-        peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-        # [BLOCK_M]
-        share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
-        delta = tl.load(delta_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-        of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
-        keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+        delta = tl.load(delta_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
+        keys = tl.load(noise_ptr + places, mask=rows < M, other=0)  # [BLOCK_M]
+        keys = keys.to(tl.uint32, bitcast=True)
+        shift, share = load_softmax(shift_ptr, total_ptr, places, rows < M)
         sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
+            mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
             M, L, later, CAUSAL, MASK,
         )  # fmt: skip
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
-        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
+        score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+        weights = tl.where(sees, exponentials(score, added, shift[:, None], at, MASK, EXACT), 0.0)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        dp = v_step * tl.dot(g, tl.trans(v.to(g.dtype)), input_precision="ieee")
-        g_sum = v_offset * tl.sum(g.to(tl.float32), 1) - delta
-        acc += weights * share[:, None] * (dp + g_sum[:, None])
+        dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
+        acc += probabilities(weights, share[:, None], ROWMAX, EXACT) * dp
     rows = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = own_column * BLOCK_N + tl.arange(0, BLOCK_N)
     height, width = M, L

@@ -1,9 +1,9 @@
 """The two passes of the forward over the scores; `triton.py` explains them.
 
 Legend: M queries, L keys, D and DV the head dimensions of q, k and of v; a tile of scores is
-[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `peak` and `total` are a row's
-largest detected score and sum of exponentials, `share` is 1 / total. A comment gives the shape of a
-value, [] of a number.
+[BLOCK_M, BLOCK_N], a tile of an operand [rows, BLOCK_D or BLOCK_V]. `total` is a row's sum of
+exponentials, `shift` what was taken off their exponents, `share` is 1 / total. A comment gives the
+shape of a value, [] of a number.
 """
 
 # triton's types say that a jit function returns nothing
@@ -14,16 +14,27 @@ import triton.language as tl
 
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
+    detected,
+    detector,
     exponentials,
-    largest_share,
+    load_softmax,
     load_tile,
     place,
-    raw_scores,
+    power,
+    probabilities,
+    raw_and_detected,
     step_and_offset,
     visible,
 )
-from aixsim_kernels.optical.triton_grid import nearest, readout, steps
-from aixsim_kernels.optical.triton_ranges import are_clipped, row_extremes, store_partial
+from aixsim_kernels.optical.triton_grid import nearest, out_of_levels, readout, steps
+from aixsim_kernels.optical.triton_ranges import (
+    are_clipped,
+    candidates,
+    least,
+    most,
+    row_extremes,
+    store_partial,
+)
 
 
 # the seeds are other numbers for every layer, which must not compile the kernel anew
@@ -35,7 +46,7 @@ def row_pass(
     k_sum_ptr,
     v_ptr,
     mask_ptr,
-    peak_ptr,
+    shift_ptr,
     total_ptr,
     partial_ptr,
     ranges_ptr,
@@ -66,49 +77,73 @@ def row_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end, later = place(
-        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
+    head, kv_head, mask_offset, rows, free, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
         # the first launch had its range, and has done it all
         if lo <= hi:
             return
-        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
-    step, per_level = steps(lo, hi, LEVELS)
+        at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    else:
+        at = detector(ranges_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    _, of_q, _, added_to_all, _, step, _, exponent, origin = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    # [BLOCK_M]
+    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
     of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     low = tl.full((BLOCK_M,), float("inf"), tl.float32)
     high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    for start in range(0, end, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-        sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
-            M, L, later, CAUSAL, MASK,
-        )  # fmt: skip
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
-        tile_low, tile_high = row_extremes(raw, sees)
-        low, high = tl.minimum(low, tile_low), tl.maximum(high, tile_high)
-        score = readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE) * scale + added
-        score = tl.where(sees, score, float("-inf"))
-        # a NaN is no maximum, and comes into the sum below
-        higher = tl.maximum(peak, tl.max(score, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(score - shift[:, None]), 1)
-        peak = higher
+    # tiles that are seen whole, where there can be any, and then the others
+    for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
+        for start in range(free if MASKED else 0, end if MASKED else free, BLOCK_N):
+            columns = start + tl.arange(0, BLOCK_N)
+            k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            # [BLOCK_N]
+            k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+            raw, score = raw_and_detected(
+                q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT
+            )  # [BLOCK_M, BLOCK_N], twice
+            score *= exponent
+            raw_low, raw_high = raw, raw
+            if MASKED:
+                sees, added = visible(
+                    mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l,
+                    shut, M, L, later, CAUSAL, MASK,
+                )  # fmt: skip
+                if MASK == 2:
+                    score += added if EXACT else added * 1.4426950408889634
+                score = tl.where(sees, score, float("-inf"))
+                raw_low = tl.where(sees, raw, float("inf"))
+                raw_high = tl.where(sees, raw, float("-inf"))
+            tile_low, tile_high = row_extremes(raw_low, raw_high)
+            low, high = least(low, tile_low), most(high, tile_high)
+            # a NaN is no maximum, and comes into the sum below
+            higher = tl.maximum(peak, tl.max(score, 1))
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+            exponentials = power(score - shift[:, None], EXACT)
+            total = total * power(peak - shift, EXACT) + tl.sum(exponentials, 1)
+            peak = higher
     mask = rows < M
-    # [BLOCK_M]
-    tl.store(peak_ptr + head * M + rows, tl.where(peak == float("-inf"), 0.0, peak), mask=mask)
+    shift = tl.where(peak == float("-inf"), 0.0, peak)
+    if not (EXACT or ROWMAX):
+        # the sum too; probabilities of a row with nothing to attend to are 0
+        shift += tl.where(total == 0, float("inf"), tl.log2(tl.where(total == 0, 1.0, total)))
+    tl.store(shift_ptr + head * M + rows, shift, mask=mask)  # [BLOCK_M]
     tl.store(total_ptr + head * M + rows, total, mask=mask)  # [BLOCK_M]
     if not SECOND:
+        if not EXACT:
+            low = out_of_levels(low, lo, hi, step, origin)
+            high = out_of_levels(high, lo, hi, step, origin)
+        low, _ = candidates(low, mask)
+        _, high = candidates(high, mask)
         clipped = are_clipped(low, high, ranges_ptr, 2)
-        store_partial(partial_ptr, low, high, clipped, (total > 0).to(tl.float32))
+        store_partial(partial_ptr, low, high, clipped, (mask & (total > 0)).to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["seed", "output_seed"])
@@ -119,7 +154,7 @@ def value_pass(
     k_sum_ptr,
     v_ptr,
     mask_ptr,
-    peak_ptr,
+    shift_ptr,
     total_ptr,
     out_ptr,
     smooth_ptr,
@@ -154,8 +189,9 @@ def value_pass(
     BLOCK_V: tl.constexpr,
     SECOND: tl.constexpr,
 ):
-    head, kv_head, mask_offset, rows, end, later = place(
-        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, PLACED, BLOCK_M
+    EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
+    head, kv_head, mask_offset, rows, free, end, later = place(
+        heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)  # [], []
     if SECOND:
@@ -163,43 +199,48 @@ def value_pass(
             return
         lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
+    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    _, of_q, _, added_to_all, _, _, _, _, _ = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
-    peak = tl.load(peak_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
     # [BLOCK_M]
-    share = largest_share(tl.load(total_ptr + head * M + rows, mask=rows < M, other=0.0))
+    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
+    shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
     of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
     sum_p = tl.zeros((BLOCK_M,), tl.float32)
-    for start in range(0, end, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)
-        k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
-        v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
-        k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-        sees, added = visible(
-            mask_ptr, mask_offset, rows, columns, stride_m, stride_l, shut,
-            M, L, later, CAUSAL, MASK,
-        )  # fmt: skip
-        raw = raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS)  # [BLOCK_M, BLOCK_N]
-        weights = exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE)
-        p = weights * share[:, None]
-        code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
-        count += tl.sum(code, 1)
-        sum_p += tl.sum(p, 1)
-        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
-        acc = tl.dot(code.to(v.dtype), v, acc, input_precision="ieee")
-        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
-        smooth = tl.dot(p.to(v.dtype), v, smooth, input_precision="ieee")
+    for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
+        for start in range(free if MASKED else 0, end if MASKED else free, BLOCK_N):
+            columns = start + tl.arange(0, BLOCK_N)
+            k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+            v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
+            # [BLOCK_N]
+            k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+            sees, added = visible(
+                mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
+                M, L, later, CAUSAL, MASK,
+            )  # fmt: skip
+            score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+            weights = exponentials(score, added, shift[:, None], at, MASK, EXACT)
+            if MASKED:
+                weights = tl.where(sees, weights, 0.0)
+            p = probabilities(weights, share[:, None], ROWMAX, EXACT)
+            code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
+            count += tl.sum(code, 1)
+            sum_p += tl.sum(p, 1)
+            # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
+            acc = tl.dot(code.to(v.dtype), v, acc, input_precision="ieee")
+            # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
+            smooth = tl.dot(p.to(v.dtype), v, smooth, input_precision="ieee")
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
     acc = (v_step * acc + v_offset * count[:, None]) * (1.0 / (LEVELS - 1))
     smooth = v_step * smooth + v_offset * sum_p[:, None]
     values = tl.arange(0, BLOCK_V)
     mask = (rows[:, None] < M) & (values[None, :] < DV)
     if not SECOND:
-        low, high = row_extremes(acc, mask)
+        low, high = row_extremes(*candidates(acc, mask))
         clipped = are_clipped(low, high, ranges_ptr, 4)
         store_partial(partial_ptr, low, high, clipped, (rows < M).to(tl.float32))
     factor = share if ROWMAX else (share > 0).to(tl.float32)

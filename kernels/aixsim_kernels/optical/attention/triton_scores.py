@@ -10,8 +10,9 @@ operand [rows, BLOCK]. A comment gives the shape of a value, [] of a number.
 import triton
 import triton.language as tl
 
+from aixsim_kernels.common.triton_noise import add_uniform, digits, uniform
 from aixsim_kernels.optical.triton_clipping import inside
-from aixsim_kernels.optical.triton_grid import grid, readout, steps
+from aixsim_kernels.optical.triton_grid import grid, in_levels, level, readout, steps, whole
 
 
 @triton.jit
@@ -31,14 +32,72 @@ def step_and_offset(used_ptr, index, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def raw_scores(q, q_sum, k, k_sum, used_ptr, D, LEVELS: tl.constexpr):
-    """Raw accumulator of a tile of scores."""
+def detector(ranges_ptr, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
+    """What makes detected scores of products, for `raw_and_detected` and what follows it.
+
+    Returns nine numbers: factors of the product, of q's sums and of k's sums, what is added to all;
+    lo, step and 1 / step; factor of a score in the exponent; and what a raw score counts from.
+    With 16-bit operands raw scores are in levels of the detector, and exponents are those of 2.
+    """
+    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
+    step, per_level = steps(lo, hi, LEVELS)
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
+    product, of_q, of_k = q_step * k_step, q_step * k_offset, q_offset * k_step
+    added = D * q_offset * k_offset
+    origin = 0.0
+    exponent = scale
+    if not EXACT:
+        product, of_q, of_k, added, origin = in_levels(
+            product, of_q, of_k, added, lo, hi, per_level, NOISE
+        )
+        exponent = step * scale * 1.4426950408889634
+    return product, of_q, of_k, added, lo, step, per_level, exponent, origin
+
+
+@triton.jit
+def raw_and_detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE: tl.constexpr, EXACT):
+    """A tile's raw scores, and those that the detector reads: values, or levels."""
+    product, _, of_k, _, lo, step, per_level, _, _ = at
     # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK_N] -> [BLOCK_M, BLOCK_N]
     acc = tl.dot(q, tl.trans(k), input_precision="ieee")
-    by_row = q_step * k_offset * q_sum + D * q_offset * k_offset
-    return q_step * k_step * acc + by_row[:, None] + (q_offset * k_step * k_sum)[None, :]
+    if EXACT:
+        raw = product * acc + by_row[:, None] + (of_k * k_sum)[None, :]
+        return raw, readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE)
+    raw = tl.fma(acc, product, by_row[:, None] + (of_k * k_sum)[None, :])
+    return raw, level(raw, keys, start, LEVELS, NOISE)
+
+
+@triton.jit
+def detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE: tl.constexpr, EXACT):
+    """What the detector reads of a tile's scores: values, or levels."""
+    _, read = raw_and_detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+    return read
+
+
+@triton.jit
+def detected_by_key(
+    q, k, by_row, by_column, at, keys, columns, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT
+):
+    """`detected` of a tile whose rows are keys."""
+    product, _, _, _, lo, step, per_level, _, _ = at
+    # [BLOCK_N, BLOCK_D] @ [BLOCK_D, BLOCK_M] -> [BLOCK_N, BLOCK_M]
+    acc = tl.dot(k, tl.trans(q), input_precision="ieee")
+    if EXACT:
+        read = (product * acc + by_row[None, :] + by_column[:, None] - lo) * per_level
+        if NOISE:
+            read += uniform(digits(keys[None, :], columns[:, None]))
+        return lo + step * whole(read, LEVELS)
+    read = tl.fma(acc, product, by_row[None, :] + by_column[:, None])
+    if NOISE:
+        read = add_uniform(read, digits(keys[None, :], columns[:, None]))
+    return whole(read, LEVELS)
+
+
+@triton.jit
+def power(exponent, EXACT: tl.constexpr):
+    """e or, of 16-bit operands, 2 to the exponent."""
+    return tl.exp(exponent) if EXACT else tl.exp2(exponent)
 
 
 @triton.jit
@@ -51,21 +110,26 @@ def place(
     REPEATS: tl.constexpr,
     key_ptr,
     CAUSAL: tl.constexpr,
+    MASK: tl.constexpr,
     PLACED: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """What a program works on: head, its key-value head, its mask, its queries, end of its keys,
-    and how many keys lie before the first query's."""
+    """What a program works on: head, its key-value head, its mask, its queries, how many keys all
+    of them see, in whole tiles, end of its keys, and how many lie before the first query's."""
     tiles = tl.cdiv(M, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
     kv_head = (head // heads) * (heads // REPEATS) + (head % heads) // REPEATS
     mask_offset = (head // heads) * stride_b + (head % heads) * stride_h
-    rows = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = (tl.program_id(0) % tiles) * BLOCK_M
+    rows = first + tl.arange(0, BLOCK_M)
     end = L
+    free = L if MASK == 0 else 0
     later = keys_before(key_ptr, M, L, PLACED)
     if CAUSAL:
-        end = tl.minimum(L, (tl.program_id(0) % tiles + 1) * BLOCK_M + later)
-    return head, kv_head, mask_offset, rows, end, later
+        end = tl.minimum(L, first + BLOCK_M + later)
+        free = tl.minimum(free, tl.maximum(first + later + 1, 0))
+    return head, kv_head, mask_offset, rows, free // BLOCK_N * BLOCK_N, end, later
 
 
 @triton.jit
@@ -92,15 +156,18 @@ def visible(
     CAUSAL: tl.constexpr,
     MASK: tl.constexpr,
 ):
-    """Which keys a query sees, and what an additive mask adds to its scores."""
-    sees = (rows[:, None] < M) & (columns[None, :] < L)
+    """Which keys a query sees, and what an additive mask adds to its scores.
+
+    Rows and columns have two dimensions; the result has what they broadcast to.
+    """
+    sees = (rows < M) & (columns < L)
     if CAUSAL:
-        sees = sees & (columns[None, :] <= rows[:, None] + later)
+        sees = sees & (columns <= rows + later)
     added = tl.zeros(sees.shape, tl.float32)
     if MASK != 0:
-        offsets = rows[:, None].to(tl.int64) * stride_m + columns[None, :].to(tl.int64) * stride_l
+        offsets = rows.to(tl.int64) * stride_m + columns.to(tl.int64) * stride_l
         offsets += mask_offset
-        value = tl.load(mask_ptr + offsets, mask=sees, other=0)  # [BLOCK_M, BLOCK_N]
+        value = tl.load(mask_ptr + offsets, mask=sees, other=0)  # [rows, columns]
         if MASK == 1:
             sees = sees & (value != 0)
         else:
@@ -110,12 +177,37 @@ def visible(
 
 
 @triton.jit
-def exponentials(raw, sees, added, peak, scale, used_ptr, keys, start, LEVELS, NOISE: tl.constexpr):
-    """exp(score - the row's largest), 0 where the mask shuts."""
-    lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
-    step, per_level = steps(lo, hi, LEVELS)
-    score = readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE) * scale + added
-    return tl.where(sees, tl.exp(score - peak[:, None]), 0.0)
+def exponentials(detected, added, shift, at, MASK: tl.constexpr, EXACT: tl.constexpr):
+    """exp(score - shift) of detected scores; a mask of the kind 2 adds to them.
+
+    The shift of a query has two dimensions.
+    """
+    _, _, _, _, _, _, _, exponent, _ = at
+    if EXACT:
+        score = detected * exponent
+        if MASK == 2:
+            score += added
+        return power(score - shift, EXACT)
+    rest = -shift
+    if MASK == 2:
+        rest = added * 1.4426950408889634 - shift
+    return power(tl.fma(detected, exponent, rest), EXACT)
+
+
+@triton.jit
+def load_softmax(shift_ptr, total_ptr, offsets, mask):
+    """What is taken off the exponents of rows, and the largest probability of each."""
+    shift = tl.load(shift_ptr + offsets, mask=mask, other=float("inf"))  # [rows]
+    return shift, largest_share(tl.load(total_ptr + offsets, mask=mask, other=0.0))  # [rows]
+
+
+@triton.jit
+def probabilities(weights, share, ROWMAX: tl.constexpr, EXACT: tl.constexpr):
+    """Probabilities of exponentials; the share of a query has two dimensions, as its shift.
+
+    With 16-bit operands, and without ROWMAX, the sum is in the shift already.
+    """
+    return weights * share if EXACT or ROWMAX else weights
 
 
 @triton.jit

@@ -32,15 +32,25 @@ from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import LinearTile, linear_tile
 from aixsim_kernels.optical.triton_clipping import finish_grad, inside
-from aixsim_kernels.optical.triton_grid import grid, operand, operand_type, position, readout, steps
+from aixsim_kernels.optical.triton_grid import (
+    grid,
+    in_levels,
+    level,
+    operand,
+    operand_type,
+    out_of_levels,
+    position,
+    readout,
+    steps,
+)
 from aixsim_kernels.optical.triton_ranges import (
     FLAT,
     Found,
-    are_clipped,
     candidates,
     extremes,
     new_found,
     new_partial,
+    row_extremes,
     settle,
     store_partial,
 )
@@ -66,7 +76,7 @@ def forward(
     x_code, x_inside, x_sum = _code(x, ranges, found, levels)
     settle(extremes(weight, ranges, 1), ranges, found, 1)
     kind = operand_type(out_dtype, levels)
-    w_operand, w_sum = operand(weight, used, 1, levels, settings.lut_min, kind)
+    w_operand, w_sum, _ = operand(weight, used, 1, levels, settings.lut_min, kind)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
@@ -94,6 +104,7 @@ def forward(
                 PLACED=key.dim() > 0,
                 SECOND=second,
                 EVEN=depth % tile.k == 0,
+                WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
                 **_parameters(tile),
             )
         if not second:
@@ -119,7 +130,7 @@ def backward(
     levels = settings.levels
     kind = grad.dtype if levels <= 256 else torch.float32
     grad, weight = grad.to(kind), weight.contiguous()
-    w_operand, _ = operand(weight, used, 1, levels, settings.lut_min, kind)
+    w_operand = operand(weight, used, 1, levels, settings.lut_min, kind).c
     total = grad.sum(1, dtype=torch.float32)
     grad_x = finish_grad(_matmul(grad, w_operand), total, x_inside, used, 0, levels, x_dtype)
     del w_operand
@@ -305,6 +316,7 @@ def _product(
     PLACED: tl.constexpr,
     SECOND: tl.constexpr,
     EVEN: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -324,6 +336,7 @@ def _product(
     if element == tl.float16:
         # a code becomes the lowest digits of 1024, as a conversion is slow (`triton_noise.signed`)
         centre += 1024
+    EXACT: tl.constexpr = element == tl.float32
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         inner = start + tl.arange(0, BLOCK_K)
@@ -350,26 +363,52 @@ def _product(
     mask = row_mask[:, None] & column_mask[None, :]
     x_sum = tl.load(x_sum_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
     w_sum = tl.load(w_sum_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
-    by_row = x_step * w_offset * x_sum + K * x_offset * w_offset  # [BLOCK_M]
+    bounds_ptr = used_ptr if SECOND else ranges_ptr
+    lo, hi = tl.load(bounds_ptr + 4), tl.load(bounds_ptr + 5)  # [], []
+    step, per_level = steps(lo, hi, LEVELS)
+    product, of_row, of_column = x_step * w_step, x_step * w_offset, x_offset * w_step
+    of_all = K * x_offset * w_offset
+    origin = 0.0
+    if not EXACT:
+        product, of_row, of_column, of_all, origin = in_levels(
+            product, of_row, of_column, of_all, lo, hi, per_level, NOISE
+        )
+    by_row = of_row * x_sum + of_all  # [BLOCK_M]
+    by_column = of_column * w_sum  # [BLOCK_N]
     # [BLOCK_M, BLOCK_N]
-    acc = x_step * w_step * acc + by_row[:, None] + (x_offset * w_step * w_sum)[None, :]
+    if EXACT:
+        acc = product * acc + by_row[:, None] + by_column[None, :]
+    else:
+        acc = tl.fma(acc, product, by_row[:, None] + by_column[None, :])
 
     if not SECOND:
-        lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
-        low, high = candidates(acc, mask)
-        clipped = tl.sum(are_clipped(low, high, ranges_ptr, 2), 1)  # [BLOCK_M]
+        low, high = acc, acc
+        if not WHOLE:
+            low = tl.where(mask, acc, float("inf"))
+            high = tl.where(mask, acc, float("-inf"))
+        # a NaN is beyond too
+        first, last = (lo, hi) if EXACT else (-origin, LEVELS - 1.0 - origin)
+        beyond = tl.where((low >= first) & (high <= last), 0.0, 1.0)
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
-        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), clipped, count)
-    else:
-        lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
-    step, per_level = steps(lo, hi, LEVELS)
+        low, high = row_extremes(low, high)
+        if not EXACT:
+            low = out_of_levels(low, lo, hi, step, origin)
+            high = out_of_levels(high, lo, hi, step, origin)
+        low, _ = candidates(low, row_mask)
+        _, high = candidates(high, row_mask)
+        beyond = tl.where(lo <= hi, tl.sum(beyond, 1), 0.0)
+        store_partial(partial_ptr, low, high, beyond, count)
     of_whole, column = rows, n_first
     if PLACED:
         here = tl.load(key_ptr + 1)  # []
         of_whole = global_rows(key_ptr, rows // here, rows % here, 1, here, PLACED)
         column = n_first + tl.load(key_ptr + 6).to(tl.int32)  # []
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
-    y = readout(acc, lo, step, per_level, keys, column, LEVELS, NOISE)  # [BLOCK_M, BLOCK_N]
+    # [BLOCK_M, BLOCK_N]
+    if EXACT:
+        y = readout(acc, lo, step, per_level, keys, column, LEVELS, NOISE)
+    else:
+        y = tl.fma(level(acc, keys, column, LEVELS, NOISE), step, lo)
     if bias_ptr is not None:
         # [1, BLOCK_N]
         y += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]

@@ -13,10 +13,18 @@ PASSES = {
     "key_grad": triton_backward.key_grad_pass,
 }
 
+# a score, measured; docs/design.md has them
+INSTRUCTIONS = {
+    "rows": {64: 24.0, 128: 25.1},
+    "values": {64: 24.9, 128: 27.5},
+    "query_grad": {64: 23.1, 128: 30.4},
+    "key_grad": {64: 38.0, 128: 42.8},
+}
+
 
 @pytest.fixture
 def built(compiled):
-    """(pass, head dimension, exact) -> the tile, and the pass compiled for an H100."""
+    """(pass, head dimension, exact) -> the tile, and the pass compiled, as `compiled`."""
 
     def build(name, head_dim, exact=False):
         kernel = PASSES[name]
@@ -34,6 +42,12 @@ def built(compiled):
         sizes = ("stride_b", "stride_h", "stride_m", "stride_l", "heads", "M", "L", "D", "DV")
         types = dict.fromkeys(operands, "*fp32" if exact else "*fp16")
         types |= dict.fromkeys(values, "*fp32" if exact else "*bf16")
+        of_grad = ("q_of_grad_ptr", "k_of_grad_ptr")
+        if exact:
+            constants |= dict.fromkeys(of_grad)
+        else:
+            types |= dict.fromkeys(of_grad, "*bf16") | {"noise_ptr": "*i32"}
+            types |= {"v_ptr": "*bf16"} if "grad" in name else {}
         types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("shut", "scale"), "fp32")
         types = {key: kind for key, kind in types.items() if key in kernel.arg_names}
         constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
@@ -46,24 +60,21 @@ def built(compiled):
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("name", PASSES)
 def test_compiled_for_sm_90(built, name, head_dim):
-    tile, ptx, instructions = built(name, head_dim)
+    tile, ptx, _, loops = built(name, head_dim)
     products = set(re.findall(r"(?:wgmma.mma_async|mma.sync)\S*", ptx))
     assert products and all("f32.f16.f16" in p or "f32.bf16.bf16" in p for p in products)
     assert any("wgmma" in product for product in products)
     assert "tf32" not in ptx
-    assert not any(line.startswith(("LDL", "STL")) for line in instructions), "registers spill"
-    if name != "rows":
-        return
-    first, last = (
-        next(i for i, line in lines if line.startswith("HGMMA"))
-        for lines in (list(enumerate(instructions)), list(enumerate(instructions))[::-1])
-    )
-    end = next(i for i in range(last, len(instructions)) if instructions[i].startswith("BRA"))
-    a_score = (end - first) / (tile.m * tile.n / (tile.warps * 32))
-    # noise, read-out, extremes, exponential, causal mask; measured 46
-    assert a_score < 55
+    # the interpreter's minimum is NaN where an operand is; a GPU's has to be told
+    assert {"min.NaN.f32", "max.NaN.f32"} <= set(re.findall(r"m\w\w\.NaN\.f32", ptx))
+    assert len(loops) == 2
+    assert not any(i.startswith(("LDL", "STL")) for loop in loops for i in loop), "registers spill"
+    scores = tile.m * tile.n / (tile.warps * 32)
+    free = min(len(loop) for loop in loops) / scores
+    # of tiles that are seen whole: product, noise, read-out, exponential, and what the pass is for
+    assert free < INSTRUCTIONS[name][head_dim] + 1, free
 
 
 def test_float32_operands_are_not_rounded_to_tf32(built):
-    _, ptx, _ = built("values", 64, exact=True)
+    _, ptx, _, _ = built("values", 64, exact=True)
     assert "tf32" not in ptx and "mma" not in ptx

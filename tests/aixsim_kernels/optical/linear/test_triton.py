@@ -11,12 +11,13 @@ TILES = {name: LinearTile(*tile) for name, tile in table()["9.0"]["linear"].item
 
 @pytest.fixture
 def product(compiled):
-    """(tile, operand) -> the product compiled for an H100: its PTX and its instructions."""
+    """(tile, operand) -> the product compiled for an H100: as `compiled`."""
 
     def build(tile, operand):
         constants = {
-            "LEVELS": 256, "NOISE": True, "PLACED": False, "SECOND": False, "EVEN": True,
-            "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "bias_ptr": None,
+            "LEVELS": 256, "NOISE": True, "PLACED": False, "SECOND": False,
+            "EVEN": True, "WHOLE": True, "bias_ptr": None,
+            "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
         }  # fmt: skip
         types = {"code_ptr": "*u8", "w_ptr": operand, "y_ptr": "*bf16", "M": "i32", "N": "i32"}
         aligned = {"code_ptr", "w_ptr", "y_ptr", "M", "N", "K"}
@@ -28,21 +29,23 @@ def product(compiled):
 @pytest.mark.parametrize(("tile", "instruction"), [("large", "m64n128k16"), ("small", "m16n8k16")])
 def test_compiled_for_sm_90(product, tile, instruction):
     tile = TILES[tile]
-    ptx, instructions = product(tile, "*fp16")
+    ptx, instructions, _ = product(tile, "*fp16")
     kind = "wgmma.mma_async" if tile.m >= 64 else "mma.sync"
     products = set(re.findall(rf"{kind}\S*", ptx))
     assert products and all(instruction in name and ".f32.f16.f16" in name for name in products)
     assert "tf32" not in ptx
+    # the interpreter's minimum is NaN where an operand is; a GPU's has to be told
+    assert {"min.NaN.f32", "max.NaN.f32"} <= set(re.findall(r"m\w\w\.NaN\.f32", ptx))
     assert not any(line.startswith(("LDL", "STL")) for line in instructions), "registers spill"
     if tile.m < 64:
         return
     last = max(i for i, line in enumerate(instructions) if line.startswith("HGMMA"))
     an_element = (len(instructions) - last) / (tile.m * tile.n / (tile.warps * 32))
-    # noise, read-out, extremes, what is clipped, and store; measured 43
-    assert an_element < 45
+    # noise, read-out, extremes, what is clipped, and store; measured 30.5
+    assert an_element < 32
 
 
 def test_float32_operands_are_not_rounded_to_tf32(product):
-    ptx, instructions = product(TILES["exact"], "*fp32")
+    ptx, instructions, _ = product(TILES["exact"], "*fp32")
     assert "tf32" not in ptx and "mma" not in ptx
     assert any(line.startswith("FFMA") for line in instructions)
