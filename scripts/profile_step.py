@@ -42,7 +42,8 @@ PARTS = {
 KERNELS = {
     "_extremes": "observe ranges", "_settle": "observe ranges", "_code": "quantise",
     "_operand": "quantise", "_pack": "quantise", "_centred": "quantise",
-    "_product": "product with detector", "_grad_kernel": "clip masks", "row_pass": "attention",
+    "_product": "product with detector", "_grad_kernel": "clip masks",
+    "_sums": "sums of the gradient", "row_pass": "attention",
     "value_pass": "attention", "query_grad_pass": "attention", "key_grad_pass": "attention",
     "gemm": "products", "nvjet": "products", "cutlass": "products", "cublas": "products",
 }  # fmt: skip

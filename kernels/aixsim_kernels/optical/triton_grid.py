@@ -20,11 +20,17 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
+from aixsim_kernels.optical.triton_ranges import Findings, settle, settled
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
     """Type of c for a result of this type: c is an integer whatever type the inputs have."""
     return torch.float32 if out_dtype == torch.float32 or levels > 256 else torch.float16
+
+
+# arguments of a kernel whose ranges are in `used` already
+_SETTLED = dict.fromkeys(("partial_ptr", "ranges_ptr", "observed_ptr", "clipped_ptr"))
+_SETTLED |= {"n_partial": 0}
 
 
 class Operand(NamedTuple):
@@ -49,6 +55,7 @@ def operand(
     lut_min: float,
     dtype: torch.dtype,
     other: torch.dtype | None = None,
+    findings: Findings | None = None,
 ) -> Operand:
     """What a modulator makes of x.
 
@@ -60,6 +67,7 @@ def operand(
         lut_min: floor as a share of the range, 0 for none.
         dtype: of c.
         other: another type that c is wanted in.
+        findings: from which the range is settled first.
     """
     c = torch.empty(x.shape, dtype=dtype, device=x.device)
     c_of_other = None if other in (None, dtype) else torch.empty_like(c, dtype=other)
@@ -71,7 +79,7 @@ def operand(
             operand_ptr=c,
             other_ptr=c_of_other,
             sum_ptr=sums,
-            used_ptr=used,
+            **(findings.arguments() if findings else _SETTLED | {"used_ptr": used}),
             index=index,
             n_rows=sums.numel(),
             depth=x.shape[-1],
@@ -81,6 +89,8 @@ def operand(
             ROWS=16,
             BLOCK=256,
         )
+    elif findings:
+        settle(findings, index)
     return Operand(c, sums, c_of_other)
 
 
@@ -103,8 +113,13 @@ def steps(lo, hi, LEVELS: tl.constexpr):
 @triton.jit
 def grid(used_ptr, index, LEVELS: tl.constexpr):
     """lo, step, 1 / step, centre of a range."""
-    lo = tl.load(used_ptr + 2 * index)  # []
-    hi = tl.load(used_ptr + 2 * index + 1)  # []
+    # [], []
+    return grid_of(tl.load(used_ptr + 2 * index), tl.load(used_ptr + 2 * index + 1), LEVELS)
+
+
+@triton.jit
+def grid_of(lo, hi, LEVELS: tl.constexpr):
+    """`grid` of a range by its ends."""
     step, per_level = steps(lo, hi, LEVELS)
     centre = nearest(tl.minimum(tl.maximum(-lo * per_level, 0.0), LEVELS - 1.0))
     return lo, step, per_level, centre
@@ -174,12 +189,17 @@ def level(x, keys, first, LEVELS: tl.constexpr, NOISE: tl.constexpr):
     return whole(x, LEVELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_partial"])
 def _operand_kernel(
     x_ptr,
     operand_ptr,
     other_ptr,
     sum_ptr,
+    partial_ptr,
+    n_partial,
+    ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
     used_ptr,
     index,
     n_rows,
@@ -190,8 +210,13 @@ def _operand_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    lo, step, per_level, centre = grid(used_ptr, index, LEVELS)
-    hi = tl.load(used_ptr + 2 * index + 1)  # []
+    if partial_ptr is not None:
+        lo, hi = settled(
+            partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index
+        )
+    else:
+        lo, hi = tl.load(used_ptr + 2 * index), tl.load(used_ptr + 2 * index + 1)  # [], []
+    lo, step, per_level, centre = grid_of(lo, hi, LEVELS)
     tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
     offset = lo + centre * step
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

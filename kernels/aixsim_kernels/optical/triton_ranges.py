@@ -1,7 +1,8 @@
 """Ranges on a GPU: what each program saw, and the range that all of it makes, without the host.
 
 `ranges.py` in two steps. Programs leave partial findings (n, 4): lowest, highest, how many elements
-or rows lie beyond the range that was set, of how many. One program then settles the range.
+or rows lie beyond the range that was set, of how many. The launch that works with the range settles
+it: its first program stores what all found, and the others look only where it was never set.
 
 Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `high`, `beyond` and
 `count` are a program's findings so far, one for each lane. A comment gives the shape of a value,
@@ -38,6 +39,31 @@ class Found(NamedTuple):
     used: Tensor
 
 
+class Findings(NamedTuple):
+    """What programs found out about a tensor, and where what it comes to is stored.
+
+    Args:
+        partial: float32 (programs, 4), from `new_partial`.
+        ranges: float32 (n, 2), those that were set.
+        found: of n tensors.
+    """
+
+    partial: Tensor
+    ranges: Tensor
+    found: Found
+
+    def arguments(self) -> dict[str, Any]:
+        """As a kernel takes them that calls `settled`."""
+        return {
+            "partial_ptr": self.partial,
+            "n_partial": len(self.partial),
+            "ranges_ptr": self.ranges,
+            "observed_ptr": self.found.observed,
+            "clipped_ptr": self.found.clipped,
+            "used_ptr": self.found.used,
+        }
+
+
 def new_found(ranges: Tensor) -> Found:
     """Room for what a call with these ranges (n, 2) finds out."""
     return Found(torch.empty_like(ranges), ranges.new_empty(len(ranges)), torch.empty_like(ranges))
@@ -70,19 +96,10 @@ def extremes(x: Tensor, ranges: Tensor, index: int) -> Tensor:
     return partial
 
 
-def settle(partial: Tensor, ranges: Tensor, found: Found, index: int) -> None:
-    """Reduce what programs found out to row `index` of `found`, and find the range to use."""
+def settle(findings: Findings, index: int) -> None:
+    """Store what programs found out in row `index`, where no launch follows that does."""
     launch: Any = _settle_kernel[(1,)]
-    launch(
-        partial_ptr=partial,
-        ranges_ptr=ranges,
-        observed_ptr=found.observed,
-        clipped_ptr=found.clipped,
-        used_ptr=found.used,
-        index=index,
-        n=len(partial),
-        BLOCK=1024,
-    )
+    launch(**findings.arguments(), index=index)
 
 
 @triton.jit
@@ -159,23 +176,33 @@ def _extremes_kernel(x_ptr, partial_ptr, ranges_ptr, index, n, BLOCK: tl.constex
 
 
 @triton.jit
-def _settle_kernel(
-    partial_ptr,
-    ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
-    used_ptr,
-    index,
-    n,
-    BLOCK: tl.constexpr,
-):
+def settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index):
+    """Both ends of the range to work with; the first program stores all that was found out."""
+    lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
+    unset = lo > hi
+    if unset | (tl.program_id(0) == 0):
+        least, most, share = _reduced(partial_ptr, n_partial)
+        lo = tl.where(unset, least, lo)
+        hi = tl.where(unset, most, hi)
+        if tl.program_id(0) == 0:
+            tl.store(observed_ptr + 2 * index, least)  # []
+            tl.store(observed_ptr + 2 * index + 1, most)  # []
+            tl.store(clipped_ptr + index, share)  # []
+            tl.store(used_ptr + 2 * index, lo)  # []
+            tl.store(used_ptr + 2 * index + 1, hi)  # []
+    return lo, hi
+
+
+@triton.jit
+def _reduced(partial_ptr, n_partial, BLOCK: tl.constexpr = 1024):  # pyright: ignore[reportArgumentType]
+    """Lowest, highest and the share that is clipped, of what all programs found out."""
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
     beyond = tl.zeros((BLOCK,), tl.float32)
     count = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n, BLOCK):
+    for start in range(0, n_partial, BLOCK):
         programs = start + tl.arange(0, BLOCK)
-        mask = programs < n
+        mask = programs < n_partial
         one = partial_ptr + 4 * programs  # [BLOCK]
         low = tl.minimum(low, tl.load(one, mask, other=float("inf")))  # [BLOCK]
         high = tl.maximum(high, tl.load(one + 1, mask, other=float("-inf")))  # [BLOCK]
@@ -184,14 +211,11 @@ def _settle_kernel(
     lo = tl.min(low, 0)
     hi = tl.max(high, 0)
     is_finite = (lo > float("-inf")) & (hi < float("inf"))  # pyright: ignore[reportOperatorIssue]
-    lo = tl.where(is_finite, lo, float("inf"))
-    hi = tl.where(is_finite, hi, float("-inf"))
-    tl.store(observed_ptr + 2 * index, lo)  # []
-    tl.store(observed_ptr + 2 * index + 1, hi)  # []
     # rows of NaN are clipped, but attend to nothing
     share = tl.minimum(tl.sum(beyond, 0) / tl.maximum(tl.sum(count, 0), 1.0), 1.0)
-    tl.store(clipped_ptr + index, share)  # []
-    set_lo, set_hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
-    unset = set_lo > set_hi
-    tl.store(used_ptr + 2 * index, tl.where(unset, lo, set_lo))  # []
-    tl.store(used_ptr + 2 * index + 1, tl.where(unset, hi, set_hi))  # []
+    return tl.where(is_finite, lo, float("inf")), tl.where(is_finite, hi, float("-inf")), share
+
+
+@triton.jit(do_not_specialize=["n_partial"])
+def _settle_kernel(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index):
+    settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index)

@@ -30,7 +30,14 @@ from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_grid import Operand, operand, operand_type
-from aixsim_kernels.optical.triton_ranges import extremes, new_found, new_partial, settle
+from aixsim_kernels.optical.triton_ranges import (
+    Findings,
+    Found,
+    extremes,
+    new_found,
+    new_partial,
+    settle,
+)
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2
@@ -56,10 +63,8 @@ def forward(
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     found = new_found(ranges)
     used = found.used
-    for index, t in ((0, q), (1, k), (3, v)):
-        settle(extremes(t, ranges, index), ranges, found, index)
     kind = operand_type(out_dtype, settings.levels)
-    operands, of_q, _ = _operands(q, k, v, mask, used, settings, kind)
+    operands, of_q, _ = _operands(q, k, v, mask, used, settings, kind, found_in=(ranges, found))
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     smooth = torch.empty_like(out)
@@ -67,7 +72,7 @@ def forward(
     kept = torch.empty_like(rows[0])
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
     tensors = operands | _rows(rows)
-    tensors |= {"ranges_ptr": ranges, "used_ptr": used, "key_ptr": key}
+    tensors["key_ptr"] = key
     tensors |= {"q_sum_ptr": of_q.sums, "seed": seed_word(settings.stream, 0)}
     of_values: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "kept_ptr": kept}
     of_values["output_seed"] = seed_word(settings.stream, 1)
@@ -78,12 +83,13 @@ def forward(
     for index, tile, kernel, own in passes:
         programs = _programs(q, tile.m)
         partial = new_partial(programs, q.device)
-        how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
-        for second in (False, True):
-            if programs:
-                kernel[(programs,)](partial_ptr=partial, SECOND=second, **how)
-            if not second:
-                settle(partial, ranges, found, index)
+        findings = Findings(partial, ranges, found)
+        how = tensors | own | findings.arguments()
+        how |= _shapes_and_settings(q, k, v, mask, key, settings, tile)
+        for second in (False, True) if programs else ():
+            kernel[(programs,)](SECOND=second, **how)
+        if not programs:
+            settle(findings, index)
     mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
     return out, found.observed, found.clipped, mass, used, rows, smooth
 
@@ -165,16 +171,21 @@ def _operands(
     settings: Settings,
     kind: torch.dtype,
     of_grad: torch.dtype | None = None,
+    found_in: tuple[Tensor, Found] | None = None,
 ) -> tuple[dict[str, Any], Operand, Operand]:
     """Operands and mask as all passes take them, and what is made of q and of k.
 
     `of_grad` is the type of the output's gradient: q and k are wanted in it too, and v, which
-    nothing else multiplies there, in it alone.
+    nothing else multiplies there, in it alone. `found_in` are the ranges that were set, and where
+    what is found out goes, if that is still to be done.
     """
-    levels, floor = settings.levels, settings.lut_min
-    of_v = operand(v, used, 3, levels, floor, of_grad or kind)
-    of_q = operand(q, used, 0, levels, 0.0, kind, of_grad)
-    of_k = operand(k, used, 1, levels, floor, kind, of_grad)
+
+    def made(x: Tensor, index: int, floor: float, dtype: torch.dtype) -> Operand:
+        findings = found_in and Findings(extremes(x, found_in[0], index), *found_in)
+        return operand(x, used, index, settings.levels, floor, dtype, of_grad, findings)
+
+    of_v = made(v, 3, settings.lut_min, of_grad or kind)
+    of_q, of_k = made(q, 0, 0.0, kind), made(k, 1, settings.lut_min, kind)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     tensors = {

@@ -21,7 +21,6 @@ from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
     detected,
     detected_by_key,
-    detector,
     exponentials,
     keys_before,
     load_softmax,
@@ -30,6 +29,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     probabilities,
     step_and_offset,
     store_inside,
+    used_detector,
     visible,
 )
 from aixsim_kernels.optical.triton_grid import nearest
@@ -83,7 +83,7 @@ def query_grad_pass(
     head, kv_head, mask_offset, rows, free, end, later = place(
         heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
-    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, of_q, _, added_to_all, _, _, _, _, _ = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
     # [BLOCK_M]
@@ -180,7 +180,7 @@ def key_grad_pass(
     kv_head = (tl.program_id(0) // tiles).to(tl.int64)
     start = (tl.program_id(0) % tiles) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
-    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, _, of_k, _, _, _, _, _, _ = at
     k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
@@ -310,7 +310,7 @@ def mask_grad_pass(
     shared_heads = heads if ONE_HEAD else 1
     shared = shared_columns * shared_rows * shared_heads * (batches if ONE_BATCH else 1)
     EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
-    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     v_step, _ = step_and_offset(used_ptr, 3, LEVELS)
     later = keys_before(key_ptr, M, L, PLACED)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

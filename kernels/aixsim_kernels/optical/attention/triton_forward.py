@@ -24,6 +24,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     probabilities,
     raw_and_detected,
     step_and_offset,
+    used_detector,
     visible,
 )
 from aixsim_kernels.optical.triton_grid import nearest, out_of_levels, readout, steps
@@ -33,12 +34,13 @@ from aixsim_kernels.optical.triton_ranges import (
     least,
     most,
     row_extremes,
+    settled,
     store_partial,
 )
 
 
 # the seeds are other numbers for every layer, which must not compile the kernel anew
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "n_partial"])
 def row_pass(
     q_ptr,
     q_sum_ptr,
@@ -49,7 +51,10 @@ def row_pass(
     shift_ptr,
     total_ptr,
     partial_ptr,
+    n_partial,
     ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -84,11 +89,11 @@ def row_pass(
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
         # the first launch had its range, and has done it all
-        if lo <= hi:
+        is_set = lo <= hi
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 2)
+        if is_set:
             return
-        at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
-    else:
-        at = detector(ranges_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, of_q, _, added_to_all, _, step, _, exponent, origin = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
     # [BLOCK_M]
@@ -146,7 +151,7 @@ def row_pass(
         store_partial(partial_ptr, low, high, clipped, (mask & (total > 0)).to(tl.float32))
 
 
-@triton.jit(do_not_specialize=["seed", "output_seed"])
+@triton.jit(do_not_specialize=["seed", "output_seed", "n_partial"])
 def value_pass(
     q_ptr,
     q_sum_ptr,
@@ -160,7 +165,10 @@ def value_pass(
     smooth_ptr,
     kept_ptr,
     partial_ptr,
+    n_partial,
     ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -195,11 +203,12 @@ def value_pass(
     )
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)  # [], []
     if SECOND:
-        if lo <= hi:
+        is_set = lo <= hi
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 4)
+        if is_set:
             return
-        lo, hi = tl.load(used_ptr + 8), tl.load(used_ptr + 9)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
-    at = detector(used_ptr, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, of_q, _, added_to_all, _, _, _, _, _ = at
     q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
     # [BLOCK_M]

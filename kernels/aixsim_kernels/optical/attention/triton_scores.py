@@ -32,14 +32,20 @@ def step_and_offset(used_ptr, index, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def detector(ranges_ptr, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
+def used_detector(used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
+    """`detector` with the range that the first pass worked with."""
+    lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
+    return detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+
+
+@triton.jit
+def detector(lo, hi, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
     """What makes detected scores of products, for `raw_and_detected` and what follows it.
 
     Returns nine numbers: factors of the product, of q's sums and of k's sums, what is added to all;
     lo, step and 1 / step; factor of a score in the exponent; and what a raw score counts from.
     With 16-bit operands raw scores are in levels of the detector, and exponents are those of 2.
     """
-    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)

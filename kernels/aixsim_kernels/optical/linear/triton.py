@@ -28,10 +28,10 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
-from aixsim_kernels.optical.linear.cpu import code_dtype
+from aixsim_kernels.optical.linear.triton_codes import centred, code, sums
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import LinearTile, linear_tile
-from aixsim_kernels.optical.triton_clipping import finish_grad, inside
+from aixsim_kernels.optical.triton_clipping import finish_grad
 from aixsim_kernels.optical.triton_grid import (
     grid,
     in_levels,
@@ -39,24 +39,20 @@ from aixsim_kernels.optical.triton_grid import (
     operand,
     operand_type,
     out_of_levels,
-    position,
     readout,
     steps,
 )
 from aixsim_kernels.optical.triton_ranges import (
-    FLAT,
-    Found,
+    Findings,
     candidates,
     extremes,
     new_found,
     new_partial,
     row_extremes,
     settle,
+    settled,
     store_partial,
 )
-
-# of the input that a program codes
-_ROWS = 8
 
 
 def forward(
@@ -73,42 +69,42 @@ def forward(
     x, weight = x.contiguous(), weight.contiguous()
     found = new_found(ranges)
     used = found.used
-    x_code, x_inside, x_sum = _code(x, ranges, found, levels)
-    settle(extremes(weight, ranges, 1), ranges, found, 1)
+    x_code, x_inside, x_sum = code(x, ranges, found, levels)
     kind = operand_type(out_dtype, levels)
-    w_operand, w_sum, _ = operand(weight, used, 1, levels, settings.lut_min, kind)
+    of_weight = Findings(extremes(weight, ranges, 1), ranges, found)
+    w_operand, w_sum, _ = operand(
+        weight, used, 1, levels, settings.lut_min, kind, findings=of_weight
+    )
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
-    for second in (False, True):
-        if programs:
-            launch: Any = _product[(programs,)]
-            launch(
-                code_ptr=x_code,
-                w_ptr=w_operand,
-                x_sum_ptr=x_sum,
-                w_sum_ptr=w_sum,
-                bias_ptr=bias,
-                y_ptr=y,
-                partial_ptr=partial,
-                ranges_ptr=ranges,
-                used_ptr=used,
-                key_ptr=key,
-                seed=seed_word(settings.stream, 0),
-                M=rows,
-                N=columns,
-                K=depth,
-                LEVELS=levels,
-                NOISE=settings.noise,
-                PLACED=key.dim() > 0,
-                SECOND=second,
-                EVEN=depth % tile.k == 0,
-                WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
-                **_parameters(tile),
-            )
-        if not second:
-            settle(partial, ranges, found, 2)
+    findings = Findings(partial, ranges, found)
+    for second in (False, True) if programs else ():
+        launch: Any = _product[(programs,)]
+        launch(
+            code_ptr=x_code,
+            w_ptr=w_operand,
+            x_sum_ptr=x_sum,
+            w_sum_ptr=w_sum,
+            bias_ptr=bias,
+            y_ptr=y,
+            **findings.arguments(),
+            key_ptr=key,
+            seed=seed_word(settings.stream, 0),
+            M=rows,
+            N=columns,
+            K=depth,
+            LEVELS=levels,
+            NOISE=settings.noise,
+            PLACED=key.dim() > 0,
+            SECOND=second,
+            EVEN=depth % tile.k == 0,
+            WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
+            **_parameters(tile),
+        )
+    if not programs:
+        settle(findings, 2)
     return y, found.observed, found.clipped, used, x_code, x_inside
 
 
@@ -129,22 +125,27 @@ def backward(
     """
     levels = settings.levels
     kind = grad.dtype if levels <= 256 else torch.float32
-    grad, weight = grad.to(kind), weight.contiguous()
+    grad, weight = grad.to(kind).contiguous(), weight.contiguous()
     w_operand = operand(weight, used, 1, levels, settings.lut_min, kind).c
-    total = grad.sum(1, dtype=torch.float32)
-    grad_x = finish_grad(_matmul(grad, w_operand), total, x_inside, used, 0, levels, x_dtype)
+    by_row, by_column = sums(grad)
+    # the input's gradient is rounded to 16 bits in the end, and may be on the way; in float16, sums
+    # of c would overflow
+    between = torch.bfloat16 if kind == x_dtype == torch.bfloat16 else torch.float32
+    grad_x = _matmul(grad, w_operand, between)
+    grad_x = finish_grad(grad_x, by_row, x_inside, used, 0, levels, x_dtype)
     del w_operand
-    by_column = grad.sum(0, dtype=torch.float32)
-    x_operand = _centred(x_code, used, levels, kind)
-    grad_w = _matmul(grad.T, x_operand)
+    x_operand = centred(x_code, used, levels, kind)
+    grad_w = _matmul(grad.T, x_operand, torch.float32)
     grad_w = finish_grad(grad_w, by_column, weight, used, 1, levels, weight.dtype)
     return grad_x, grad_w, by_column if wants_bias else by_column.new_empty(0)
 
 
-def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32: in float16, sums of c would overflow."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
+def _matmul(a: Tensor, b: Tensor, out: torch.dtype) -> Tensor:
+    """a @ b, summed in float32 and rounded to `out`."""
+    if out == a.dtype:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=out)
     return a.float() @ b.float()
 
 
@@ -160,142 +161,8 @@ def _parameters(tile: LinearTile) -> dict[str, Any]:
     }
 
 
-def _code(x: Tensor, ranges: Tensor, found: Found, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (M, K), packed bits of what is inside the range, row sums of c (NaN where x is).
-
-    And what is found out about x: row 0 of `found`.
-    """
-    codes = torch.empty(x.shape, dtype=code_dtype(levels), device=x.device)
-    bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-    sums = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    programs = triton.cdiv(len(x), _ROWS) if x.shape[1] else 0
-    partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
-    in_rows = x.shape[1] % 8 == 0
-    for second in (False, True):
-        if programs:
-            launch: Any = _code_kernel[(programs,)]
-            launch(
-                x_ptr=x,
-                code_ptr=codes,
-                bits_ptr=bits if in_rows else None,
-                sum_ptr=sums,
-                partial_ptr=partial,
-                ranges_ptr=ranges,
-                used_ptr=found.used,
-                n_rows=len(x),
-                depth=x.shape[1],
-                LEVELS=levels,
-                SECOND=second,
-                ROWS=_ROWS,
-                BLOCK=256,
-            )
-        if not second:
-            settle(partial, ranges, found, 0)
-    if not programs:
-        sums.zero_()
-    elif not in_rows:
-        launch = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
-        launch(x_ptr=x, bits_ptr=bits, used_ptr=found.used, n=x.numel(), BLOCK=FLAT)
-    return codes, bits, sums
-
-
-def _centred(codes: Tensor, used: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """c of an input's codes."""
-    out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
-    if codes.numel():
-        launch: Any = _centred_kernel[(triton.cdiv(codes.numel(), FLAT),)]
-        launch(
-            code_ptr=codes, out_ptr=out, used_ptr=used, n=codes.numel(), LEVELS=levels, BLOCK=FLAT
-        )
-    return out
-
-
-@triton.jit
-def _code_kernel(
-    x_ptr,
-    code_ptr,
-    bits_ptr,
-    sum_ptr,
-    partial_ptr,
-    ranges_ptr,
-    used_ptr,
-    n_rows,
-    depth,
-    LEVELS: tl.constexpr,
-    SECOND: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """All that is made of x, in one visit; a second launch where its range was never set."""
-    if SECOND:
-        if tl.load(ranges_ptr) <= tl.load(ranges_ptr + 1):  # [], []
-            return
-        bounds_ptr = used_ptr
-    else:
-        bounds_ptr = ranges_ptr
-    lo, _, per_level, centre = grid(bounds_ptr, 0, LEVELS)
-    hi = tl.load(bounds_ptr + 1)  # []
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros((ROWS,), tl.float32)
-    beyond = tl.zeros((ROWS,), tl.float32)
-    low = tl.full((ROWS, BLOCK), float("inf"), tl.float32)
-    high = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
-    for start in range(0, depth, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
-        offsets = rows[:, None] * depth + columns[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
-        least, most = candidates(x, mask)
-        low, high = tl.minimum(low, least), tl.maximum(high, most)
-        is_inside = inside(x, lo, hi) & mask
-        beyond += tl.sum((mask & ~is_inside).to(tl.float32), 1)
-        code = position(tl.where(x == x, x, lo), lo, per_level, LEVELS)
-        # [ROWS, BLOCK]
-        tl.store(code_ptr + offsets, code.to(tl.int32).to(code_ptr.dtype.element_ty), mask=mask)
-        # a code cannot say NaN; the sum of its row does
-        total += tl.sum(tl.where(mask, tl.where(x == x, code - centre, x), 0.0), 1)
-        if bits_ptr is not None:
-            eights = tl.reshape(is_inside.to(tl.int32), (ROWS, BLOCK // 8, 8))
-            packed = tl.sum(eights << tl.arange(0, 8)[None, None, :], 2)
-            octets = start // 8 + tl.arange(0, BLOCK // 8)
-            places = rows[:, None] * (depth // 8) + octets[None, :]
-            here = (rows[:, None] < n_rows) & (octets[None, :] < depth // 8)
-            tl.store(bits_ptr + places, packed.to(tl.uint8), mask=here)  # [ROWS, BLOCK / 8]
-    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
-    if not SECOND:
-        is_set = lo <= hi
-        count = tl.where(rows < n_rows, depth.to(tl.float32), 0.0)
-        beyond = tl.where(is_set, beyond, 0.0)
-        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), beyond, count)
-
-
-@triton.jit
-def _pack_kernel(x_ptr, bits_ptr, used_ptr, n, BLOCK: tl.constexpr):
-    """The bits of rows whose length 8 does not divide."""
-    lo, hi = tl.load(used_ptr), tl.load(used_ptr + 1)  # [], []
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = first + tl.arange(0, BLOCK)
-    # what lies behind the end is not inside; [BLOCK]
-    x = tl.load(x_ptr + offsets, mask=offsets < n, other=float("nan")).to(tl.float32)
-    eights = tl.reshape(inside(x, lo, hi).to(tl.int32), (BLOCK // 8, 8))
-    packed = tl.sum(eights << tl.arange(0, 8)[None, :], 1)
-    places = first // 8 + tl.arange(0, BLOCK // 8)
-    # [BLOCK / 8]
-    tl.store(bits_ptr + places, packed.to(tl.uint8), mask=places < (n + 7) // 8)
-
-
-@triton.jit
-def _centred_kernel(code_ptr, out_ptr, used_ptr, n, LEVELS: tl.constexpr, BLOCK: tl.constexpr):
-    _, _, _, centre = grid(used_ptr, 0, LEVELS)
-    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < n
-    code = tl.load(code_ptr + offsets, mask=mask, other=0).to(tl.float32)  # [BLOCK]
-    # [BLOCK]
-    tl.store(out_ptr + offsets, (code - centre).to(out_ptr.dtype.element_ty), mask=mask)
-
-
 # the seed is another number for every layer, which must not compile the kernel anew
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["seed", "n_partial"])
 def _product(
     code_ptr,
     w_ptr,
@@ -304,7 +171,10 @@ def _product(
     bias_ptr,
     y_ptr,
     partial_ptr,
+    n_partial,
     ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -321,9 +191,12 @@ def _product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    if SECOND:  # noqa: SIM102 (a constant, which Triton decides on as it compiles)
+    lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
+    if SECOND:
         # the first launch had its range, and has read out
-        if tl.load(ranges_ptr + 4) <= tl.load(ranges_ptr + 5):  # [], []
+        is_set = lo <= hi
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 2)
+        if is_set:
             return
     n_tiles = tl.cdiv(N, BLOCK_N)
     m_first = (tl.program_id(0) // n_tiles) * BLOCK_M
@@ -363,8 +236,6 @@ def _product(
     mask = row_mask[:, None] & column_mask[None, :]
     x_sum = tl.load(x_sum_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
     w_sum = tl.load(w_sum_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
-    bounds_ptr = used_ptr if SECOND else ranges_ptr
-    lo, hi = tl.load(bounds_ptr + 4), tl.load(bounds_ptr + 5)  # [], []
     step, per_level = steps(lo, hi, LEVELS)
     product, of_row, of_column = x_step * w_step, x_step * w_offset, x_offset * w_step
     of_all = K * x_offset * w_offset
