@@ -5,6 +5,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_every_kernel_compiles_for_sm_90_and_uses_its_tensor_cores_under_autocas
     check_products(lines)
     check_spills(lines)
     check_conversions(lines)
+    # as docs/design.md and scripts/estimate_step.py count; a mask's gradient is one more
+    of_case = Counter(line["case"] for line in lines)
+    assert of_case["linear, autocast"] == 6 + 5
+    assert of_case["attention, autocast"] == 10 + 5 + 1
     for line in lines:
         if line["kernel"].endswith(("_product", "_pass")) and "small" not in line["case"]:
             assert any(product.startswith("wgmma") for product in line["products"]), line

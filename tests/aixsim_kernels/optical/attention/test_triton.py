@@ -16,8 +16,8 @@ PASSES = {
 # a score, measured; docs/design.md has them
 INSTRUCTIONS = {
     "rows": {64: 24.0, 128: 25.1},
-    "values": {64: 24.9, 128: 27.5},
-    "query_grad": {64: 23.1, 128: 30.4},
+    "values": {64: 25.1, 128: 27.5},
+    "query_grad": {64: 23.2, 128: 30.5},
     "key_grad": {64: 38.0, 128: 42.8},
 }
 
@@ -72,7 +72,7 @@ def test_compiled_for_sm_90(built, name, head_dim):
     scores = tile.m * tile.n / (tile.warps * 32)
     free = min(len(loop) for loop in loops) / scores
     # of tiles that are seen whole: product, noise, read-out, exponential, and what the pass is for
-    assert free < INSTRUCTIONS[name][head_dim] + 1, free
+    assert abs(free - INSTRUCTIONS[name][head_dim]) < 0.5, free
 
 
 def test_float32_operands_are_not_rounded_to_tf32(built):

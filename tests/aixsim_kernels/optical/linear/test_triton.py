@@ -7,6 +7,8 @@ from aixsim_kernels.optical.linear.triton import _product
 from aixsim_kernels.optical.tiles import LinearTile, table
 
 TILES = {name: LinearTile(*tile) for name, tile in table()["9.0"]["linear"].items()}
+# instructions an output, measured; docs/design.md has them
+EPILOGUE = 30.5
 
 
 @pytest.fixture
@@ -41,8 +43,8 @@ def test_compiled_for_sm_90(product, tile, instruction):
         return
     last = max(i for i, line in enumerate(instructions) if line.startswith("HGMMA"))
     an_element = (len(instructions) - last) / (tile.m * tile.n / (tile.warps * 32))
-    # noise, read-out, extremes, what is clipped, and store; measured 30.5
-    assert an_element < 32
+    # noise, read-out, extremes, what is clipped, and store
+    assert abs(an_element - EPILOGUE) < 0.5
 
 
 def test_float32_operands_are_not_rounded_to_tf32(product):
