@@ -91,6 +91,7 @@ def cases():
     """Every kernel once, as under autocast: float32 inputs, bfloat16 results."""
     yield "linear, autocast", linear_case, (FLOAT32, BFLOAT16)
     yield "linear, autocast, a small tile", linear_case, (FLOAT32, BFLOAT16, 32, 100, 48)
+    yield "linear, nothing", linear_case, (BFLOAT16, BFLOAT16, 0)
     learned = torch.randn(1, 6, 256, 256)
     yield "attention, autocast", attention_case, (FLOAT32, BFLOAT16, 64, learned)
     yield "bitflip, float32", bitflip_case, (FLOAT32,)

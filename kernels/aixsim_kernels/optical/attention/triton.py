@@ -135,8 +135,11 @@ def backward(
             kernel[(programs,)](**how)
     grad_mask = q.new_empty(0, dtype=torch.float32)
     if mask is not None and wants_mask:
-        how = tensors | _shapes_and_settings(q, k, v, mask, key, settings, tiles.key_grad)
-        grad_mask = _mask_grad(mask, q, tiles.key_grad, how)
+        # smaller than that of the first pass: the sum, a tile too, stays in registers
+        m, n, warps, _ = tiles.rows
+        tile = AttentionTile(m // 2, n // 2, warps // 2, 1)
+        how = tensors | _shapes_and_settings(q, k, v, mask, key, settings, tile)
+        grad_mask = _mask_grad(mask, q, tile, how)
     return dq, dk, dv, grad_mask
 
 

@@ -161,6 +161,27 @@ def _parameters(tile: LinearTile) -> dict[str, Any]:
     }
 
 
+@triton.jit
+def _found(
+    acc, row_mask, mask, lo, hi, step, origin, LEVELS: tl.constexpr, EXACT, WHOLE: tl.constexpr
+):
+    """Extremes of each row of a tile, and how many of it lie beyond the range, if it was set."""
+    low, high = acc, acc
+    if not WHOLE:
+        low = tl.where(mask, acc, float("inf"))
+        high = tl.where(mask, acc, float("-inf"))
+    first, last = (lo, hi) if EXACT else (-origin, LEVELS - 1.0 - origin)
+    # a NaN is beyond too
+    beyond = tl.sum(tl.where((low >= first) & (high <= last), 0.0, 1.0), 1)
+    low, high = row_extremes(low, high)
+    if not EXACT:
+        low = out_of_levels(low, lo, hi, step, origin)
+        high = out_of_levels(high, lo, hi, step, origin)
+    low, _ = candidates(low, row_mask)
+    _, high = candidates(high, row_mask)
+    return low, high, tl.where(lo <= hi, beyond, 0.0)
+
+
 # the seed is another number for every layer, which must not compile the kernel anew
 @triton.jit(do_not_specialize=["seed", "n_partial"])
 def _product(
@@ -253,21 +274,8 @@ def _product(
         acc = tl.fma(acc, product, by_row[:, None] + by_column[None, :])
 
     if not SECOND:
-        low, high = acc, acc
-        if not WHOLE:
-            low = tl.where(mask, acc, float("inf"))
-            high = tl.where(mask, acc, float("-inf"))
-        # a NaN is beyond too
-        first, last = (lo, hi) if EXACT else (-origin, LEVELS - 1.0 - origin)
-        beyond = tl.where((low >= first) & (high <= last), 0.0, 1.0)
+        low, high, beyond = _found(acc, row_mask, mask, lo, hi, step, origin, LEVELS, EXACT, WHOLE)
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
-        low, high = row_extremes(low, high)
-        if not EXACT:
-            low = out_of_levels(low, lo, hi, step, origin)
-            high = out_of_levels(high, lo, hi, step, origin)
-        low, _ = candidates(low, row_mask)
-        _, high = candidates(high, row_mask)
-        beyond = tl.where(lo <= hi, tl.sum(beyond, 1), 0.0)
         store_partial(partial_ptr, low, high, beyond, count)
     of_whole, column = rows, n_first
     if PLACED:
