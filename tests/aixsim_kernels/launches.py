@@ -138,7 +138,7 @@ def loops(code):
         for first, last in found
         if not any(first <= a and b <= last for a, b in found if (a, b) != (first, last))
     ]
-    products = ("HGMMA", "HMMA", "FFMA")
+    products = ("HGMMA", "HMMA")
     return instructions, [loop for loop in inner if any(i.startswith(products) for i in loop)]
 
 
