@@ -165,7 +165,7 @@ def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.co
     Returns the four, and what the result counts from: `raw = lo + (it + origin) * step`. Values
     of a range that was never set stay what they are.
     """
-    is_set = ~(lo > hi)
+    is_set = lo < hi
     per_level = tl.where(is_set, per_level, 1.0)
     origin = tl.where(is_set, ORIGIN if NOISE else 0.0, 0.0)
     added = (added - tl.where(is_set, lo, 0.0)) * per_level - origin
@@ -175,7 +175,7 @@ def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.co
 @triton.jit
 def out_of_levels(x, lo, hi, step, origin):
     """What `in_levels` made, as a value again."""
-    is_set = ~(lo > hi)
+    is_set = lo < hi
     # a range without width has the step 0, and counts in ones
     return tl.where(is_set, lo, 0.0) + tl.where(is_set & (step != 0), step, 1.0) * (x + origin)
 

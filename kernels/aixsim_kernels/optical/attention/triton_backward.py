@@ -123,7 +123,7 @@ def query_grad_pass(
                 weights = tl.where(sees, weights, 0.0)
             # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
             dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
-            ds = probabilities(weights, share[:, None], ROWMAX, EXACT) * dp
+            ds = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT) * dp
             sum_ds += tl.sum(ds, 1)
             # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
             acc = tl.dot(ds.to(g.dtype), k_of_grad, acc, input_precision="ieee")
@@ -229,7 +229,7 @@ def key_grad_pass(
                 weights = exponentials(score, added, shift[None, :], at, MASK, EXACT)
                 if MASKED:
                     weights = tl.where(sees, weights, 0.0)
-                p = probabilities(weights, share[None, :], ROWMAX, EXACT)
+                p = probabilities(weights, share[None, :], ROWMAX, MASK, EXACT)
                 code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
                 shown = g
                 if ROWMAX:
@@ -317,7 +317,7 @@ def mask_grad_pass(
     for i in range(shared):
         # a dimension that is shared counts from 0, any other stays where the program is
         batch = (own_batch + i // shared_columns // shared_rows // shared_heads).to(tl.int64)
-        head = own_head + i // shared_columns // shared_rows % shared_heads
+        head = (own_head + i // shared_columns // shared_rows % shared_heads).to(tl.int64)
         rows = (own_row + i // shared_columns % shared_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
         start = (own_column + i % shared_columns) * BLOCK_N
         columns = start + tl.arange(0, BLOCK_N)
@@ -343,7 +343,7 @@ def mask_grad_pass(
         weights = tl.where(sees, exponentials(score, added, shift[:, None], at, MASK, EXACT), 0.0)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
-        acc += probabilities(weights, share[:, None], ROWMAX, EXACT) * dp
+        acc += probabilities(weights, share[:, None], ROWMAX, MASK, EXACT) * dp
     rows = own_row * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = own_column * BLOCK_N + tl.arange(0, BLOCK_N)
     height, width = M, L

@@ -136,7 +136,7 @@ def row_pass(
             peak = higher
     mask = rows < M
     shift = tl.where(peak == float("-inf"), 0.0, peak)
-    if not (EXACT or ROWMAX):
+    if not (EXACT or ROWMAX or MASK == 2):
         # the sum too; probabilities of a row with nothing to attend to are 0
         shift += tl.where(total == 0, float("inf"), tl.log2(tl.where(total == 0, 1.0, total)))
     tl.store(shift_ptr + head * M + rows, shift, mask=mask)  # [BLOCK_M]
@@ -235,7 +235,7 @@ def value_pass(
             weights = exponentials(score, added, shift[:, None], at, MASK, EXACT)
             if MASKED:
                 weights = tl.where(sees, weights, 0.0)
-            p = probabilities(weights, share[:, None], ROWMAX, EXACT)
+            p = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT)
             code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
             count += tl.sum(code, 1)
             sum_p += tl.sum(p, 1)

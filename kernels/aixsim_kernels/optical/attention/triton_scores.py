@@ -194,10 +194,9 @@ def exponentials(detected, added, shift, at, MASK: tl.constexpr, EXACT: tl.const
         if MASK == 2:
             score += added
         return power(score - shift, EXACT)
-    rest = -shift
     if MASK == 2:
-        rest = added * 1.4426950408889634 - shift
-    return power(tl.fma(detected, exponent, rest), EXACT)
+        return power(detected * exponent + added * 1.4426950408889634 - shift, EXACT)
+    return power(tl.fma(detected, exponent, -shift), EXACT)
 
 
 @triton.jit
@@ -208,12 +207,12 @@ def load_softmax(shift_ptr, total_ptr, offsets, mask):
 
 
 @triton.jit
-def probabilities(weights, share, ROWMAX: tl.constexpr, EXACT: tl.constexpr):
+def probabilities(weights, share, ROWMAX: tl.constexpr, MASK: tl.constexpr, EXACT: tl.constexpr):
     """Probabilities of exponentials; the share of a query has two dimensions, as its shift.
 
     With 16-bit operands, and without ROWMAX, the sum is in the shift already.
     """
-    return weights * share if EXACT or ROWMAX else weights
+    return weights * share if EXACT or ROWMAX or MASK == 2 else weights
 
 
 @triton.jit

@@ -124,6 +124,10 @@ def backward(
     exactly; steps and offsets are applied to their results.
     """
     levels = settings.levels
+    if not grad.numel():
+        # ranges that were never set have no step, and nothing times that is no number
+        by_column = torch.zeros(len(weight) if wants_bias else 0, device=grad.device)
+        return x_code.new_zeros(x_code.shape, dtype=x_dtype), torch.zeros_like(weight), by_column
     kind = grad.dtype if levels <= 256 else torch.float32
     grad, weight = grad.to(kind).contiguous(), weight.contiguous()
     w_operand = operand(weight, used, 1, levels, settings.lut_min, kind).c
@@ -170,7 +174,10 @@ def _found(
     if not WHOLE:
         low = tl.where(mask, acc, float("inf"))
         high = tl.where(mask, acc, float("-inf"))
-    first, last = (lo, hi) if EXACT else (-origin, LEVELS - 1.0 - origin)
+    first, last = lo, hi
+    if not EXACT:
+        first = tl.where(lo < hi, -origin, lo)
+        last = tl.where(lo < hi, LEVELS - 1.0 - origin, hi)
     # a NaN is beyond too
     beyond = tl.sum(tl.where((low >= first) & (high <= last), 0.0, 1.0), 1)
     low, high = row_extremes(low, high)

@@ -174,7 +174,7 @@ def _code_kernel(
     tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
     if not SECOND:
         is_set = lo <= hi
-        count = tl.where(rows < n_rows, depth.to(tl.float32), 0.0)
+        count = tl.where(rows < n_rows, depth, 0).to(tl.float32)
         beyond = tl.where(is_set, beyond, 0.0)
         store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), beyond, count)
 
