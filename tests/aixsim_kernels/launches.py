@@ -92,6 +92,8 @@ def cases():
     yield "linear, autocast", linear_case, (FLOAT32, BFLOAT16)
     yield "linear, autocast, a small tile", linear_case, (FLOAT32, BFLOAT16, 32, 100, 48)
     yield "linear, nothing", linear_case, (BFLOAT16, BFLOAT16, 0)
+    # an argument of 1 is a constant
+    yield "linear, one input", linear_case, (BFLOAT16, BFLOAT16, 256, 1)
     learned = torch.randn(1, 6, 256, 256)
     yield "attention, autocast", attention_case, (FLOAT32, BFLOAT16, 64, learned)
     yield "bitflip, float32", bitflip_case, (FLOAT32,)
@@ -198,6 +200,8 @@ def main():
             line["error"] = f"{type(made).__name__}: {made}"
         else:
             text = made.asm["ptx" if is_cuda else "amdgcn"]
+            # a mask of a whole batch has more elements than 32 bits count
+            line["narrow"] = re.findall(r"arith\.muli .*%stride_\w+.* : i32", made.asm["ttir"])
             line |= {"products": sorted(set(PRODUCTS.findall(text))), "tf32": "tf32" in text}
             line |= resources(made) if is_cuda else {}
         print(json.dumps(line), flush=True)

@@ -89,6 +89,11 @@ def check_conversions(lines):
         assert "float32" in line["case"] or line["conversions_in_loops"] == 0, line
 
 
+def check_offsets(lines):
+    """No offset into a mask is counted in 32 bits."""
+    assert not any(line["narrow"] for line in lines)
+
+
 LINE = {"case": "attention, bfloat16", "kernel": "attention:row_pass", "instructions": 1000}
 
 
@@ -142,6 +147,7 @@ def test_every_kernel_compiles_for_sm_90_and_uses_its_tensor_cores_under_autocas
     check_products(lines)
     check_spills(lines)
     check_conversions(lines)
+    check_offsets(lines)
     # as docs/design.md and scripts/estimate_step.py count; a mask's gradient is one more
     of_case = Counter(line["case"] for line in lines)
     assert of_case["linear, autocast"] == 6 + 5
@@ -169,6 +175,7 @@ def test_every_case_compiles(triton_path, arch):
     lines = launches("cuda", arch, "more", path=triton_path)
     check_products(lines)
     check_spills(lines)
+    check_offsets(lines)
 
 
 @LONG

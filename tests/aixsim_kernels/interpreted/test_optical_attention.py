@@ -251,6 +251,19 @@ def test_what_is_not_finite(run, bad, dtype):
     assert observed[2].isfinite().all() == (bad == float("inf"))
 
 
+@pytest.mark.parametrize("rowmax", [False, True])
+@pytest.mark.parametrize("added", [-1e4, -1e9])
+def test_a_large_mask_that_shuts_nothing(run, added, rowmax):
+    """All that a row sees carries the same number, as padding by a finite one leaves it."""
+    inputs = operands(1, 2, 1, 20, 20, 16, 16)
+    mask = torch.zeros(1, 1, 20, 20)
+    mask[..., 5, :] = added
+    how = settings(16, rowmax=rowmax)
+    difference, kept = compare(run, inputs, mask, SET, how, torch.float16)
+    assert difference.max() < 1.5
+    assert kept <= 0.01
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_key_that_is_not_a_number(run, dtype):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)

@@ -143,6 +143,26 @@ def test_a_range_without_width(run):
     assert (y == 0.5).all()
 
 
+def test_what_lies_beyond_a_range_without_width(run):
+    """As a layer whose weights are zero leaves it; the next weights are small."""
+    x, weight, _ = operands(6, 10, 4, torch.float32)
+    flat = torch.tensor([[-3.0, 2.5], [-3e-6, 3e-6], [0.0, 0.0]])
+    how = (1e-5 * weight, None, flat, KEY, HOW, torch.float16)
+    found, expected = run(gpu.forward, x, *how), cpu.forward(x, *how)
+    assert torch.allclose(found[1][2], expected[1][2], rtol=1e-3, atol=0)
+    assert found[2][2] == expected[2][2] == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 5), (3, 8, 0)])
+def test_gradients_of_nothing_while_no_range_was_ever_set(run, shape):
+    x, weight, _ = operands(*shape, torch.float32)
+    unset = empty_ranges(3)
+    y, _, _, used, code, inside = run(gpu.forward, x, weight, None, unset, KEY, HOW, torch.float32)
+    grads = run(gpu.backward, y, code, inside, weight, used, HOW, torch.float32, True)
+    for grad, shape in zip(grads, (x.shape, weight.shape, (len(weight),)), strict=True):
+        assert grad.shape == shape and not grad.any()
+
+
 @pytest.mark.parametrize(("dtype", "rel"), [(torch.float32, 1e-6), (torch.bfloat16, 6e-3)])
 def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
