@@ -3,6 +3,7 @@
 What the optical kernels are held to is `aixsim_kernels.optical.definition`, in float64.
 """
 
+import importlib.util
 import shutil
 import subprocess
 import tomllib
@@ -82,6 +83,19 @@ def compiled(tmp_path):
         return made.asm["ptx"], *loops(tool("nvdisasm", path))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def script():
+    """A script of the repository as a module, by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,13 @@
 """What the tuner can be held to without a GPU: its names, and that no candidate ends it."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "tune_kernels.py"
-
 
 @pytest.fixture
-def tune():
-    spec = importlib.util.spec_from_file_location("tune_kernels", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tune(script):
+    return script("tune_kernels")
 
 
 def dir_of(*modules):

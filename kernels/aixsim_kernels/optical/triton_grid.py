@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
-from aixsim_kernels.optical.triton_ranges import Findings, settle, settled
+from aixsim_kernels.optical.triton_ranges import Findings, candidates, settle, settled
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
@@ -162,8 +162,8 @@ def whole(read, LEVELS: tl.constexpr):
 def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.constexpr):
     """The factors of a raw accumulator, and what is added to it, in levels of its detector.
 
-    Returns the four, and what the result counts from: `raw = lo + (it + origin) * step`. Values
-    of a range that was never set stay what they are.
+    Returns the four, and what the result counts from: `raw = lo + (it + origin) * step`. Where a
+    range was never set, or has no width, values stay what they are.
     """
     is_set = lo < hi
     per_level = tl.where(is_set, per_level, 1.0)
@@ -173,11 +173,17 @@ def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.co
 
 
 @triton.jit
-def out_of_levels(x, lo, hi, step, origin):
-    """What `in_levels` made, as a value again."""
-    is_set = lo < hi
-    # a range without width has the step 0, and counts in ones
-    return tl.where(is_set, lo, 0.0) + tl.where(is_set & (step != 0), step, 1.0) * (x + origin)
+def row_values(low, high, mask, lo, hi, step, origin, EXACT: tl.constexpr):
+    """Extremes of rows as values again, if `in_levels` made levels of them; see `candidates`."""
+    if not EXACT:
+        is_set = lo < hi
+        first = tl.where(is_set, lo, 0.0)
+        # too narrow a range has the step 0, and counts in ones
+        step = tl.where(is_set & (step != 0), step, 1.0)
+        low, high = first + step * (low + origin), first + step * (high + origin)
+    low, _ = candidates(low, mask)
+    _, high = candidates(high, mask)
+    return low, high
 
 
 @triton.jit

@@ -40,14 +40,17 @@ class Found(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What programs found out about a tensor, and where what it comes to is stored.
+    """What programs find out about a tensor, and where what it comes to is stored.
 
     Args:
-        partial: float32 (programs, 4), from `new_partial`.
+        programs: how many.
+        partial: float32 (programs, 4), a row from each; see `store_partial`. If there are none, one
+            that found nothing.
         ranges: float32 (n, 2), those that were set.
         found: of n tensors.
     """
 
+    programs: int
     partial: Tensor
     ranges: Tensor
     found: Found
@@ -69,31 +72,43 @@ def new_found(ranges: Tensor) -> Found:
     return Found(torch.empty_like(ranges), ranges.new_empty(len(ranges)), torch.empty_like(ranges))
 
 
-def new_partial(programs: int, device: torch.device) -> Tensor:
-    """Room for what each program finds out: float32 (programs, 4); see `store_partial`."""
-    partial = torch.empty(max(programs, 1), 4, device=device)
+def new_findings(programs: int, ranges: Tensor, found: Found) -> Findings:
+    """Room for what programs find out; ranges (n, 2)."""
+    partial = torch.empty(max(programs, 1), 4, device=ranges.device)
     if not programs:
         # filled, not copied from the host
         partial.zero_()
         partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
-    return partial
+    return Findings(programs, partial, ranges, found)
 
 
-def extremes(x: Tensor, ranges: Tensor, index: int) -> Tensor:
-    """What programs find out about a contiguous tensor with the range `ranges[index]`: (n, 4)."""
-    blocks = triton.cdiv(x.numel(), FLAT)
-    count = max(1, min(blocks, _REDUCERS))
-    partial = new_partial(count, x.device)  # pyright: ignore[reportArgumentType]
-    launch: Any = _extremes_kernel[(count,)]
+def extremes(x: Tensor, ranges: Tensor, found: Found, index: int) -> Findings:
+    """What there is to find out about a contiguous tensor with the range `ranges[index]`."""
+    programs = max(1, min(triton.cdiv(x.numel(), FLAT), _REDUCERS))
+    findings = new_findings(programs, ranges, found)  # pyright: ignore[reportArgumentType]
+    launch: Any = _extremes_kernel[(programs,)]
     launch(
         x_ptr=x,
-        partial_ptr=partial,
+        partial_ptr=findings.partial,
         ranges_ptr=ranges,
         index=index,
         n=x.numel(),
         BLOCK=FLAT,
     )
-    return partial
+    return findings
+
+
+def launch_twice(kernel: Any, findings: Findings, index: int, **arguments: Any) -> None:
+    """Launch a kernel that finds out the range that it works with, row `index`.
+
+    The second launch does the work again in the range that the first found, which it settles. It
+    does nothing else where that was set before.
+    """
+    if not findings.programs:
+        settle(findings, index)
+        return
+    for second in (False, True):
+        kernel[(findings.programs,)](**findings.arguments(), **arguments, SECOND=second)
 
 
 def settle(findings: Findings, index: int) -> None:

@@ -9,9 +9,10 @@ The softmax's gradient takes the probabilities before they were quantised, and s
 
     delta = sum_j p_j (g . v_j) = g . smooth,        smooth = sum_j p_j v_j
 
-which the forward leaves behind beside the rows' largest scores and sums. Ranges never set are
-found on the device as in `linear/triton.py`: each pass is launched a second time, for nothing but
-in the first step.
+which the forward leaves behind beside what its softmax takes off and divides by. The pass over
+queries leaves v's offset times the row sum of g, less delta, to that over keys. Ranges never set
+are found on the device as in `linear/triton.py`: each pass is launched a second time, for nothing
+but in the first step.
 """
 
 from typing import Any
@@ -31,12 +32,11 @@ from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_grid import Operand, operand, operand_type
 from aixsim_kernels.optical.triton_ranges import (
-    Findings,
     Found,
     extremes,
+    launch_twice,
+    new_findings,
     new_found,
-    new_partial,
-    settle,
 )
 
 # what a mask can be
@@ -56,9 +56,9 @@ def forward(
     """As `cpu.forward`, with ranges by the extremes.
 
     Returns:
-        What that returns; what is taken off the rows' exponents and the
-        sums of the rest, float32 (2, B, H, M); product of the
-        probabilities, before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
+        What that returns; of each row what is taken off its exponents, and the sum of its
+        exponentials less the largest exponent, float32 (2, B, H, M); product of the probabilities,
+        before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     found = new_found(ranges)
@@ -71,8 +71,7 @@ def forward(
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
     kept = torch.empty_like(rows[0])
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
-    tensors = operands | _rows(rows)
-    tensors["key_ptr"] = key
+    tensors = operands | _rows(rows) | {"key_ptr": key}
     tensors |= {"q_sum_ptr": of_q.sums, "seed": seed_word(settings.stream, 0)}
     of_values: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "kept_ptr": kept}
     of_values["output_seed"] = seed_word(settings.stream, 1)
@@ -81,15 +80,9 @@ def forward(
         (4, tiles.values, value_pass, of_values),
     ]
     for index, tile, kernel, own in passes:
-        programs = _programs(q, tile.m)
-        partial = new_partial(programs, q.device)
-        findings = Findings(partial, ranges, found)
-        how = tensors | own | findings.arguments()
-        how |= _shapes_and_settings(q, k, v, mask, key, settings, tile)
-        for second in (False, True) if programs else ():
-            kernel[(programs,)](SECOND=second, **how)
-        if not programs:
-            settle(findings, index)
+        findings = new_findings(_programs(q, tile.m), ranges, found)
+        how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
+        launch_twice(kernel, findings, index, **how)
     mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
     return out, found.observed, found.clipped, mass, used, rows, smooth
 
@@ -184,7 +177,7 @@ def _operands(
     """
 
     def made(x: Tensor, index: int, floor: float, dtype: torch.dtype) -> Operand:
-        findings = found_in and Findings(extremes(x, found_in[0], index), *found_in)
+        findings = found_in and extremes(x, *found_in, index)
         return operand(x, used, index, settings.levels, floor, dtype, of_grad, findings)
 
     of_v = made(v, 3, settings.lut_min, of_grad or kind)
@@ -202,7 +195,7 @@ def _operands(
 
 
 def _rows(rows: Tensor) -> dict[str, Tensor]:
-    """What is taken off the rows' exponents, and the sums of the rest: (2, B, H, M)."""
+    """The rows of `forward`, (2, B, H, M)."""
     return {"shift_ptr": rows[0], "total_ptr": rows[1]}
 
 

@@ -5,10 +5,11 @@ Legend: M queries, L keys, D and DV the head dimensions of q, k and of v; a tile
 exponentials, `shift` what was taken off their exponents, `share` is 1 / total. A comment gives the
 shape of a value, [] of a number.
 
-Gradients: `g` of the output, `dp` of the probabilities, `ds` of the scores; `delta` is v's offset
-times the row sum of g, less the row sum of p dp. `of_grad` are operands in the gradient's type,
-where that is another. What depends on a row alone the first pass leaves behind for the others. The
-second has keys for rows, so that its products take probabilities as the registers hold them.
+Gradients: `g` of the output, `ds` of the scores, `dp` of the probabilities, less its mean under
+them; `delta` is the part of that which depends on a row alone, v's offset times the row sum of g,
+less g . smooth. `of_grad` are operands in the gradient's type, where that is another. What depends
+on a row alone the first pass leaves behind for the others. The second has keys for rows, so that
+its products take probabilities as the registers hold them.
 """
 
 # triton's types say that a jit function returns nothing
@@ -17,12 +18,13 @@ second has keys for rows, so that its products take probabilities as the registe
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import global_rows, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
     detected,
     detected_by_key,
     exponentials,
     keys_before,
+    load_left_behind,
+    load_queries,
     load_softmax,
     load_tile,
     place,
@@ -84,13 +86,10 @@ def query_grad_pass(
         heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
     at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
-    _, of_q, _, added_to_all, _, _, _, _, _ = at
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    # [BLOCK_M]
-    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
+    q, by_row, _, keys = load_queries(
+        q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
+    )
     shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
-    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
-    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     # [BLOCK_M]
     tl.store(noise_ptr + head * M + rows, keys.to(tl.int32, bitcast=True), mask=rows < M)
     g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
@@ -118,9 +117,7 @@ def query_grad_pass(
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
             score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
-            weights = exponentials(score, added, shift[:, None], at, MASK, EXACT)
-            if MASKED:
-                weights = tl.where(sees, weights, 0.0)
+            weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
             dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
             ds = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT) * dp
@@ -214,10 +211,9 @@ def key_grad_pass(
                     q_of_grad = load_tile(q_of_grad_ptr, head * M, rows, M, D, BLOCK_D)
                 g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
                 places = head * M + rows
-                by_row = tl.load(by_row_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
-                delta = tl.load(delta_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
-                keys = tl.load(noise_ptr + places, mask=rows < M, other=0)  # [BLOCK_M]
-                keys = keys.to(tl.uint32, bitcast=True)
+                by_row, delta, keys = load_left_behind(
+                    by_row_ptr, delta_ptr, noise_ptr, places, rows < M
+                )
                 shift, share = load_softmax(shift_ptr, total_ptr, places, rows < M)
                 sees, added = visible(
                     mask_ptr, mask_offset, rows[None, :], columns[:, None], stride_m, stride_l,
@@ -226,9 +222,7 @@ def key_grad_pass(
                 score = detected_by_key(
                     q, k, by_row, by_column, at, keys, columns, LEVELS, NOISE, EXACT
                 )
-                weights = exponentials(score, added, shift[None, :], at, MASK, EXACT)
-                if MASKED:
-                    weights = tl.where(sees, weights, 0.0)
+                weights = exponentials(score, sees, added, shift[None, :], at, MASKED, MASK, EXACT)
                 p = probabilities(weights, share[None, :], ROWMAX, MASK, EXACT)
                 code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
                 shown = g
@@ -329,18 +323,15 @@ def mask_grad_pass(
         v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
         g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
         places = head * M + rows
-        by_row = tl.load(by_row_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
+        by_row, delta, keys = load_left_behind(by_row_ptr, delta_ptr, noise_ptr, places, rows < M)
         k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)  # [BLOCK_N]
-        delta = tl.load(delta_ptr + places, mask=rows < M, other=0.0)  # [BLOCK_M]
-        keys = tl.load(noise_ptr + places, mask=rows < M, other=0)  # [BLOCK_M]
-        keys = keys.to(tl.uint32, bitcast=True)
         shift, share = load_softmax(shift_ptr, total_ptr, places, rows < M)
         sees, added = visible(
             mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
             M, L, later, CAUSAL, MASK,
         )  # fmt: skip
         score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
-        weights = tl.where(sees, exponentials(score, added, shift[:, None], at, MASK, EXACT), 0.0)
+        weights = exponentials(score, sees, added, shift[:, None], at, True, MASK, EXACT)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
         acc += probabilities(weights, share[:, None], ROWMAX, MASK, EXACT) * dp

@@ -12,11 +12,13 @@ shape of a value, [] of a number.
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import global_rows, row_keys
+from aixsim_kernels.common.triton_noise import row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
     detected,
     detector,
     exponentials,
+    in_exponent,
+    load_queries,
     load_softmax,
     load_tile,
     place,
@@ -26,8 +28,9 @@ from aixsim_kernels.optical.attention.triton_scores import (
     step_and_offset,
     used_detector,
     visible,
+    with_total,
 )
-from aixsim_kernels.optical.triton_grid import nearest, out_of_levels, readout, steps
+from aixsim_kernels.optical.triton_grid import nearest, readout, row_values, steps
 from aixsim_kernels.optical.triton_ranges import (
     are_clipped,
     candidates,
@@ -39,7 +42,7 @@ from aixsim_kernels.optical.triton_ranges import (
 )
 
 
-# the seeds are other numbers for every layer, which must not compile the kernel anew
+# the seeds are other numbers for every layer; 32 bits of one compile the kernel twice, no more
 @triton.jit(do_not_specialize=["seed", "n_partial"])
 def row_pass(
     q_ptr,
@@ -94,12 +97,10 @@ def row_pass(
         if is_set:
             return
     at = detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
-    _, of_q, _, added_to_all, _, step, _, exponent, origin = at
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    # [BLOCK_M]
-    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
-    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
-    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    _, _, _, _, _, step, _, _, origin = at
+    q, by_row, _, keys = load_queries(
+        q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
+    )
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     low = tl.full((BLOCK_M,), float("inf"), tl.float32)
@@ -111,18 +112,16 @@ def row_pass(
             k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
             # [BLOCK_N]
             k_sum = tl.load(k_sum_ptr + kv_head * L + columns, mask=columns < L, other=0.0)
+            sees, added = visible(
+                mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
+                M, L, later, CAUSAL, MASK,
+            )  # fmt: skip
             raw, score = raw_and_detected(
                 q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT
             )  # [BLOCK_M, BLOCK_N], twice
-            score *= exponent
+            score = in_exponent(score, added, at, MASK, EXACT)
             raw_low, raw_high = raw, raw
             if MASKED:
-                sees, added = visible(
-                    mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l,
-                    shut, M, L, later, CAUSAL, MASK,
-                )  # fmt: skip
-                if MASK == 2:
-                    score += added if EXACT else added * 1.4426950408889634
                 score = tl.where(sees, score, float("-inf"))
                 raw_low = tl.where(sees, raw, float("inf"))
                 raw_high = tl.where(sees, raw, float("-inf"))
@@ -131,22 +130,15 @@ def row_pass(
             # a NaN is no maximum, and comes into the sum below
             higher = tl.maximum(peak, tl.max(score, 1))
             shift = tl.where(higher == float("-inf"), 0.0, higher)
-            exponentials = power(score - shift[:, None], EXACT)
-            total = total * power(peak - shift, EXACT) + tl.sum(exponentials, 1)
+            weights = power(score - shift[:, None], EXACT)
+            total = total * power(peak - shift, EXACT) + tl.sum(weights, 1)
             peak = higher
     mask = rows < M
-    shift = tl.where(peak == float("-inf"), 0.0, peak)
-    if not (EXACT or ROWMAX or MASK == 2):
-        # the sum too; probabilities of a row with nothing to attend to are 0
-        shift += tl.where(total == 0, float("inf"), tl.log2(tl.where(total == 0, 1.0, total)))
+    shift = with_total(peak, total, ROWMAX, MASK, EXACT)
     tl.store(shift_ptr + head * M + rows, shift, mask=mask)  # [BLOCK_M]
     tl.store(total_ptr + head * M + rows, total, mask=mask)  # [BLOCK_M]
     if not SECOND:
-        if not EXACT:
-            low = out_of_levels(low, lo, hi, step, origin)
-            high = out_of_levels(high, lo, hi, step, origin)
-        low, _ = candidates(low, mask)
-        _, high = candidates(high, mask)
+        low, high = row_values(low, high, mask, lo, hi, step, origin, EXACT)
         clipped = are_clipped(low, high, ranges_ptr, 2)
         store_partial(partial_ptr, low, high, clipped, (mask & (total > 0)).to(tl.float32))
 
@@ -209,13 +201,10 @@ def value_pass(
             return
     step, per_level = steps(lo, hi, LEVELS)
     at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
-    _, of_q, _, added_to_all, _, _, _, _, _ = at
-    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
-    # [BLOCK_M]
-    by_row = of_q * tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0) + added_to_all
+    q, by_row, of_whole, keys = load_queries(
+        q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
+    )
     shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
-    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
-    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
@@ -232,9 +221,7 @@ def value_pass(
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
             score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
-            weights = exponentials(score, added, shift[:, None], at, MASK, EXACT)
-            if MASKED:
-                weights = tl.where(sees, weights, 0.0)
+            weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             p = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT)
             code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
             count += tl.sum(code, 1)

@@ -10,9 +10,18 @@ operand [rows, BLOCK]. A comment gives the shape of a value, [] of a number.
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import add_uniform, digits, uniform
+from aixsim_kernels.common.triton_noise import (
+    add_uniform,
+    digits,
+    global_rows,
+    row_keys,
+    uniform,
+)
 from aixsim_kernels.optical.triton_clipping import inside
 from aixsim_kernels.optical.triton_grid import grid, in_levels, level, readout, steps, whole
+
+# exponents of 2 in those of e
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -57,7 +66,7 @@ def detector(lo, hi, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constex
         product, of_q, of_k, added, origin = in_levels(
             product, of_q, of_k, added, lo, hi, per_level, NOISE
         )
-        exponent = step * scale * 1.4426950408889634
+        exponent = step * scale * LOG2_E
     return product, of_q, of_k, added, lo, step, per_level, exponent, origin
 
 
@@ -183,20 +192,72 @@ def visible(
 
 
 @triton.jit
-def exponentials(detected, added, shift, at, MASK: tl.constexpr, EXACT: tl.constexpr):
-    """exp(score - shift) of detected scores; a mask of the kind 2 adds to them.
+def in_exponent(detected, added, at, MASK: tl.constexpr, EXACT: tl.constexpr):
+    """Detected scores as exponents of `power`; a mask of the kind 2 adds to them."""
+    _, _, _, _, _, _, _, exponent, _ = at
+    score = detected * exponent
+    if MASK == 2:
+        score += added if EXACT else added * LOG2_E
+    return score
+
+
+@triton.jit
+def exponentials(
+    detected, sees, added, shift, at, MASKED: tl.constexpr, MASK: tl.constexpr, EXACT: tl.constexpr
+):
+    """exp(score - shift) of detected scores, 0 where the mask shuts.
 
     The shift of a query has two dimensions.
     """
     _, _, _, _, _, _, _, exponent, _ = at
-    if EXACT:
-        score = detected * exponent
-        if MASK == 2:
-            score += added
-        return power(score - shift, EXACT)
-    if MASK == 2:
-        return power(detected * exponent + added * 1.4426950408889634 - shift, EXACT)
-    return power(tl.fma(detected, exponent, -shift), EXACT)
+    if EXACT or MASK == 2:
+        # rounded as `row_pass` rounds it: next to a large mask that is all a score is
+        weights = power(in_exponent(detected, added, at, MASK, EXACT) - shift, EXACT)
+    else:
+        weights = power(tl.fma(detected, exponent, -shift), EXACT)
+    return tl.where(sees, weights, 0.0) if MASKED else weights
+
+
+@triton.jit
+def with_total(peak, total, ROWMAX: tl.constexpr, MASK: tl.constexpr, EXACT: tl.constexpr):
+    """What is taken off the exponents of rows: their largest and, in 16 bits, the sum too.
+
+    Not where the largest are wanted as they are, nor beside a mask that a logarithm is lost in;
+    `probabilities` divides there.
+    """
+    shift = tl.where(peak == float("-inf"), 0.0, peak)
+    if not (EXACT or ROWMAX or MASK == 2):
+        # probabilities of a row with nothing to attend to are 0
+        shift += tl.where(total == 0, float("inf"), tl.log2(tl.where(total == 0, 1.0, total)))
+    return shift
+
+
+@triton.jit
+def probabilities(weights, share, ROWMAX: tl.constexpr, MASK: tl.constexpr, EXACT: tl.constexpr):
+    """Probabilities of exponentials less `with_total`; the share of a query has two dimensions."""
+    return weights * share if EXACT or ROWMAX or MASK == 2 else weights
+
+
+@triton.jit
+def load_queries(
+    q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED: tl.constexpr, BLOCK_D
+):
+    """Queries, what each adds to its raw scores, its row in the whole, and its noise key."""
+    _, of_q, _, added_to_all, _, _, _, _, _ = at
+    q = load_tile(q_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    q_sum = tl.load(q_sum_ptr + head * M + rows, mask=rows < M, other=0.0)  # [BLOCK_M]
+    of_whole = global_rows(key_ptr, head, rows, heads, M, PLACED)
+    keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
+    return q, of_q * q_sum + added_to_all, of_whole, keys
+
+
+@triton.jit
+def load_left_behind(by_row_ptr, delta_ptr, noise_ptr, offsets, mask):
+    """What `query_grad_pass` leaves behind of rows: part of the raw scores, delta, noise key."""
+    by_row = tl.load(by_row_ptr + offsets, mask=mask, other=0.0)  # [rows]
+    delta = tl.load(delta_ptr + offsets, mask=mask, other=0.0)  # [rows]
+    keys = tl.load(noise_ptr + offsets, mask=mask, other=0)  # [rows]
+    return by_row, delta, keys.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
@@ -204,15 +265,6 @@ def load_softmax(shift_ptr, total_ptr, offsets, mask):
     """What is taken off the exponents of rows, and the largest probability of each."""
     shift = tl.load(shift_ptr + offsets, mask=mask, other=float("inf"))  # [rows]
     return shift, largest_share(tl.load(total_ptr + offsets, mask=mask, other=0.0))  # [rows]
-
-
-@triton.jit
-def probabilities(weights, share, ROWMAX: tl.constexpr, MASK: tl.constexpr, EXACT: tl.constexpr):
-    """Probabilities of exponentials; the share of a query has two dimensions, as its shift.
-
-    With 16-bit operands, and without ROWMAX, the sum is in the shift already.
-    """
-    return weights * share if EXACT or ROWMAX or MASK == 2 else weights
 
 
 @triton.jit

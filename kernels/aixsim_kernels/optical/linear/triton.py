@@ -38,18 +38,16 @@ from aixsim_kernels.optical.triton_grid import (
     level,
     operand,
     operand_type,
-    out_of_levels,
     readout,
+    row_values,
     steps,
 )
 from aixsim_kernels.optical.triton_ranges import (
-    Findings,
-    candidates,
     extremes,
+    launch_twice,
+    new_findings,
     new_found,
-    new_partial,
     row_extremes,
-    settle,
     settled,
     store_partial,
 )
@@ -71,40 +69,35 @@ def forward(
     used = found.used
     x_code, x_inside, x_sum = code(x, ranges, found, levels)
     kind = operand_type(out_dtype, levels)
-    of_weight = Findings(extremes(weight, ranges, 1), ranges, found)
+    of_weight = extremes(weight, ranges, found, 1)
     w_operand, w_sum, _ = operand(
         weight, used, 1, levels, settings.lut_min, kind, findings=of_weight
     )
     y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
-    programs = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
-    partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
-    findings = Findings(partial, ranges, found)
-    for second in (False, True) if programs else ():
-        launch: Any = _product[(programs,)]
-        launch(
-            code_ptr=x_code,
-            w_ptr=w_operand,
-            x_sum_ptr=x_sum,
-            w_sum_ptr=w_sum,
-            bias_ptr=bias,
-            y_ptr=y,
-            **findings.arguments(),
-            key_ptr=key,
-            seed=seed_word(settings.stream, 0),
-            M=rows,
-            N=columns,
-            K=depth,
-            LEVELS=levels,
-            NOISE=settings.noise,
-            PLACED=key.dim() > 0,
-            SECOND=second,
-            EVEN=depth % tile.k == 0,
-            WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
-            **_parameters(tile),
-        )
-    if not programs:
-        settle(findings, 2)
+    programs: Any = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
+    launch_twice(
+        _product,
+        new_findings(programs, ranges, found),
+        2,
+        code_ptr=x_code,
+        w_ptr=w_operand,
+        x_sum_ptr=x_sum,
+        w_sum_ptr=w_sum,
+        bias_ptr=bias,
+        y_ptr=y,
+        key_ptr=key,
+        seed=seed_word(settings.stream, 0),
+        M=rows,
+        N=columns,
+        K=depth,
+        LEVELS=levels,
+        NOISE=settings.noise,
+        PLACED=key.dim() > 0,
+        EVEN=depth % tile.k == 0,
+        WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
+        **_parameters(tile),
+    )
     return y, found.observed, found.clipped, used, x_code, x_inside
 
 
@@ -145,7 +138,7 @@ def backward(
 
 
 def _matmul(a: Tensor, b: Tensor, out: torch.dtype) -> Tensor:
-    """a @ b, summed in float32 and rounded to `out`."""
+    """a @ b, in the type `out`."""
     if out == a.dtype:
         return a @ b
     if a.is_cuda:
@@ -181,15 +174,11 @@ def _found(
     # a NaN is beyond too
     beyond = tl.sum(tl.where((low >= first) & (high <= last), 0.0, 1.0), 1)
     low, high = row_extremes(low, high)
-    if not EXACT:
-        low = out_of_levels(low, lo, hi, step, origin)
-        high = out_of_levels(high, lo, hi, step, origin)
-    low, _ = candidates(low, row_mask)
-    _, high = candidates(high, row_mask)
+    low, high = row_values(low, high, row_mask, lo, hi, step, origin, EXACT)
     return low, high, tl.where(lo <= hi, beyond, 0.0)
 
 
-# the seed is another number for every layer, which must not compile the kernel anew
+# the seed is another number for every layer; 32 bits of it compile the kernel twice, no more
 @triton.jit(do_not_specialize=["seed", "n_partial"])
 def _product(
     code_ptr,
@@ -235,7 +224,7 @@ def _product(
     element = w_ptr.dtype.element_ty
     centre = x_centre.to(element)
     if element == tl.float16:
-        # a code becomes the lowest digits of 1024, as a conversion is slow (`triton_noise.signed`)
+        # a code becomes the lowest digits of 1024, as a conversion is slow (`as_digits`)
         centre += 1024
     EXACT: tl.constexpr = element == tl.float32
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

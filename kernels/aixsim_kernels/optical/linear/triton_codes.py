@@ -19,11 +19,10 @@ from aixsim_kernels.optical.triton_clipping import inside
 from aixsim_kernels.optical.triton_grid import grid, grid_of, position
 from aixsim_kernels.optical.triton_ranges import (
     FLAT,
-    Findings,
     Found,
     candidates,
-    new_partial,
-    settle,
+    launch_twice,
+    new_findings,
     settled,
     store_partial,
 )
@@ -41,30 +40,26 @@ def code(x: Tensor, ranges: Tensor, found: Found, levels: int) -> tuple[Tensor, 
     codes = torch.empty(x.shape, dtype=code_dtype(levels), device=x.device)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     sums = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    programs = triton.cdiv(len(x), _ROWS) if x.shape[1] else 0
-    partial = new_partial(programs, x.device)  # pyright: ignore[reportArgumentType]
-    findings = Findings(partial, ranges, found)
+    programs: Any = triton.cdiv(len(x), _ROWS) if x.shape[1] else 0
     in_rows = x.shape[1] % 8 == 0
-    for second in (False, True) if programs else ():
-        launch: Any = _code_kernel[(programs,)]
-        launch(
-            x_ptr=x,
-            code_ptr=codes,
-            bits_ptr=bits if in_rows else None,
-            sum_ptr=sums,
-            **findings.arguments(),
-            n_rows=len(x),
-            depth=x.shape[1],
-            LEVELS=levels,
-            SECOND=second,
-            ROWS=_ROWS,
-            BLOCK=256,
-        )
+    launch_twice(
+        _code_kernel,
+        new_findings(programs, ranges, found),
+        0,
+        x_ptr=x,
+        code_ptr=codes,
+        bits_ptr=bits if in_rows else None,
+        sum_ptr=sums,
+        n_rows=len(x),
+        depth=x.shape[1],
+        LEVELS=levels,
+        ROWS=_ROWS,
+        BLOCK=256,
+    )
     if not programs:
-        settle(findings, 0)
         sums.zero_()
     elif not in_rows:
-        launch = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
+        launch: Any = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
         launch(x_ptr=x, bits_ptr=bits, used_ptr=found.used, n=x.numel(), BLOCK=FLAT)
     return codes, bits, sums
 
@@ -81,10 +76,8 @@ def centred(codes: Tensor, used: Tensor, levels: int, dtype: torch.dtype) -> Ten
 
 
 def sums(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of a contiguous (M, N) over N and over M, in float32, read once: (M,), (N,)."""
+    """Sums of a contiguous (M, N), not empty, over N and over M, in one visit: float32, twice."""
     rows, columns = grad.shape
-    if not grad.numel():
-        return grad.new_zeros(rows, dtype=torch.float32), grad.new_zeros(columns).float()
     programs: int = triton.cdiv(rows, _SUMMED)  # pyright: ignore[reportAssignmentType]
     by_row = grad.new_empty(rows, dtype=torch.float32)
     by_column = grad.new_empty(programs, columns, dtype=torch.float32)

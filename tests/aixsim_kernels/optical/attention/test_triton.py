@@ -13,12 +13,12 @@ PASSES = {
     "key_grad": triton_backward.key_grad_pass,
 }
 
-# a score, measured; docs/design.md has them
+# of a score, in tiles that are seen whole and in the others; docs/results.md has them
 INSTRUCTIONS = {
-    "rows": {64: 24.0, 128: 25.1},
-    "values": {64: 25.1, 128: 27.5},
-    "query_grad": {64: 23.2, 128: 30.5},
-    "key_grad": {64: 38.0, 128: 42.8},
+    "rows": {64: (24.0, 28.5), 128: (25.1, 30.0)},
+    "values": {64: (25.1, 28.8), 128: (27.5, 32.1)},
+    "query_grad": {64: (23.2, 27.0), 128: (30.5, 34.1)},
+    "key_grad": {64: (38.0, 40.7), 128: (42.8, 47.4)},
 }
 
 
@@ -70,9 +70,9 @@ def test_compiled_for_sm_90(built, name, head_dim):
     assert len(loops) == 2
     assert not any(i.startswith(("LDL", "STL")) for loop in loops for i in loop), "registers spill"
     scores = tile.m * tile.n / (tile.warps * 32)
-    free = min(len(loop) for loop in loops) / scores
-    # of tiles that are seen whole: product, noise, read-out, exponential, and what the pass is for
-    assert abs(free - INSTRUCTIONS[name][head_dim]) < 0.5, free
+    # product, noise, read-out, exponential, and what the pass is for
+    found = sorted(len(loop) / scores for loop in loops)
+    assert found == pytest.approx(INSTRUCTIONS[name][head_dim], abs=0.5)
 
 
 def test_float32_operands_are_not_rounded_to_tf32(built):
