@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from aixsim_kernels import empty_ranges, merge_observed, update_ranges
+from aixsim_kernels import are_known_set, empty_ranges, is_empty, note_set, update_ranges
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
@@ -135,9 +135,11 @@ class SimulatedModule(nn.Module):
         """
         if self.training:
             with torch.no_grad():
-                self.observed.copy_(merge_observed(self.observed, observed))
+                # in place, each one kernel: the smaller, and the larger, of two
+                self.observed[:, 0].clamp_(max=observed[:, 0])
+                self.observed[:, 1].clamp_(min=observed[:, 1])
                 if clipped is not None:
-                    self.clipped.copy_(torch.maximum(self.clipped, clipped))
+                    self.clipped.clamp_(min=clipped)
 
     def metrics(self) -> dict[str, Tensor]:
         """What the training log shows of this module: name -> float32 0-d, a view."""
@@ -213,6 +215,8 @@ class TransformState:
         # weights of the old ranges (n, 2), of ends that grow and that shrink
         self._smooth: Tensor | None = None
         self._told_of_clipping = False
+        # calls made in this process
+        self._made = 0
         self.calls = Calls()
         for module in modules.values():
             module.calls = self.calls
@@ -247,6 +251,17 @@ class TransformState:
             digest = hashlib.blake2b(counters, digest_size=8).digest()
             if self.calls.begin(struct.unpack("<q", digest)[0]):
                 self.call += 1
+                self._made += 1
+        # calls 1, 2, 4, 8 …: a look waits for the device
+        if self._made & (self._made - 1) == 0:
+            self._look_at_ranges()
+
+    def _look_at_ranges(self) -> None:
+        """Tell the kernels which modules' ranges are all set; these go on being so."""
+        for module in self.modules.values():
+            ranges = module.ranges
+            if len(ranges) and not are_known_set(ranges) and not is_empty(ranges).any():
+                note_set(ranges)
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -268,9 +283,17 @@ class TransformState:
             # once: a copy from the host is a wait for the device
             smooth = [attack_release(m.smooth) for m in modules for _ in range(len(m.ranges))]
             self._smooth = torch.tensor(smooth, device=observed.device)
+        # where ends grow no slower than they shrink, none overtakes the other
+        still_set = [
+            m.ranges
+            for m in modules
+            if are_known_set(m.ranges) and (rule := attack_release(m.smooth))[0] <= rule[1]
+        ]
         ranges = torch.cat([m.ranges for m in modules])
         updated = update_ranges(ranges, observed, *self._smooth.split(1, 1))
         _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
+        for one in still_set:
+            note_set(one)
         empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
         _copy_all([m.observed for m in modules], empty)
 

@@ -8,7 +8,10 @@ from math import gcd
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
+# ranges that were all seen to be set -> the version that they had then
+_known_set = WeakIdKeyDictionary()
 # how many elements a quantile is estimated from
 QUANTILE_SAMPLE = 1 << 16
 
@@ -24,6 +27,21 @@ def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
 def is_empty(ranges: Tensor) -> Tensor:
     """Which ranges were never set: (..., 2) -> bool (...)."""
     return ranges[..., 0] > ranges[..., 1]
+
+
+def note_set(ranges: Tensor) -> None:
+    """Remember that all of these ranges are set, as the caller has seen.
+
+    A GPU works without the host, which knows nothing of its ranges, and launches what would have to
+    be done again if they were not set. It forgets as soon as somebody writes into them.
+    """
+    if not ranges.is_inference():
+        _known_set[ranges] = ranges._version
+
+
+def are_known_set(ranges: Tensor) -> bool:
+    """Whether `note_set` was told of these ranges, and nobody has written into them since."""
+    return not ranges.is_inference() and _known_set.get(ranges) == ranges._version
 
 
 def merge_observed(a: Tensor, b: Tensor) -> Tensor:

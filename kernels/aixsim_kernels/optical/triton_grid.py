@@ -20,7 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
-from aixsim_kernels.optical.triton_ranges import Findings, candidates, settle, settled
+from aixsim_kernels.optical.triton_ranges import (
+    Findings,
+    candidates,
+    clips,
+    settled,
+    store_partial,
+)
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
@@ -28,9 +34,8 @@ def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
     return torch.float32 if out_dtype == torch.float32 or levels > 256 else torch.float16
 
 
-# arguments of a kernel whose ranges are in `used` already
-_SETTLED = dict.fromkeys(("partial_ptr", "ranges_ptr", "observed_ptr", "clipped_ptr"))
-_SETTLED |= {"n_partial": 0}
+# rows that a program makes an operand of
+_ROWS = 16
 
 
 class Operand(NamedTuple):
@@ -47,50 +52,57 @@ class Operand(NamedTuple):
     other: Tensor | None
 
 
+def operand_programs(x: Tensor) -> int:
+    """How many programs make an operand of x, and look at it."""
+    rows = x.shape[:-1].numel() if x.shape[-1] else 0
+    return triton.cdiv(rows, _ROWS)  # pyright: ignore[reportReturnType]
+
+
 def operand(
     x: Tensor,
-    used: Tensor,
+    used: Tensor | Findings,
     index: int,
     levels: int,
     lut_min: float,
     dtype: torch.dtype,
     other: torch.dtype | None = None,
-    findings: Findings | None = None,
 ) -> Operand:
     """What a modulator makes of x.
 
     Args:
         x: (..., K), contiguous.
-        used: float32 (n, 2).
+        used: float32 (n, 2); or those of a call that is still to look at x.
         index: which of these ranges is the modulator's.
         levels: number of levels.
         lut_min: floor as a share of the range, 0 for none.
         dtype: of c.
         other: another type that c is wanted in.
-        findings: from which the range is settled first.
     """
     c = torch.empty(x.shape, dtype=dtype, device=x.device)
     c_of_other = None if other in (None, dtype) else torch.empty_like(c, dtype=other)
     sums = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    if sums.numel():
-        launch: Any = _operand_kernel[(triton.cdiv(sums.numel(), 16),)]
-        launch(
-            x_ptr=x,
-            operand_ptr=c,
-            other_ptr=c_of_other,
-            sum_ptr=sums,
-            **(findings.arguments() if findings else _SETTLED | {"used_ptr": used}),
-            index=index,
-            n_rows=sums.numel(),
-            depth=x.shape[-1],
-            lut_min=lut_min,
-            LEVELS=levels,
-            FLOOR=lut_min > 0,
-            ROWS=16,
-            BLOCK=256,
-        )
-    elif findings:
-        settle(findings, index)
+    if not x.numel():
+        sums.zero_()
+    arguments: dict[str, Any] = {
+        "x_ptr": x,
+        "operand_ptr": c,
+        "other_ptr": c_of_other,
+        "sum_ptr": sums,
+        "index": index,
+        "n_rows": sums.numel(),
+        "depth": x.shape[-1],
+        "lut_min": lut_min,
+        "LEVELS": levels,
+        "FLOOR": lut_min > 0,
+        "ROWS": _ROWS,
+        "BLOCK": 256,
+    }
+    if isinstance(used, Findings):
+        used.look(_operand_kernel, index, **arguments)
+    elif x.numel():
+        launch: Any = _operand_kernel[(operand_programs(x),)]
+        none = dict.fromkeys(("partial_ptr", "ranges_ptr"))
+        launch(used_ptr=used, n_partial=0, **none, **arguments, SECOND=False)
     return Operand(c, sums, c_of_other)
 
 
@@ -204,8 +216,6 @@ def _operand_kernel(
     partial_ptr,
     n_partial,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
     used_ptr,
     index,
     n_rows,
@@ -213,25 +223,39 @@ def _operand_kernel(
     lut_min,
     LEVELS: tl.constexpr,
     FLOOR: tl.constexpr,
+    SECOND: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    if partial_ptr is not None:
-        lo, hi = settled(
-            partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index
-        )
-    else:
+    """In one visit, which also looks at x where there is a `partial_ptr`; see `Findings.look`."""
+    LOOKS: tl.constexpr = (partial_ptr is not None) & (not SECOND)  # pyright: ignore[reportAssignmentType]
+    if partial_ptr is None:
         lo, hi = tl.load(used_ptr + 2 * index), tl.load(used_ptr + 2 * index + 1)  # [], []
+    else:
+        lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
+        if SECOND:
+            if lo <= hi:
+                return
+            lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, index)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS,), tl.float32)
+    if LOOKS:
+        first, last = clips(ranges_ptr, index)
+        low = tl.full((ROWS, BLOCK), float("inf"), tl.float32)
+        high = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
+        beyond = tl.zeros((ROWS,), tl.float32)
     lo, step, per_level, centre = grid_of(lo, hi, LEVELS)
     tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
     offset = lo + centre * step
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, depth, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
         offsets = rows[:, None] * depth + columns[None, :]
         x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
+        if LOOKS:
+            least, most = candidates(x, mask)
+            low, high = tl.minimum(low, least), tl.maximum(high, most)
+            beyond += tl.sum(tl.where((least < first) | (most > last), 1.0, 0.0), 1)
         code = tl.where(x == x, position(x, lo, per_level, LEVELS), x)
         c = code - centre
         if FLOOR:
@@ -248,3 +272,6 @@ def _operand_kernel(
             tl.store(other_ptr + offsets, operand.to(other_ptr.dtype.element_ty), mask=mask)
         total += tl.sum(tl.where(mask, operand.to(tl.float32), 0.0), 1)
     tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
+    if LOOKS:
+        count = tl.where(rows < n_rows, depth, 0).to(tl.float32)
+        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), beyond, count)

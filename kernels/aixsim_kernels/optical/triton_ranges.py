@@ -1,8 +1,9 @@
 """Ranges on a GPU: what each program saw, and the range that all of it makes, without the host.
 
-`ranges.py` in two steps. Programs leave partial findings (n, 4): lowest, highest, how many elements
-or rows lie beyond the range that was set, of how many. The launch that works with the range settles
-it: its first program stores what all found, and the others look only where it was never set.
+`ranges.py` in two steps. A program that looks at a tensor leaves a row of partial findings behind:
+lowest, highest, how many elements or rows lie beyond the range that was set, of how many. One
+launch at the end of a call makes of them what the call found out. Where a range was never set, the
+tensor is worked on a second time, in the range that the first launch found.
 
 Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `high`, `beyond` and
 `count` are a program's findings so far, one for each lane. A comment gives the shape of a value,
@@ -12,109 +13,83 @@ Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `hig
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from aixsim_kernels.optical.ranges import are_known_set
+
 # elements a program of an element-wise kernel works on
 FLAT = 4096
-# programs that share the reduction of a tensor
-_REDUCERS = 256
+# ranges of the operation that has most
+_MOST_RANGES = 5
 
 
-class Found(NamedTuple):
+class Findings:
     """What a call finds out about the tensors that it quantises, n of them.
 
     Args:
-        observed: float32 (n, 2), their extremes.
-        clipped: float32 (n,), shares beyond the range that was set.
-        used: float32 (n, 2), the range that was set, or the extremes.
-    """
-
-    observed: Tensor
-    clipped: Tensor
-    used: Tensor
-
-
-class Findings(NamedTuple):
-    """What programs find out about a tensor, and where what it comes to is stored.
-
-    Args:
-        programs: how many.
-        partial: float32 (programs, 4), a row from each; see `store_partial`. If there are none, one
-            that found nothing.
         ranges: float32 (n, 2), those that were set.
-        found: of n tensors.
+        programs: how many look at each tensor.
+
+    Attributes:
+        observed: float32 (n, 2), the tensors' extremes, once the call has ended.
+        clipped: float32 (n,), shares beyond the range that was set; likewise.
+        used: float32 (n, 2), the range that was set, or the extremes; likewise.
+        at: float32 (n, 2), where kernels read the ranges to work with before that.
     """
 
-    programs: int
-    partial: Tensor
-    ranges: Tensor
-    found: Found
+    def __init__(self, ranges: Tensor, programs: Sequence[int]) -> None:
+        self._ranges, self._programs = ranges, list(programs)
+        self._partial = torch.empty(sum(programs), 4, device=ranges.device)
+        self._known = are_known_set(ranges)
+        self.observed, self.clipped = torch.empty_like(ranges), ranges.new_empty(len(ranges))
+        # what was never set, and never seen, stays so
+        self.used = torch.empty_like(ranges) if self._known else ranges.clone()
+        self.at = ranges if self._known else self.used
 
-    def arguments(self) -> dict[str, Any]:
-        """As a kernel takes them that calls `settled`."""
-        return {
-            "partial_ptr": self.partial,
-            "n_partial": len(self.partial),
-            "ranges_ptr": self.ranges,
-            "observed_ptr": self.found.observed,
-            "clipped_ptr": self.found.clipped,
-            "used_ptr": self.found.used,
+    def look(self, kernel: Any, index: int, /, **arguments: Any) -> None:
+        """Launch a kernel that looks at tensor `index` and works in its range.
+
+        Unless the host knows that the range was set, the kernel is launched a second time, which
+        does the work again in the range that the first found, and nothing where that was set.
+        """
+        programs, first = self._programs[index], sum(self._programs[:index])
+        if not programs:
+            return
+        arguments |= {
+            "partial_ptr": self._partial[first : first + programs],
+            "n_partial": programs,
+            "ranges_ptr": self._ranges,
+            "used_ptr": self.at,
         }
+        for second in (False,) if self._known else (False, True):
+            kernel[(programs,)](**arguments, SECOND=second)
 
+    def settle(self, mass: Tensor | None = None, kept_mass: Tensor | None = None) -> None:
+        """End the call: make of partial findings what was found out.
 
-def new_found(ranges: Tensor) -> Found:
-    """Room for what a call with these ranges (n, 2) finds out."""
-    return Found(torch.empty_like(ranges), ranges.new_empty(len(ranges)), torch.empty_like(ranges))
-
-
-def new_findings(programs: int, ranges: Tensor, found: Found) -> Findings:
-    """Room for what programs find out; ranges (n, 2)."""
-    partial = torch.empty(max(programs, 1), 4, device=ranges.device)
-    if not programs:
-        # filled, not copied from the host
-        partial.zero_()
-        partial[:, 0], partial[:, 1] = torch.inf, -torch.inf
-    return Findings(programs, partial, ranges, found)
-
-
-def extremes(x: Tensor, ranges: Tensor, found: Found, index: int) -> Findings:
-    """What there is to find out about a contiguous tensor with the range `ranges[index]`."""
-    programs = max(1, min(triton.cdiv(x.numel(), FLAT), _REDUCERS))
-    findings = new_findings(programs, ranges, found)  # pyright: ignore[reportArgumentType]
-    launch: Any = _extremes_kernel[(programs,)]
-    launch(
-        x_ptr=x,
-        partial_ptr=findings.partial,
-        ranges_ptr=ranges,
-        index=index,
-        n=x.numel(),
-        BLOCK=FLAT,
-    )
-    return findings
-
-
-def launch_twice(kernel: Any, findings: Findings, index: int, **arguments: Any) -> None:
-    """Launch a kernel that finds out the range that it works with, row `index`.
-
-    The second launch does the work again in the range that the first found, which it settles. It
-    does nothing else where that was set before.
-    """
-    if not findings.programs:
-        settle(findings, index)
-        return
-    for second in (False, True):
-        kernel[(findings.programs,)](**findings.arguments(), **arguments, SECOND=second)
-
-
-def settle(findings: Findings, index: int) -> None:
-    """Store what programs found out in row `index`, where no launch follows that does."""
-    launch: Any = _settle_kernel[(1,)]
-    launch(**findings.arguments(), index=index)
+        Args:
+            mass: float32 (programs, 2), from each program that looked at the last tensor the mass
+                that was kept, and of how many rows.
+            kept_mass: float32 0-d, gets the mean of them over rows.
+        """
+        counts = [*self._programs, *[0] * (_MOST_RANGES - len(self._programs))]
+        launch: Any = _settle_kernel[(len(self._programs),)]
+        launch(
+            partial_ptr=self._partial,
+            **{f"n_{index}": count for index, count in enumerate(counts)},
+            ranges_ptr=self._ranges,
+            observed_ptr=self.observed,
+            clipped_ptr=self.clipped,
+            used_ptr=self.used,
+            mass_ptr=mass,
+            kept_mass_ptr=kept_mass,
+        )
 
 
 @triton.jit
@@ -170,39 +145,12 @@ def store_partial(partial_ptr, low, high, beyond, count):
 
 
 @triton.jit
-def _extremes_kernel(x_ptr, partial_ptr, ranges_ptr, index, n, BLOCK: tl.constexpr):
-    low = tl.full((BLOCK,), float("inf"), tl.float32)
-    high = tl.full((BLOCK,), float("-inf"), tl.float32)
-    beyond = tl.zeros((BLOCK,), tl.float32)
-    count = tl.zeros((BLOCK,), tl.float32)
-    lo, hi = clips(ranges_ptr, index)
-    stride = tl.num_programs(0).to(tl.int64) * BLOCK
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    for start in range(first, n, stride):
-        offsets = start + tl.arange(0, BLOCK)
-        mask = offsets < n
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [BLOCK]
-        # a NaN is no extreme, but must not be forgotten
-        least, most = candidates(x, mask)
-        low, high = tl.minimum(low, least), tl.maximum(high, most)
-        beyond += tl.where((least < lo) | (most > hi), 1.0, 0.0)
-        count += mask.to(tl.float32)
-    store_partial(partial_ptr, low, high, beyond, count)
-
-
-@triton.jit
-def settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index):
-    """Both ends of the range to work with; the first program stores all that was found out."""
+def settled(partial_ptr, n_partial, ranges_ptr, used_ptr, index):
+    """Both ends of the range to work with; the first program stores what was found."""
     lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
-    unset = lo > hi
-    if unset | (tl.program_id(0) == 0):
-        least, most, share = _reduced(partial_ptr, n_partial)
-        lo = tl.where(unset, least, lo)
-        hi = tl.where(unset, most, hi)
+    if lo > hi:
+        lo, hi, _ = _reduced(partial_ptr, n_partial)
         if tl.program_id(0) == 0:
-            tl.store(observed_ptr + 2 * index, least)  # []
-            tl.store(observed_ptr + 2 * index + 1, most)  # []
-            tl.store(clipped_ptr + index, share)  # []
             tl.store(used_ptr + 2 * index, lo)  # []
             tl.store(used_ptr + 2 * index + 1, hi)  # []
     return lo, hi
@@ -231,6 +179,53 @@ def _reduced(partial_ptr, n_partial, BLOCK: tl.constexpr = 1024):  # pyright: ig
     return tl.where(is_finite, lo, float("inf")), tl.where(is_finite, hi, float("-inf")), share
 
 
-@triton.jit(do_not_specialize=["n_partial"])
-def _settle_kernel(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index):
-    settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, index)
+@triton.jit
+def _mean_mass(mass_ptr, n, BLOCK: tl.constexpr = 1024):  # pyright: ignore[reportArgumentType]
+    """The mass that a row keeps, of those that all programs worked on."""
+    kept = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n, BLOCK):
+        programs = start + tl.arange(0, BLOCK)
+        mask = programs < n
+        kept += tl.load(mass_ptr + 2 * programs, mask, other=0.0)  # [BLOCK]
+        count += tl.load(mass_ptr + 2 * programs + 1, mask, other=0.0)  # [BLOCK]
+    return tl.sum(kept, 0) / tl.maximum(tl.sum(count, 0), 1.0)
+
+
+@triton.jit(do_not_specialize=["n_0", "n_1", "n_2", "n_3", "n_4"])
+def _settle_kernel(
+    partial_ptr,
+    n_0,
+    n_1,
+    n_2,
+    n_3,
+    n_4,
+    ranges_ptr,
+    observed_ptr,
+    clipped_ptr,
+    used_ptr,
+    mass_ptr,
+    kept_mass_ptr,
+):
+    """A program for each tensor; n_0 … programs looked at the first …"""
+    index = tl.program_id(0)
+    n, first = n_0, n_0 * 0
+    if index >= 1:
+        n, first = n_1, first + n_0
+    if index >= 2:
+        n, first = n_2, first + n_1
+    if index >= 3:
+        n, first = n_3, first + n_2
+    if index >= 4:
+        n, first = n_4, first + n_3
+    least, most, share = _reduced(partial_ptr + 4 * first, n)
+    lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
+    unset = lo > hi
+    tl.store(observed_ptr + 2 * index, least)  # []
+    tl.store(observed_ptr + 2 * index + 1, most)  # []
+    tl.store(clipped_ptr + index, share)  # []
+    tl.store(used_ptr + 2 * index, tl.where(unset, least, lo))  # []
+    tl.store(used_ptr + 2 * index + 1, tl.where(unset, most, hi))  # []
+    if mass_ptr is not None:  # noqa: SIM102 (constexpr, and not)
+        if index == tl.num_programs(0) - 1:
+            tl.store(kept_mass_ptr, _mean_mass(mass_ptr, n))  # []

@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from aixsim_kernels import are_known_set
+from aixsim_kernels.optical.linear import cpu
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -83,11 +85,16 @@ class FromHost(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device():
-    """On a GPU a copy of a Python list is a wait; of a meta tensor no value can be asked for."""
+def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device(monkeypatch):
+    """On a GPU a copy of a Python list is a wait; of a meta tensor no value can be asked for.
+
+    But for a look at the ranges at calls 1, 2, 4, 8 ….
+    """
     net, state, _ = applied()
     net.to("meta")
-    for step in range(3):
+    looks = []
+    monkeypatch.setattr(state, "_look_at_ranges", lambda: looks.append(step))
+    for step in range(10):
         with FromHost() as watch:
             state.begin_step(step)
             state.next_call()
@@ -96,6 +103,60 @@ def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device():
             state.end_step()
         # the first step leaves the rule's weights on the device
         assert bool(watch.found) == (step == 0)
+    assert looks == [0, 1, 3, 7]
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """What the host knows of the ranges at each call of the operation, in order."""
+    found = []
+    forward = cpu.forward
+
+    def noted(x, weight, bias, ranges, *rest):
+        found.append(are_known_set(ranges))
+        return forward(x, weight, bias, ranges, *rest)
+
+    monkeypatch.setattr(cpu, "forward", noted)
+    return found
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_kernels_know_when_all_ranges_are_set(known, grad, backend):
+    net, state, _ = applied()
+    if backend:
+        net[0].compile(backend=backend, fullgraph=True)
+    x = torch.randn(4, 16, requires_grad=grad)
+
+    def step(number):
+        state.begin_step(number)
+        with torch.set_grad_enabled(grad):
+            net(x)
+        state.end_step()
+
+    for number in range(9):
+        step(number)
+    # looked at before the first call and the second; what follows is known without a look
+    assert known == [False, *[True] * 8]
+    known.clear()
+    net.load_state_dict(net.state_dict())
+    step(9)
+    state.reset()
+    step(10)
+    assert known == [False, False], "written into"
+    known.clear()
+    for number in range(11, 17):
+        step(number)
+    assert known == [*[False] * 4, True, True], "the sixteenth call looks again"
+
+
+def test_nothing_stays_known_of_ends_that_may_overtake_each_other(known):
+    net, state, _ = applied(q_smooth_factor=[0.99, 0.1])
+    for number in range(3):
+        state.begin_step(number)
+        net(torch.randn(4, 16) + 100 * number)
+        state.end_step()
+    assert known == [False, True, False]
 
 
 def test_ranges_move_after_the_step_only():

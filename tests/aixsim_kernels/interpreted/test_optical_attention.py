@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from aixsim_kernels import empty_ranges
+from aixsim_kernels import are_known_set, empty_ranges
 from aixsim_kernels.common.noise import Place, placed
 from aixsim_kernels.optical.attention import cpu
 from aixsim_kernels.optical.attention import triton as gpu
@@ -271,3 +271,20 @@ def test_a_key_that_is_not_a_number(run, dtype):
     out, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), DTYPES[dtype])
     # of those that see it
     assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) >= 3)
+
+
+@pytest.mark.parametrize("unset", [[], [1], [4]])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16])
+def test_what_the_host_knows_of_ranges_changes_no_bit(run, unset, out_dtype):
+    ranges, inputs = SET.clone(), operands(1, 2, 1, 70, 70, 16, 24)
+    ranges[unset] = empty_ranges(1)
+    known = []
+
+    def forward(ranges, *inputs):
+        known.append(are_known_set(ranges))
+        return gpu.forward(*inputs, None, ranges, KEY, settings(16), out_dtype)
+
+    found = run(forward, ranges, *inputs)
+    expected = run(lambda ranges, *rest: forward(ranges.clone(), *rest), ranges, *inputs)
+    assert known == [not unset, False]
+    assert all(map(torch.equal, found, expected))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import triton
-from aixsim_kernels import empty_ranges, uniform_noise
+from aixsim_kernels import are_known_set, empty_ranges, uniform_noise
 from aixsim_kernels.common import triton_noise
 from aixsim_kernels.common.noise import Place, placed, row_keys, seed_word
 from aixsim_kernels.optical.linear import cpu
@@ -217,3 +217,20 @@ def _noise_of(keys_ptr, out_ptr, ROWS: tl.constexpr, PAIRS: tl.constexpr, PAIRED
     else:
         found = triton_noise.digits(keys[:, None], columns)
     tl.store(out_ptr + rows[:, None] * (2 * PAIRS) + columns, triton_noise.uniform(found))
+
+
+@pytest.mark.parametrize("unset", [[], [1], [2]])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16])
+def test_what_the_host_knows_of_ranges_changes_no_bit(run, unset, out_dtype):
+    ranges, inputs = SET.clone(), [*operands(37, 50, 33, torch.float32)]
+    ranges[unset] = empty_ranges(1)
+    known = []
+
+    def forward(ranges, *inputs):
+        known.append(are_known_set(ranges))
+        return gpu.forward(*inputs, ranges, KEY, HOW, out_dtype)
+
+    found = run(forward, ranges, *inputs)
+    expected = run(lambda ranges, *rest: forward(ranges.clone(), *rest), ranges, *inputs)
+    assert known == [not unset, False]
+    assert all(map(torch.equal, found, expected))

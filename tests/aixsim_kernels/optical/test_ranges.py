@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from aixsim_kernels import empty_ranges, merge_observed, update_ranges
-from aixsim_kernels.optical.ranges import is_empty, observe, quantile_range
+from aixsim_kernels import are_known_set, empty_ranges, is_empty, note_set, update_ranges
+from aixsim_kernels.optical.ranges import merge_observed, observe, quantile_range
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +20,31 @@ def test_merge_observed():
     a = torch.tensor([[-1.0, 2.0], EMPTY, EMPTY])
     b = torch.tensor([[-3.0, 1.0], [0.0, 1.0], EMPTY])
     assert merge_observed(a, b).tolist() == [[-3, 2], [0, 1], EMPTY]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda ranges: ranges.copy_(ranges),
+        lambda ranges: ranges[0].fill_(1),
+        lambda ranges: ranges.detach().zero_(),
+        lambda ranges: torch._foreach_copy_([ranges], [ranges.clone()]),
+    ],
+)
+def test_what_is_known_of_ranges_is_forgotten_when_they_are_written_into(write):
+    ranges, other = torch.ones(3, 2), torch.ones(3, 2)
+    assert not are_known_set(ranges)
+    note_set(ranges)
+    assert are_known_set(ranges) and not are_known_set(other) and not are_known_set(ranges.clone())
+    write(ranges)
+    assert not are_known_set(ranges)
+
+
+def test_what_was_made_for_inference_has_no_version():
+    with torch.inference_mode():
+        ranges = torch.ones(3, 2)
+        note_set(ranges)
+        assert not are_known_set(ranges)
 
 
 @pytest.mark.parametrize("attack", [0.75, torch.tensor([[0.75], [0.75], [0.75], [0.0]])])

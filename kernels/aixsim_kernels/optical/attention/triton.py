@@ -11,8 +11,8 @@ The softmax's gradient takes the probabilities before they were quantised, and s
 
 which the forward leaves behind beside what its softmax takes off and divides by. The pass over
 queries leaves v's offset times the row sum of g, less delta, to that over keys. Ranges never set
-are found on the device as in `linear/triton.py`: each pass is launched a second time, for nothing
-but in the first step.
+are found on the device as in `linear/triton.py`: each pass is launched a second time, until the
+host knows that they are set.
 """
 
 from typing import Any
@@ -30,14 +30,8 @@ from aixsim_kernels.optical.attention.triton_backward import (
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_grid import Operand, operand, operand_type
-from aixsim_kernels.optical.triton_ranges import (
-    Found,
-    extremes,
-    launch_twice,
-    new_findings,
-    new_found,
-)
+from aixsim_kernels.optical.triton_grid import Operand, operand, operand_programs, operand_type
+from aixsim_kernels.optical.triton_ranges import Findings
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2
@@ -61,30 +55,31 @@ def forward(
         before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    found = new_found(ranges)
-    used = found.used
     kind = operand_type(out_dtype, settings.levels)
-    operands, of_q, _ = _operands(q, k, v, mask, used, settings, kind, found_in=(ranges, found))
+    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
+    of_q, of_k, of_v = map(operand_programs, (q, k, v))
+    of_rows, of_values = (_programs(q, tile.m) for tile in (tiles.rows, tiles.values))
+    findings = Findings(ranges, [of_q, of_k, of_rows, of_v, of_values])
+    operands, q_operand, _ = _operands(q, k, v, mask, findings, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     smooth = torch.empty_like(out)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
-    kept = torch.empty_like(rows[0])
-    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
+    mass = q.new_empty(of_values, 2, dtype=torch.float32)
     tensors = operands | _rows(rows) | {"key_ptr": key}
-    tensors |= {"q_sum_ptr": of_q.sums, "seed": seed_word(settings.stream, 0)}
-    of_values: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "kept_ptr": kept}
-    of_values["output_seed"] = seed_word(settings.stream, 1)
+    tensors |= {"q_sum_ptr": q_operand.sums, "seed": seed_word(settings.stream, 0)}
+    of_output: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "mass_ptr": mass}
+    of_output["output_seed"] = seed_word(settings.stream, 1)
     passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
         (2, tiles.rows, row_pass, {}),
-        (4, tiles.values, value_pass, of_values),
+        (4, tiles.values, value_pass, of_output),
     ]
     for index, tile, kernel, own in passes:
-        findings = new_findings(_programs(q, tile.m), ranges, found)
         how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
-        launch_twice(kernel, findings, index, **how)
-    mass = kept.sum() / (rows[1] > 0).sum().clamp(min=1)
-    return out, found.observed, found.clipped, mass, used, rows, smooth
+        findings.look(kernel, index, **how)
+    kept_mass = q.new_empty((), dtype=torch.float32)
+    findings.settle(mass, kept_mass)
+    return out, findings.observed, findings.clipped, kept_mass, findings.used, rows, smooth
 
 
 def backward(
@@ -163,22 +158,19 @@ def _operands(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    used: Tensor,
+    used: Tensor | Findings,
     settings: Settings,
     kind: torch.dtype,
     of_grad: torch.dtype | None = None,
-    found_in: tuple[Tensor, Found] | None = None,
 ) -> tuple[dict[str, Any], Operand, Operand]:
     """Operands and mask as all passes take them, and what is made of q and of k.
 
     `of_grad` is the type of the output's gradient: q and k are wanted in it too, and v, which
-    nothing else multiplies there, in it alone. `found_in` are the ranges that were set, and where
-    what is found out goes, if that is still to be done.
+    nothing else multiplies there, in it alone. `used` as `operand` takes it.
     """
 
     def made(x: Tensor, index: int, floor: float, dtype: torch.dtype) -> Operand:
-        findings = found_in and extremes(x, *found_in, index)
-        return operand(x, used, index, settings.levels, floor, dtype, of_grad, findings)
+        return operand(x, used, index, settings.levels, floor, dtype, of_grad)
 
     of_v = made(v, 3, settings.lut_min, of_grad or kind)
     of_q, of_k = made(q, 0, 0.0, kind), made(k, 1, settings.lut_min, kind)

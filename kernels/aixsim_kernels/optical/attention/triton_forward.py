@@ -56,8 +56,6 @@ def row_pass(
     partial_ptr,
     n_partial,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -92,10 +90,9 @@ def row_pass(
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
         # the first launch had its range, and has done it all
-        is_set = lo <= hi
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 2)
-        if is_set:
+        if lo <= hi:
             return
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2)
     at = detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, _, _, _, _, step, _, _, origin = at
     q, by_row, _, keys = load_queries(
@@ -155,12 +152,10 @@ def value_pass(
     total_ptr,
     out_ptr,
     smooth_ptr,
-    kept_ptr,
+    mass_ptr,
     partial_ptr,
     n_partial,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -195,10 +190,9 @@ def value_pass(
     )
     lo, hi = tl.load(ranges_ptr + 8), tl.load(ranges_ptr + 9)  # [], []
     if SECOND:
-        is_set = lo <= hi
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 4)
-        if is_set:
+        if lo <= hi:
             return
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 4)
     step, per_level = steps(lo, hi, LEVELS)
     at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     q, by_row, of_whole, keys = load_queries(
@@ -246,5 +240,9 @@ def value_pass(
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)  # [BLOCK_M, BLOCK_V]
     # [BLOCK_M, BLOCK_V]
     tl.store(smooth_ptr + offsets, smooth.to(smooth_ptr.dtype.element_ty), mask=mask)
-    kept = count * factor * (1.0 / (LEVELS - 1))
-    tl.store(kept_ptr + head * M + rows, kept, mask=rows < M)  # [BLOCK_M]
+    if not SECOND:
+        kept = tl.where(rows < M, count * factor * (1.0 / (LEVELS - 1)), 0.0)
+        mass_ptr += 2 * tl.program_id(0)
+        tl.store(mass_ptr, tl.sum(kept, 0))  # []
+        # rows that are not there have no share
+        tl.store(mass_ptr + 1, tl.sum((share > 0).to(tl.float32), 0))  # []

@@ -28,29 +28,22 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
-from aixsim_kernels.optical.linear.triton_codes import centred, code, sums
+from aixsim_kernels.optical.linear.triton_codes import centred, code, code_programs, sums
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import LinearTile, linear_tile
-from aixsim_kernels.optical.triton_clipping import finish_grad
+from aixsim_kernels.optical.triton_clipping import finish_input_grad, finish_weight_grad
 from aixsim_kernels.optical.triton_grid import (
     grid,
     in_levels,
     level,
     operand,
+    operand_programs,
     operand_type,
     readout,
     row_values,
     steps,
 )
-from aixsim_kernels.optical.triton_ranges import (
-    extremes,
-    launch_twice,
-    new_findings,
-    new_found,
-    row_extremes,
-    settled,
-    store_partial,
-)
+from aixsim_kernels.optical.triton_ranges import Findings, row_extremes, settled, store_partial
 
 
 def forward(
@@ -65,20 +58,15 @@ def forward(
     """As `cpu.forward`, with ranges by the extremes."""
     (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
     x, weight = x.contiguous(), weight.contiguous()
-    found = new_found(ranges)
-    used = found.used
-    x_code, x_inside, x_sum = code(x, ranges, found, levels)
     kind = operand_type(out_dtype, levels)
-    of_weight = extremes(weight, ranges, found, 1)
-    w_operand, w_sum, _ = operand(
-        weight, used, 1, levels, settings.lut_min, kind, findings=of_weight
-    )
-    y = x.new_empty(rows, columns, dtype=out_dtype)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
-    programs: Any = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
-    launch_twice(
+    tiles: Any = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
+    findings = Findings(ranges, [code_programs(x), operand_programs(weight), tiles])
+    x_code, x_inside, x_sum = code(x, findings, levels)
+    w_operand, w_sum, _ = operand(weight, findings, 1, levels, settings.lut_min, kind)
+    y = x.new_empty(rows, columns, dtype=out_dtype)
+    findings.look(
         _product,
-        new_findings(programs, ranges, found),
         2,
         code_ptr=x_code,
         w_ptr=w_operand,
@@ -98,7 +86,8 @@ def forward(
         WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
         **_parameters(tile),
     )
-    return y, found.observed, found.clipped, used, x_code, x_inside
+    findings.settle()
+    return y, findings.observed, findings.clipped, findings.used, x_code, x_inside
 
 
 def backward(
@@ -124,16 +113,16 @@ def backward(
     kind = grad.dtype if levels <= 256 else torch.float32
     grad, weight = grad.to(kind).contiguous(), weight.contiguous()
     w_operand = operand(weight, used, 1, levels, settings.lut_min, kind).c
-    by_row, by_column = sums(grad)
+    by_row, partial = sums(grad)
     # the input's gradient is rounded to 16 bits in the end, and may be on the way; in float16, sums
     # of c would overflow
     between = torch.bfloat16 if kind == x_dtype == torch.bfloat16 else torch.float32
     grad_x = _matmul(grad, w_operand, between)
-    grad_x = finish_grad(grad_x, by_row, x_inside, used, 0, levels, x_dtype)
+    grad_x = finish_input_grad(grad_x, by_row, x_inside, used, levels, x_dtype)
     del w_operand
     x_operand = centred(x_code, used, levels, kind)
     grad_w = _matmul(grad.T, x_operand, torch.float32)
-    grad_w = finish_grad(grad_w, by_column, weight, used, 1, levels, weight.dtype)
+    grad_w, by_column = finish_weight_grad(grad_w, partial, weight, used, levels)
     return grad_x, grad_w, by_column if wants_bias else by_column.new_empty(0)
 
 
@@ -190,8 +179,6 @@ def _product(
     partial_ptr,
     n_partial,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
     used_ptr,
     key_ptr,
     seed,
@@ -211,10 +198,9 @@ def _product(
     lo, hi = tl.load(ranges_ptr + 4), tl.load(ranges_ptr + 5)  # [], []
     if SECOND:
         # the first launch had its range, and has read out
-        is_set = lo <= hi
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 2)
-        if is_set:
+        if lo <= hi:
             return
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2)
     n_tiles = tl.cdiv(N, BLOCK_N)
     m_first = (tl.program_id(0) // n_tiles) * BLOCK_M
     n_first = (tl.program_id(0) % n_tiles) * BLOCK_N

@@ -19,10 +19,8 @@ from aixsim_kernels.optical.triton_clipping import inside
 from aixsim_kernels.optical.triton_grid import grid, grid_of, position
 from aixsim_kernels.optical.triton_ranges import (
     FLAT,
-    Found,
+    Findings,
     candidates,
-    launch_twice,
-    new_findings,
     settled,
     store_partial,
 )
@@ -32,19 +30,22 @@ _ROWS = 8
 _SUMMED = 64
 
 
-def code(x: Tensor, ranges: Tensor, found: Found, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+def code_programs(x: Tensor) -> int:
+    """How many programs look at the input."""
+    return triton.cdiv(len(x), _ROWS) if x.shape[1] else 0  # pyright: ignore[reportReturnType]
+
+
+def code(x: Tensor, findings: Findings, levels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (M, K), packed bits of what is inside the range, row sums of c (NaN where x is).
 
-    And what is found out about x: row 0 of `found`.
+    And what is found out about x, the first tensor of the call.
     """
     codes = torch.empty(x.shape, dtype=code_dtype(levels), device=x.device)
     bits = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
     sums = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    programs: Any = triton.cdiv(len(x), _ROWS) if x.shape[1] else 0
     in_rows = x.shape[1] % 8 == 0
-    launch_twice(
+    findings.look(
         _code_kernel,
-        new_findings(programs, ranges, found),
         0,
         x_ptr=x,
         code_ptr=codes,
@@ -56,11 +57,11 @@ def code(x: Tensor, ranges: Tensor, found: Found, levels: int) -> tuple[Tensor, 
         ROWS=_ROWS,
         BLOCK=256,
     )
-    if not programs:
+    if not x.numel():
         sums.zero_()
     elif not in_rows:
         launch: Any = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
-        launch(x_ptr=x, bits_ptr=bits, used_ptr=found.used, n=x.numel(), BLOCK=FLAT)
+        launch(x_ptr=x, bits_ptr=bits, used_ptr=findings.at, n=x.numel(), BLOCK=FLAT)
     return codes, bits, sums
 
 
@@ -76,7 +77,11 @@ def centred(codes: Tensor, used: Tensor, levels: int, dtype: torch.dtype) -> Ten
 
 
 def sums(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of a contiguous (M, N), not empty, over N and over M, in one visit: float32, twice."""
+    """Row sums of a contiguous (M, N), not empty, and column sums of its parts, in one visit.
+
+    Returns:
+        float32 (M,), over N; float32 (P, N), over the rows of each of P parts.
+    """
     rows, columns = grad.shape
     programs: int = triton.cdiv(rows, _SUMMED)  # pyright: ignore[reportAssignmentType]
     by_row = grad.new_empty(rows, dtype=torch.float32)
@@ -91,7 +96,7 @@ def sums(grad: Tensor) -> tuple[Tensor, Tensor]:
         ROWS=_SUMMED,
         BLOCK=64,
     )
-    return by_row, by_column.sum(0)
+    return by_row, by_column
 
 
 @triton.jit
@@ -120,8 +125,6 @@ def _code_kernel(
     partial_ptr,
     n_partial,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
     used_ptr,
     n_rows,
     depth,
@@ -133,10 +136,9 @@ def _code_kernel(
     """All that is made of x, in one visit; a second launch where its range was never set."""
     lo, hi = tl.load(ranges_ptr), tl.load(ranges_ptr + 1)  # [], []
     if SECOND:
-        is_set = lo <= hi
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, observed_ptr, clipped_ptr, used_ptr, 0)
-        if is_set:
+        if lo <= hi:
             return
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 0)
     lo, _, per_level, centre = grid_of(lo, hi, LEVELS)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros((ROWS,), tl.float32)
