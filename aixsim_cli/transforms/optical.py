@@ -78,7 +78,7 @@ class OpticalLinear(SimulatedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Optical `input @ weight.T + bias`: (..., K) -> (..., N), in the input's dtype."""
-        output, observed, clipped = optical_linear(
+        output, seen = optical_linear(
             input,
             self.weight,
             self.bias,
@@ -90,7 +90,7 @@ class OpticalLinear(SimulatedLinear):
             noise=self.params.q_noise,
             quantiles=self.params.q_quantiles,
         )
-        self.record(observed, clipped)
+        self.record(seen)
         return output
 
     def asks_to_clip(self) -> float:
@@ -143,7 +143,7 @@ class OpticalAttention(SimulatedAttention):
         Returns:
             (B, H, Lq, D), in q's dtype.
         """
-        output, observed, clipped, kept_mass = optical_attention(
+        output, seen, kept_mass = optical_attention(
             q,
             k,
             v,
@@ -159,7 +159,7 @@ class OpticalAttention(SimulatedAttention):
             attention_range=self.params.attention_range,
             quantiles=self.params.q_quantiles,
         )
-        self.record(observed, clipped)
+        self.record(seen)
         if self.training:
             with torch.no_grad():
                 self.kept_mass.copy_(kept_mass)

@@ -15,7 +15,16 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from aixsim_kernels import are_known_set, empty_ranges, is_empty, note_set, update_ranges
+from aixsim_kernels import (
+    are_known_set,
+    clipped_in,
+    empty_ranges,
+    empty_seen,
+    is_empty,
+    note_set,
+    observed_in,
+    update_ranges,
+)
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
@@ -54,14 +63,13 @@ class SimulatedModule(nn.Module):
         seed_field: the paradigm's parameter that seeds the noise; without one the seed is 0.
         quantises: what the module quantises with a running range, by the names that the log gives
             it ("x", "w", "y"). `q_smooth_factor` of the parameters, if any, is their rule.
-        logs_clipped: whether the log shows the shares that are clipped; `record` is told of them.
+        logs_clipped: whether the log shows the shares that are clipped.
 
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
-        observed: float32 (n, 2), the extremes since the last optimizer step. Not saved.
-        clipped: float32 (n,), the largest shares of a training call that lay beyond the ranges,
-            since they were last logged. Not saved.
+        seen: float32 (n, 3), what training calls saw: the extremes since the last optimizer step,
+            the largest shares that lay beyond the ranges since they were last logged. Not saved.
         noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
@@ -73,8 +81,7 @@ class SimulatedModule(nn.Module):
 
     params: Any
     ranges: Tensor
-    observed: Tensor
-    clipped: Tensor
+    seen: Tensor
     noise_stream: Tensor
 
     def simulate(self, params: Any, name: str, kind: str, device: torch.device) -> None:
@@ -94,8 +101,7 @@ class SimulatedModule(nn.Module):
         self.register_buffer(
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
         )
-        self.register_buffer("observed", empty_ranges(n_ranges, device=device), persistent=False)
-        self.register_buffer("clipped", torch.zeros(n_ranges, device=device), persistent=False)
+        self.register_buffer("seen", empty_seen(n_ranges, device=device), persistent=False)
         self.register_buffer(
             "noise_stream",
             torch.full((), stream, dtype=torch.int64, device=device),
@@ -122,30 +128,21 @@ class SimulatedModule(nn.Module):
     @torch.no_grad()
     def reset_record(self) -> None:
         """Forget what was observed; the ranges stay."""
-        self.observed.copy_(empty_ranges(len(self.observed), device=self.observed.device))
-        self.clipped.zero_()
+        self.seen.copy_(empty_seen(len(self.seen), device=self.seen.device))
         self.noise_stream.fill_(self.stream)
 
-    def record(self, observed: Tensor, clipped: Tensor | None = None) -> None:
-        """Note what a call saw; in evaluation nothing is recorded.
-
-        Args:
-            observed: float32 (n, 2), its extremes, merged into the step's.
-            clipped: float32 (n,), the shares that lay beyond the ranges.
-        """
+    def record(self, seen: Tensor) -> None:
+        """Note what a call saw, float32 (n, 3), as `seen_of` makes it; in evaluation nothing."""
         if self.training:
             with torch.no_grad():
-                # in place, each one kernel: the smaller, and the larger, of two
-                self.observed[:, 0].clamp_(max=observed[:, 0])
-                self.observed[:, 1].clamp_(min=observed[:, 1])
-                if clipped is not None:
-                    self.clipped.clamp_(min=clipped)
+                # the larger of both, in place and in one kernel
+                self.seen.clamp_(min=seen)
 
     def metrics(self) -> dict[str, Tensor]:
         """What the training log shows of this module: name -> float32 0-d, a view."""
         if not self.logs_clipped:
             return {}
-        shares = zip(self.quantises, self.clipped.unbind(), strict=True)
+        shares = zip(self.quantises, clipped_in(self.seen).unbind(), strict=True)
         return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
 
     def asks_to_clip(self) -> float:
@@ -156,12 +153,12 @@ class SimulatedModule(nn.Module):
         """Which share of the weight was clipped unasked: float32 0-d; None = it has no range."""
         if "w" not in self.quantises:
             return None
-        return self.clipped[self.quantises.index("w")] - self.asks_to_clip()
+        return clipped_in(self.seen)[self.quantises.index("w")] - self.asks_to_clip()
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
         # bfloat16 cannot hold 256 levels of an arbitrary range: `.to(bfloat16)` leaves these alone
-        for name in ("ranges", "observed", "clipped"):
+        for name in ("ranges", "seen"):
             buffer = self._buffers[name]
             if buffer is not None and buffer.dtype != torch.float32:
                 self._buffers[name] = buffer.float()
@@ -273,11 +270,11 @@ class TransformState:
         modules = [m for m in self.modules.values() if len(m.ranges)]
         if not modules:
             return
-        observed = torch.cat([m.observed for m in modules])
+        seen = torch.cat([m.seen for m in modules])
+        of_all = seen.clone()
         if dist.is_initialized() and dist.get_world_size() > 1:
-            observed[:, 1].neg_()
-            dist.all_reduce(observed, op=dist.ReduceOp.MIN)
-            observed[:, 1].neg_()
+            dist.all_reduce(of_all, op=dist.ReduceOp.MAX)
+        observed = observed_in(of_all)
         sizes = [len(m.ranges) for m in modules]
         if self._smooth is None or self._smooth.device != observed.device:
             # once: a copy from the host is a wait for the device
@@ -294,8 +291,9 @@ class TransformState:
         _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
         for one in still_set:
             note_set(one)
-        empty = list(empty_ranges(len(observed), device=observed.device).split(sizes))
-        _copy_all([m.observed for m in modules], empty)
+        # the shares stay until they are logged
+        seen[:, :2].fill_(-float("inf"))
+        _copy_all([m.seen for m in modules], list(seen.split(sizes)))
 
     def metrics(self) -> dict[str, float]:
         """Scalars worth logging, averaged over the modules that report them, as of the last log.
@@ -313,7 +311,7 @@ class TransformState:
         # all at once: each look at a value is a wait for the device
         means = torch.stack([torch.stack(values).mean() for values in reported.values()])
         for module in self.modules.values():
-            module.clipped.zero_()
+            clipped_in(module.seen).zero_()
         # shares to a millionth: there are many of them in a record
         return {
             name: round(mean, 6) if name.startswith(CLIPPED) else mean

@@ -6,20 +6,28 @@ from aixsim_kernels.optical.attention.op import optical_attention
 from aixsim_kernels.optical.linear.op import optical_linear
 from aixsim_kernels.optical.ranges import (
     are_known_set,
+    clipped_in,
     empty_ranges,
+    empty_seen,
     is_empty,
     note_set,
+    observed_in,
+    seen_of,
     update_ranges,
 )
 
 __all__ = [
     "are_known_set",
     "bitflip",
+    "clipped_in",
     "empty_ranges",
+    "empty_seen",
     "is_empty",
     "note_set",
+    "observed_in",
     "optical_attention",
     "optical_linear",
+    "seen_of",
     "uniform_noise",
     "update_ranges",
 ]

@@ -65,7 +65,7 @@ def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, 
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = torch.randn(columns, dtype=dtype)
     how = Settings(7, levels, 0.02, True)
-    y, _, _, used, codes, inside = linear.forward(
+    y, _, used, codes, inside = linear.forward(
         x, weight, bias, empty_ranges(3), key, how, out_dtype
     )
     linear.backward(y, codes, inside, weight, used, how, dtype, True)

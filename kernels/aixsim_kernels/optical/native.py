@@ -91,11 +91,14 @@ class NativePasses(Passes):
 
     def results(
         self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        own = [one for one in ranges if isinstance(one, NativeRange)]
-        shares = [one.share(float(size)) for one, size in zip(own, sizes, strict=True)]
-        used = [(one.levels_at.lo, one.levels_at.hi) for one in own]
-        return torch.tensor([one.ends() for one in own]), torch.tensor(shares), torch.tensor(used)
+    ) -> tuple[Tensor, Tensor]:
+        seen, used = [], []
+        for one, size in zip(ranges, sizes, strict=True):
+            assert isinstance(one, NativeRange)
+            lowest, highest = one.ends()
+            seen.append((-lowest, highest, one.share(float(size))))
+            used.append((one.levels_at.lo, one.levels_at.hi))
+        return torch.tensor(seen), torch.tensor(used)
 
     def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
         if place_in(key) is not None:

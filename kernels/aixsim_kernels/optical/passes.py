@@ -22,6 +22,7 @@ from aixsim_kernels.optical.ranges import (
     merge_observed,
     observe,
     only_finite,
+    seen_of,
 )
 
 
@@ -119,15 +120,15 @@ class Passes:
 
     def results(
         self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Of a call's n ranges, of batches of these sizes, at its end.
 
         Returns:
-            Observed ranges, float32 (n, 2); clipped shares, float32 (n,); used ranges, (n, 2).
+            What it saw, float32 (n, 3), see `ranges.py`; used ranges, float32 (n, 2).
         """
         shares = [one.clipped(size) for one, size in zip(ranges, sizes, strict=True)]
         observed = torch.stack([one.observed() for one in ranges])
-        return observed, torch.stack(shares), torch.stack([one.bounds for one in ranges])
+        return seen_of(observed, torch.stack(shares)), torch.stack([one.bounds for one in ranges])
 
     def row_keys(self, shape: Sequence[int], key: Tensor, seed: int) -> Tensor:
         """Noise key of each row of an output: int32 `shape`; `key` and `seed` as in `noise.py`."""

@@ -1,6 +1,9 @@
 """Ranges of operands and outputs: observed, calibrated, moved.
 
 A range is a float32 pair (lo, hi); (+inf, -inf) is the empty range, "never set".
+
+What a call saw of a tensor is a float32 triple: its lowest value, negated, its highest, and the
+share of it that was clipped. The larger of two, number by number, holds both.
 """
 
 from collections.abc import Sequence
@@ -27,6 +30,29 @@ def empty_ranges(n: int, device: torch.device | str | None = None) -> Tensor:
 def is_empty(ranges: Tensor) -> Tensor:
     """Which ranges were never set: (..., 2) -> bool (...)."""
     return ranges[..., 0] > ranges[..., 1]
+
+
+def empty_seen(n: int, device: torch.device | str | None = None) -> Tensor:
+    """Nothing seen of n tensors: float32 (n, 3)."""
+    seen = torch.full((n, 3), -float("inf"), device=device)
+    seen[:, 2].zero_()
+    return seen
+
+
+def seen_of(observed: Tensor, clipped: Tensor | None = None) -> Tensor:
+    """What a call saw: ranges (n, 2), shares that were clipped (n,) -> float32 (n, 3)."""
+    share = torch.zeros_like(observed[:, 0]) if clipped is None else clipped
+    return torch.stack([-observed[:, 0], observed[:, 1], share], 1)
+
+
+def observed_in(seen: Tensor) -> Tensor:
+    """The ranges of what was seen: (n, 3) -> (n, 2)."""
+    return torch.stack([-seen[:, 0], seen[:, 1]], 1)
+
+
+def clipped_in(seen: Tensor) -> Tensor:
+    """The shares of what was seen that were clipped: (n, 3) -> (n,), a view."""
+    return seen[:, 2]
 
 
 def note_set(ranges: Tensor) -> None:

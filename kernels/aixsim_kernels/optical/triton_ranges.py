@@ -5,7 +5,7 @@ lowest, highest, how many elements or rows lie beyond the range that was set, of
 launch at the end of a call makes of them what the call found out. Where a range was never set, the
 tensor is worked on a second time, in the range that the first launch found.
 
-Legend: `ranges`, `observed` and `used` are (n, 2) with row `index`; `low`, `high`, `beyond` and
+Legend: `ranges` and `used` are (n, 2), `seen` (n, 3), with row `index`; `low`, `high`, `beyond` and
 `count` are a program's findings so far, one for each lane. A comment gives the shape of a value,
 [] of a number.
 """
@@ -37,9 +37,8 @@ class Findings:
         programs: how many look at each tensor.
 
     Attributes:
-        observed: float32 (n, 2), the tensors' extremes, once the call has ended.
-        clipped: float32 (n,), shares beyond the range that was set; likewise.
-        used: float32 (n, 2), the range that was set, or the extremes; likewise.
+        seen: float32 (n, 3), what was seen of the tensors, once the call has ended.
+        used: float32 (n, 2), the ranges that were set, or the extremes; likewise.
         at: float32 (n, 2), where kernels read the ranges to work with before that.
     """
 
@@ -47,7 +46,7 @@ class Findings:
         self._ranges, self._programs = ranges, list(programs)
         self._partial = torch.empty(sum(programs), 4, device=ranges.device)
         self._known = are_known_set(ranges)
-        self.observed, self.clipped = torch.empty_like(ranges), ranges.new_empty(len(ranges))
+        self.seen = ranges.new_empty(len(ranges), 3)
         # what was never set, and never seen, stays so
         self.used = torch.empty_like(ranges) if self._known else ranges.clone()
         self.at = ranges if self._known else self.used
@@ -84,8 +83,7 @@ class Findings:
             partial_ptr=self._partial,
             **{f"n_{index}": count for index, count in enumerate(counts)},
             ranges_ptr=self._ranges,
-            observed_ptr=self.observed,
-            clipped_ptr=self.clipped,
+            seen_ptr=self.seen,
             used_ptr=self.used,
             mass_ptr=mass,
             kept_mass_ptr=kept_mass,
@@ -201,8 +199,7 @@ def _settle_kernel(
     n_3,
     n_4,
     ranges_ptr,
-    observed_ptr,
-    clipped_ptr,
+    seen_ptr,
     used_ptr,
     mass_ptr,
     kept_mass_ptr,
@@ -221,9 +218,9 @@ def _settle_kernel(
     least, most, share = _reduced(partial_ptr + 4 * first, n)
     lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
     unset = lo > hi
-    tl.store(observed_ptr + 2 * index, least)  # []
-    tl.store(observed_ptr + 2 * index + 1, most)  # []
-    tl.store(clipped_ptr + index, share)  # []
+    tl.store(seen_ptr + 3 * index, -least)  # []
+    tl.store(seen_ptr + 3 * index + 1, most)  # []
+    tl.store(seen_ptr + 3 * index + 2, share)  # []
     tl.store(used_ptr + 2 * index, tl.where(unset, least, lo))  # []
     tl.store(used_ptr + 2 * index + 1, tl.where(unset, most, hi))  # []
     if mass_ptr is not None:  # noqa: SIM102 (constexpr, and not)

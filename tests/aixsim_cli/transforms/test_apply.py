@@ -99,7 +99,7 @@ def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device(monkeypatch
             state.begin_step(step)
             state.next_call()
             for module in state.modules.values():
-                module.record(torch.ones_like(module.ranges), torch.ones_like(module.clipped))
+                module.record(torch.ones_like(module.seen))
             state.end_step()
         # the first step leaves the rule's weights on the device
         assert bool(watch.found) == (step == 0)

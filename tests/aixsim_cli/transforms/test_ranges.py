@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from aixsim_kernels import clipped_in, seen_of
 from torch import nn
 
 from aixsim_cli.transforms import read
@@ -92,7 +93,8 @@ class Crossbar(SimulatedLinear):
     def forward(self, x):
         lo, hi = self.ranges[0]
         clipped = ((self.weight < lo) | (self.weight > hi)).float().mean() * (lo <= hi)
-        self.record(torch.stack(torch.aminmax(self.weight)).view(1, 2), clipped.view(1))
+        extremes = torch.stack(torch.aminmax(self.weight)).view(1, 2)
+        self.record(seen_of(extremes, clipped.view(1)))
         return super().forward(x)
 
 
@@ -113,7 +115,7 @@ def test_another_paradigm_takes_the_rule_and_has_no_past(monkeypatch, caplog):
     step(net, state, -1, 1)
     assert net[0].ranges[0].tolist() == pytest.approx([3 * end for end in first])
     with caplog.at_level(logging.WARNING, "aixsim"):
-        share = net[0].clipped.item()
+        share = clipped_in(net[0].seen).item()
         assert state.metrics()["clipped_w/up"] == pytest.approx(share / 2, abs=1e-6)
     assert caplog.messages[0].startswith("0: ")
     with torch.no_grad():
@@ -137,7 +139,7 @@ def test_shares_that_are_clipped_by_kind_of_layer():
     assert set(state.metrics().values()) == {0.0}, "a range that was never set clips nothing"
     state.end_step()
     net(3 * x)
-    first, second = (m.clipped for m in state.modules.values())
+    first, second = (clipped_in(m.seen) for m in state.modules.values())
     lo, hi = net[0].ranges[0]
     assert first[0] == pytest.approx(((3 * x < lo) | (3 * x > hi)).float().mean().item())
     assert first[0] > 0.1 and first[2] > 0.1 and first[1] == second[1] == 0
@@ -168,7 +170,7 @@ def test_a_clipped_weight_is_told_once(caplog):
         with torch.no_grad():
             net[2].weight.mul_(2)
         net(x)
-        share = net[2].clipped[1].item()
+        share = clipped_in(net[2].seen)[1].item()
         assert share > 0.1
         state.metrics()
         state.metrics()
@@ -195,7 +197,7 @@ def test_a_clipped_weight_by_the_rule(caplog, params, growth, said):
     with torch.no_grad():
         net[2].weight.mul_(growth)
     net(x)
-    assert net[2].clipped[1] > 0.1
+    assert clipped_in(net[2].seen)[1] > 0.1
     # a later call that clips less hides nothing
     state.end_step()
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from aixsim_kernels import are_known_set, empty_ranges
+from aixsim_kernels import are_known_set, clipped_in, empty_ranges, empty_seen, observed_in
 from aixsim_kernels.common.noise import Place, placed
 from aixsim_kernels.optical.attention import cpu
 from aixsim_kernels.optical.attention import triton as gpu
@@ -68,15 +68,16 @@ def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32, key=KEY):
     """Differences of the outputs in levels of the detector; everything else is checked here."""
     found = run(gpu.forward, *inputs, mask, ranges, key, how, out_dtype)
     expected = cpu.forward(*inputs, mask, ranges, key, how, out_dtype)
-    out, observed, clipped, kept, used = expected
+    out, seen, kept, used = expected
     # a last bit decides whether a sum lies beyond the end of a range, which may be its own
-    assert torch.allclose(found[2], clipped, rtol=0.02, atol=2.1 / out.numel())
-    for mine, theirs in ((found[1], observed), (found[4], used)):
+    difference = clipped_in(found[1]) - clipped_in(seen)
+    assert (difference.abs() <= 0.02 * clipped_in(seen) + 2.1 / out.numel()).all()
+    for mine, theirs in ((observed_in(found[1]), observed_in(seen)), (found[3], used)):
         for i in (0, 1, 3):
             assert torch.equal(mine[i], theirs[i])
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
     step = (used[4, 1] - used[4, 0]) / (how.levels - 1)
-    return (found[0] - out).abs() / step, (found[3] - kept).abs()
+    return (found[0] - out).abs() / step, (found[2] - kept).abs()
 
 
 @pytest.mark.parametrize("unset", [False, True])
@@ -214,12 +215,12 @@ def test_nothing_at_all(run, which):
     sizes = {"batches": 1, "queries": 4, "keys": 5} | {which: 0}
     inputs = operands(sizes["batches"], 2, 1, sizes["queries"], sizes["keys"], 16, 16)
     how = settings(16, is_causal=False)
-    out, observed, _, kept, used, rows, smooth = run(
+    out, seen, kept, used, rows, smooth = run(
         gpu.forward, *inputs, None, SET, KEY, how, torch.float32
     )
     assert out.shape == inputs[0].shape and not out.any()
     assert kept == 0
-    assert torch.equal(observed[2], empty_ranges(1)[0])
+    assert torch.equal(seen[2], empty_seen(1)[0])
     grads = run(gpu.backward, out, *inputs, None, used, KEY, rows, smooth, how, False)
     assert all(not g.any() for g in grads)
 
@@ -232,9 +233,9 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
     inputs[which][0, 0, 0, 5] = bad
     ranges = SET.clone()
     ranges[unset] = empty_ranges(1)
-    found = run(gpu.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[2]
+    found = run(gpu.forward, *inputs, None, ranges, KEY, settings(16), torch.float32)[1]
     how = (None, ranges, KEY, settings(16), torch.float32)
-    expected = cpu.forward(*inputs, *how)[2]
+    found, expected = clipped_in(found), clipped_in(cpu.forward(*inputs, *how)[1])
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
 
@@ -244,11 +245,11 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, which, 
 def test_what_is_not_finite(run, bad, dtype):
     q, k, v = operands(1, 1, 1, 8, 8, 16, 16)
     q[0, 0, 3, 5] = bad
-    out, observed, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), DTYPES[dtype])
+    out, seen, *_ = run(gpu.forward, q, k, v, None, SET, KEY, settings(16), DTYPES[dtype])
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(out.isnan().any(-1)[0, 0], torch.arange(8) == 3) == (bad != bad)
-    assert torch.equal(observed[0], empty_ranges(1)[0])
-    assert observed[2].isfinite().all() == (bad == float("inf"))
+    assert torch.equal(seen[0, :2], empty_seen(1)[0, :2])
+    assert seen[2].isfinite().all() == (bad == float("inf"))
 
 
 @pytest.mark.parametrize("rowmax", [False, True])

@@ -3,7 +3,14 @@
 import pytest
 import torch
 import triton
-from aixsim_kernels import are_known_set, empty_ranges, uniform_noise
+from aixsim_kernels import (
+    are_known_set,
+    clipped_in,
+    empty_ranges,
+    empty_seen,
+    observed_in,
+    uniform_noise,
+)
 from aixsim_kernels.common import triton_noise
 from aixsim_kernels.common.noise import Place, placed, row_keys, seed_word
 from aixsim_kernels.optical.linear import cpu
@@ -41,14 +48,16 @@ def compare(
     how = (ranges, key, Settings(STREAM, levels, lut_min, noise), out_dtype)
     found = run(gpu.forward, x, weight, bias, *how)
     expected = cpu.forward(x, weight, bias, *how)
-    y, observed, clipped, used, code, inside = expected
-    assert torch.equal(found[4], code) and torch.equal(found[5], inside)
-    assert torch.allclose(found[2][:2], clipped[:2], rtol=1e-6, atol=0)
+    y, seen, used, code, inside = expected
+    assert torch.equal(found[3], code) and torch.equal(found[4], inside)
+    mine, clipped = clipped_in(found[1]), clipped_in(seen)
+    assert torch.allclose(mine[:2], clipped[:2], rtol=1e-6, atol=0)
     # a last bit decides whether a sum lies beyond the end of a range, which may be its own
-    assert (found[2][2] - clipped[2]).abs() <= (0.01 if levels > 256 else 2.1 / y.numel())
-    assert torch.equal(found[1][:2], observed[:2])
+    assert (mine[2] - clipped[2]).abs() <= (0.01 if levels > 256 else 2.1 / y.numel())
+    observed = observed_in(seen)
+    assert torch.equal(observed_in(found[1])[:2], observed[:2])
     scale = observed[2].abs().max().clamp(max=1e6)
-    for mine, theirs in ((found[1], observed), (found[3], used)):
+    for mine, theirs in ((observed_in(found[1]), observed), (found[2], used)):
         assert torch.allclose(mine, theirs, rtol=0, atol=float(scale) * 1e-5)
     step = (used[2, 1] - used[2, 0]) / (levels - 1)
     return (found[0] - y).abs() / step
@@ -96,13 +105,12 @@ def test_non_contiguous_operands(run):
 
 def test_no_bias_no_rows(run):
     x, weight, _ = operands(0, 8, 5, torch.float32)
-    y, observed, _, _, code, inside = run(
+    y, seen, _, code, inside = run(
         gpu.forward, x, weight, None, empty_ranges(3), KEY, HOW, torch.bfloat16
     )
     assert (y.shape, y.dtype) == ((0, 5), torch.bfloat16)
     assert code.shape == (0, 8) and inside.numel() == 0
-    assert torch.equal(observed[0], empty_ranges(1)[0])
-    assert torch.equal(observed[2], empty_ranges(1)[0])
+    assert torch.equal(seen[[0, 2]], empty_seen(2))
 
 
 @pytest.mark.parametrize("unset", [[], [2], [0, 1, 2]])
@@ -113,8 +121,9 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, where, 
     (x if where == "input" else weight)[2, 3] = bad
     ranges = SET.clone()
     ranges[unset] = empty_ranges(1)
-    found = run(gpu.forward, x, weight, None, ranges, KEY, HOW, torch.float32)[2]
-    expected = cpu.forward(x, weight, None, ranges, KEY, HOW, torch.float32)[2]
+    found = run(gpu.forward, x, weight, None, ranges, KEY, HOW, torch.float32)[1]
+    expected = cpu.forward(x, weight, None, ranges, KEY, HOW, torch.float32)[1]
+    found, expected = clipped_in(found), clipped_in(expected)
     assert torch.allclose(found, expected, rtol=1e-6, atol=0)
     assert not expected[unset].any() and ((expected >= 0) & (expected <= 1)).all()
     # what is not finite is clipped by a range that was set
@@ -125,11 +134,11 @@ def test_shares_that_are_clipped_where_something_is_not_finite(run, bad, where, 
 def test_what_is_not_finite(run, bad):
     x, weight, _ = operands(6, 10, 4, torch.float32)
     x[2, 3] = bad
-    y, observed, *_ = run(gpu.forward, x, weight, None, SET, KEY, HOW, torch.float32)
+    y, seen, *_ = run(gpu.forward, x, weight, None, SET, KEY, HOW, torch.float32)
     # NaN in, NaN out in its own row; an infinity is clipped; neither gets into a range
     assert torch.equal(y.isnan().any(1), torch.arange(6) == 2) == (bad != bad)
-    assert torch.equal(observed[0], empty_ranges(1)[0])
-    assert observed[2].isfinite().all() == (bad == float("inf"))
+    assert torch.equal(seen[0, :2], empty_seen(1)[0, :2])
+    assert seen[2].isfinite().all() == (bad == float("inf"))
     weight[1, 0] = float("nan")
     y, *_ = run(gpu.forward, x, weight, None, SET, KEY, HOW, torch.float32)
     assert y[:, 1].isnan().all()
@@ -149,15 +158,15 @@ def test_what_lies_beyond_a_range_without_width(run):
     flat = torch.tensor([[-3.0, 2.5], [-3e-6, 3e-6], [0.0, 0.0]])
     how = (1e-5 * weight, None, flat, KEY, HOW, torch.float16)
     found, expected = run(gpu.forward, x, *how), cpu.forward(x, *how)
-    assert torch.allclose(found[1][2], expected[1][2], rtol=1e-3, atol=0)
-    assert found[2][2] == expected[2][2] == 1
+    mine, theirs = found[1][2], expected[1][2]
+    assert torch.allclose(mine, theirs, rtol=1e-3, atol=0) and mine[2] == theirs[2] == 1
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 5), (3, 8, 0)])
 def test_gradients_of_nothing_while_no_range_was_ever_set(run, shape):
     x, weight, _ = operands(*shape, torch.float32)
     unset = empty_ranges(3)
-    y, _, _, used, code, inside = run(gpu.forward, x, weight, None, unset, KEY, HOW, torch.float32)
+    y, _, used, code, inside = run(gpu.forward, x, weight, None, unset, KEY, HOW, torch.float32)
     grads = run(gpu.backward, y, code, inside, weight, used, HOW, torch.float32, True)
     for grad, shape in zip(grads, (x.shape, weight.shape, (len(weight),)), strict=True):
         assert grad.shape == shape and not grad.any()

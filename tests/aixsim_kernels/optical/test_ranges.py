@@ -2,7 +2,17 @@ import math
 
 import pytest
 import torch
-from aixsim_kernels import are_known_set, empty_ranges, is_empty, note_set, update_ranges
+from aixsim_kernels import (
+    are_known_set,
+    clipped_in,
+    empty_ranges,
+    empty_seen,
+    is_empty,
+    note_set,
+    observed_in,
+    seen_of,
+    update_ranges,
+)
 from aixsim_kernels.optical.ranges import merge_observed, observe, quantile_range
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +30,20 @@ def test_merge_observed():
     a = torch.tensor([[-1.0, 2.0], EMPTY, EMPTY])
     b = torch.tensor([[-3.0, 1.0], [0.0, 1.0], EMPTY])
     assert merge_observed(a, b).tolist() == [[-3, 2], [0, 1], EMPTY]
+
+
+def test_what_was_seen():
+    observed = torch.tensor([[-1.0, 2.0], [3.0, 4.0], EMPTY])
+    shares = torch.tensor([0.25, 0.0, 1.0])
+    seen = seen_of(observed, shares)
+    assert torch.equal(observed_in(seen), observed) and torch.equal(clipped_in(seen), shares)
+    assert not clipped_in(seen_of(observed)).any()
+    assert observed_in(empty_seen(2)).tolist() == [EMPTY, EMPTY]
+    assert clipped_in(empty_seen(2)).tolist() == [0, 0]
+    other = seen_of(torch.tensor([[-3.0, 1.0], EMPTY, EMPTY]), torch.tensor([0.5, 0.125, 0.0]))
+    both = torch.maximum(seen, other)
+    assert observed_in(both).tolist() == [[-3, 2], [3, 4], EMPTY]
+    assert clipped_in(both).tolist() == [0.5, 0.125, 1]
 
 
 @pytest.mark.parametrize(

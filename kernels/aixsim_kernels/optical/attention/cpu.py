@@ -26,12 +26,12 @@ def forward(
     key: Tensor,
     settings: Settings,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Forward pass; tensors as in `optical_attention`.
 
     Returns:
-        out (B, H, M, Dv) in `out_dtype`; observed ranges, float32 (5, 2); clipped shares, float32
-        (5,); kept mass, float32 0-d; used ranges, float32 (5, 2).
+        out (B, H, M, Dv) in `out_dtype`; what was seen, float32 (5, 3); kept mass, float32 0-d;
+        used ranges, float32 (5, 2).
     """
     passes, quantiles = passes_of(q), settings.quantiles
     ranges_used = q_at, k_at, score_at, v_at, out_at = passes.ranges(ranges, settings.levels)
@@ -49,9 +49,9 @@ def forward(
     passes.detect_(light, out_at, out_keys, by_row=True)
     # of scores and outputs queries are counted
     sizes = q.numel(), k.numel(), attending, v.numel(), total.numel()
-    observed, clipped, used = passes.results(ranges_used, sizes)
+    seen, used = passes.results(ranges_used, sizes)
     out = light.mul_(full).flatten(1, 2).to(out_dtype)
-    return out, observed, clipped, (kept * full).sum() / attending.clamp(min=1), used
+    return out, seen, (kept * full).sum() / attending.clamp(min=1), used
 
 
 def backward(

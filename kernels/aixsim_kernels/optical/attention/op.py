@@ -26,7 +26,7 @@ def optical_attention(
     is_causal: bool,
     attention_range: Literal["unit", "rowmax"],
     quantiles: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """`softmax(scale * q k^T + mask) v`, both matmuls on the optical hardware (arXiv 2302.10360).
 
     The detector reads the unscaled q k^T; softmax is digital float32; the probabilities are
@@ -54,16 +54,15 @@ def optical_attention(
             together with a mask.
         attention_range: "unit" quantises the probabilities over [0, 1]; "rowmax" quantises them
             relative to their row's largest and multiplies by that after the detector.
-        quantiles: probabilities that replace min and max in `observed`.
+        quantiles: probabilities that replace min and max in what is seen.
 
     Returns:
         out: (B, H, M, Dv) in the type of q, or in autocast's where autocast is on.
-        observed: float32 (5, 2), this batch's ranges before any clamp, rounding or noise, the
-            scores' over what the masks let through; empty where an end is not finite. Not
-            differentiable.
-        clipped: float32 (5,), shares of the elements of query, key and value that lie beyond the
-            range that was used, with NaN; of the queries one of whose scores does, of those that
-            attend to something; of the queries one of whose outputs does. Not differentiable.
+        seen: float32 (5, 3), for `observed_in` and `clipped_in`: this batch's ranges before any
+            clamp, rounding or noise, the scores' over what the masks let through, empty where an
+            end is not finite; shares of the elements of query, key and value that lie beyond the
+            range that was used, with NaN, of the queries one of whose scores does, of those that
+            attend to something, and of the queries one of whose outputs does. Not differentiable.
         kept_mass: float32 0-d, sum of the quantised probabilities of a row, averaged over the rows
             that attend to something; 1 without quantisation. Not differentiable.
 
@@ -80,15 +79,15 @@ def optical_attention(
     autocast = torch.is_autocast_enabled(device)
     out_dtype = torch.get_autocast_dtype(device) if autocast else q.dtype
     results = _forward(q, k, v, mask, ranges, key, *settings, out_dtype)
-    out, observed, clipped, kept_mass, *_ = results
-    return out, observed, clipped, kept_mass
+    out, seen, kept_mass, *_ = results
+    return out, seen, kept_mass
 
 
 @torch.library.custom_op(
     "aixsim::optical_attention",
     mutates_args=(),
     schema=f"(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor ranges, Tensor key, {SCHEMA}, "
-    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(q, k, v, mask, ranges, key, *settings_and_dtype):
     *fields, out_dtype = settings_and_dtype
@@ -112,8 +111,7 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
     on_triton = _on_triton(q, v, Settings(*fields))
     return (
         out,
-        ranges.new_empty(ranges.shape),
-        ranges.new_empty(len(ranges)),
+        ranges.new_empty(len(ranges), 3),
         q.new_empty((), dtype=torch.float32),
         ranges.new_empty(ranges.shape),
         rows if on_triton else rows.new_empty(0),
@@ -153,8 +151,8 @@ def _(grad, q, k, v, mask, *rest):
 
 def _setup_context(ctx, inputs, output) -> None:
     q, k, v, mask, _, key, *settings, _ = inputs
-    _, observed, clipped, kept_mass, used, rows, smooth = output
-    ctx.mark_non_differentiable(observed, clipped, kept_mass, used, rows, smooth)
+    _, seen, kept_mass, used, rows, smooth = output
+    ctx.mark_non_differentiable(seen, kept_mass, used, rows, smooth)
     # no zeros of the size of the codes for outputs that have no gradient
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, mask, used, key, rows, smooth)

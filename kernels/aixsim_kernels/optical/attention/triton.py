@@ -46,7 +46,7 @@ def forward(
     key: Tensor,
     settings: Settings,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.forward`, with ranges by the extremes.
 
     Returns:
@@ -79,7 +79,7 @@ def forward(
         findings.look(kernel, index, **how)
     kept_mass = q.new_empty((), dtype=torch.float32)
     findings.settle(mass, kept_mass)
-    return out, findings.observed, findings.clipped, kept_mass, findings.used, rows, smooth
+    return out, findings.seen, kept_mass, findings.used, rows, smooth
 
 
 def backward(

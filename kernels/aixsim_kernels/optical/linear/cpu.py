@@ -24,13 +24,13 @@ def forward(
     key: Tensor,
     settings: Settings,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Forward pass; tensors as in `optical_linear`, with x (M, K).
 
     Returns:
-        y (M, N) in `out_dtype`; observed ranges, float32 (3, 2); clipped shares, float32 (3,); used
-        ranges, float32 (3, 2); codes of x (M, K), uint8 or int32; where x was not clipped, one bit
-        an element, uint8 (ceil(M * K / 8),).
+        y (M, N) in `out_dtype`; what was seen, float32 (3, 3); used ranges, float32 (3, 2); codes
+        of x (M, K), uint8 or int32; where x was not clipped, one bit an element, uint8
+        (ceil(M * K / 8),).
     """
     passes, quantiles = passes_of(x), settings.quantiles
     ranges_used = x_at, w_at, y_at = passes.ranges(ranges, settings.levels)

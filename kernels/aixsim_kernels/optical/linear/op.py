@@ -19,7 +19,7 @@ def optical_linear(
     lut_min: float,
     noise: bool,
     quantiles: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """`x @ weight.T + bias` on the optical matmul (arXiv 2302.10360).
 
     Both operands are quantised, products accumulate in float32, the detector adds noise and
@@ -41,29 +41,29 @@ def optical_linear(
         lut_min: smallest magnitude the weight's modulator can show, as a share of its range; 0 for
             none.
         noise: whether the detector adds U(-1/2, 1/2) of a level.
-        quantiles: probabilities that replace min and max in `observed`.
+        quantiles: probabilities that replace min and max in what is seen.
 
     Returns:
         y: (..., N) in the type of x, or in autocast's where autocast is on.
-        observed: float32 (3, 2), this batch's ranges before any clamp, rounding or noise, the
-            output's before the bias; empty where an end is not finite. Not differentiable.
-        clipped: float32 (3,), shares of the inputs, weights and outputs that lie beyond the range
-            that was used, with NaN. Not differentiable.
+        seen: float32 (3, 3), for `observed_in` and `clipped_in`: this batch's ranges before any
+            clamp, rounding or noise, the output's before the bias, empty where an end is not
+            finite; shares of the inputs, weights and outputs that lie beyond the range that was
+            used, with NaN. Not differentiable.
     """
     settings = Settings(stream, levels, lut_min, noise, quantiles)
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
     out_dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
     rows = x.reshape(-1, x.shape[-1])
-    y, observed, clipped, *_ = _forward(rows, weight, bias, ranges, key, *settings, out_dtype)
-    return y.view(*x.shape[:-1], weight.shape[0]), observed, clipped
+    y, seen, *_ = _forward(rows, weight, bias, ranges, key, *settings, out_dtype)
+    return y.view(*x.shape[:-1], weight.shape[0]), seen
 
 
 @torch.library.custom_op(
     "aixsim::optical_linear",
     mutates_args=(),
     schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor ranges, Tensor key, {SCHEMA}, "
-    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "ScalarType out_dtype) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(x, weight, bias, ranges, key, *settings_and_dtype):
     *fields, out_dtype = settings_and_dtype
@@ -82,8 +82,7 @@ def _(x, weight, bias, ranges, key, *settings_and_dtype):
     *fields, out_dtype = settings_and_dtype
     return (
         x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype),
-        ranges.new_empty(ranges.shape),
-        ranges.new_empty(len(ranges)),
+        ranges.new_empty(len(ranges), 3),
         ranges.new_empty(ranges.shape),
         x.new_empty(x.shape, dtype=cpu.code_dtype(Settings(*fields).levels)),
         x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8),
@@ -120,8 +119,8 @@ def _(grad, x_code, x_inside, weight, used, *settings_and_wishes):
 
 def _setup_context(ctx, inputs, output) -> None:
     x, weight, bias, _, _, *settings, _ = inputs
-    _, observed, clipped, used, x_code, x_inside = output
-    ctx.mark_non_differentiable(observed, clipped, used, x_code, x_inside)
+    _, seen, used, x_code, x_inside = output
+    ctx.mark_non_differentiable(seen, used, x_code, x_inside)
     # no zeros of the size of the codes for outputs that have no gradient
     ctx.set_materialize_grads(False)
     # the weight itself, not its codes: it lives on anyway, and coding it again is cheap

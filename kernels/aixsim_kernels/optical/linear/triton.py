@@ -54,7 +54,7 @@ def forward(
     key: Tensor,
     settings: Settings,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.forward`, with ranges by the extremes."""
     (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
     x, weight = x.contiguous(), weight.contiguous()
@@ -87,7 +87,7 @@ def forward(
         **_parameters(tile),
     )
     findings.settle()
-    return y, findings.observed, findings.clipped, findings.used, x_code, x_inside
+    return y, findings.seen, findings.used, x_code, x_inside
 
 
 def backward(

@@ -253,7 +253,7 @@ def _never_called(model: nn.Module, state: Any, call: Any) -> list[str]:
     owners = {
         type(model.get_submodule(name.rpartition(".")[0])).__name__
         for name, module in state.modules.items()
-        if not bool(module.observed.isfinite().all())
+        if not bool(module.seen.isfinite().all())
     }
     return [f"not called: in {', '.join(sorted(owners))}"] if owners else []
 

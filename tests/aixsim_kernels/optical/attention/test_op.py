@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from aixsim_kernels import empty_ranges, optical_attention
+from aixsim_kernels import clipped_in, empty_ranges, observed_in, optical_attention
 from aixsim_kernels.optical import definition
 from aixsim_kernels.optical.attention import cpu, scores
 from aixsim_kernels.optical.settings import Settings
@@ -29,16 +29,14 @@ def tensors(b=2, h=4, g=2, m=13, n=13, d=8, dv=8, dtype=torch.float32, seed=0):
 def run(q, k, v, mask=None, ranges=RANGES, key=KEY, **settings):
     defaults = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
     defaults |= {"scale": 0.35, "is_causal": True, "attention_range": "rowmax"}
-    out, observed, _, kept = optical_attention(
-        q, k, v, mask, ranges, key, **{**defaults, **settings}
-    )
-    return out, observed, kept
+    out, seen, kept = optical_attention(q, k, v, mask, ranges, key, **{**defaults, **settings})
+    return out, observed_in(seen), kept
 
 
 def clipped(q, k, v, mask=None, ranges=RANGES, **settings):
     how = {"stream": 3, "levels": 256, "lut_min": 0.02004, "noise": True}
     how |= {"scale": 0.35, "is_causal": True, "attention_range": "rowmax"} | settings
-    return optical_attention(q, k, v, mask, ranges, KEY, **how)[2].tolist()
+    return clipped_in(optical_attention(q, k, v, mask, ranges, KEY, **how)[1]).tolist()
 
 
 def padding_mask(n):
