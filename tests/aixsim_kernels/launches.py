@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import triton
-from aixsim_kernels import empty_ranges
+from aixsim_kernels import empty_ranges, note_set
 from aixsim_kernels.bitflip import triton as bitflip
 from aixsim_kernels.common.noise import Place, placed
 from aixsim_kernels.optical import tiles
@@ -60,24 +60,37 @@ class Driver:
         return torch.device("cpu")
 
 
-def linear_case(dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY):
+def some_ranges(n, known):
+    """Ranges never set, or such as the host knows to be set."""
+    if not known:
+        return empty_ranges(n)
+    ranges = torch.tensor([[-1.0, 1.0]] * n)
+    note_set(ranges)
+    return ranges
+
+
+def linear_case(
+    dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY, known=False
+):
     """A forward and a backward; under autocast dtype is another than out_dtype."""
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = torch.randn(columns, dtype=dtype)
     how = Settings(7, levels, 0.02, True)
     y, _, used, codes, inside = linear.forward(
-        x, weight, bias, empty_ranges(3), key, how, out_dtype
+        x, weight, bias, some_ranges(3, known), key, how, out_dtype
     )
     linear.backward(y, codes, inside, weight, used, how, dtype, True)
 
 
-def attention_case(dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False, key=KEY):
+def attention_case(
+    dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False, key=KEY, known=False
+):
     """A forward and a backward of grouped heads; causal where there is no mask."""
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
     how = Settings(7, levels, 0.02, True, None, head_dim**-0.5, mask is None, rowmax)
     out, *_, used, rows, smooth = attention.forward(
-        q, k, v, mask, empty_ranges(5), key, how, out_dtype
+        q, k, v, mask, some_ranges(5, known), key, how, out_dtype
     )
     wants_mask = mask is not None and mask.dtype != torch.bool
     attention.backward(out, q, k, v, mask, used, key, rows, smooth, how, wants_mask)
@@ -97,6 +110,9 @@ def cases():
     learned = torch.randn(1, 6, 256, 256)
     yield "attention, autocast", attention_case, (FLOAT32, BFLOAT16, 64, learned)
     yield "bitflip, float32", bitflip_case, (FLOAT32,)
+    after = {"known": True}
+    yield "linear, after the first step", linear_case, (FLOAT32, BFLOAT16), after
+    yield "attention, after the first step", attention_case, (FLOAT32, BFLOAT16), after
 
 
 def more_cases():
@@ -184,9 +200,9 @@ def compile_all(target, found, every):
         found(self, made)
 
     JITFunction.run = compile_only
-    for name, case, arguments in [*cases(), *(more_cases() if every else [])]:
+    for name, case, arguments, *named in [*cases(), *(more_cases() if every else [])]:
         found.case = name
-        case(*arguments)
+        case(*arguments, **dict(*named))
 
 
 def main():

@@ -11,10 +11,12 @@ def estimate(script):
 def test_its_counts_are_those_that_tests_hold(estimate):
     from aixsim_kernels.optical.tiles import table
 
+    from tests.aixsim_cli.transforms.test_launches import ATTENTION, LINEAR, PRODUCTS
     from tests.aixsim_kernels.optical.attention.test_triton import INSTRUCTIONS
     from tests.aixsim_kernels.optical.linear.test_triton import EPILOGUE
 
     assert estimate.NOW.epilogue == EPILOGUE
+    assert estimate.NOW.launches == (LINEAR - PRODUCTS, ATTENTION)
     tiles = table()["9.0"]["attention"]["64"]
     for name, *instructions, _, queries, keys in estimate.NOW.passes:
         assert tuple(instructions) == INSTRUCTIONS[name][64]

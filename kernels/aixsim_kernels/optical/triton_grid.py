@@ -12,98 +12,17 @@ code that c counts from. A comment gives the shape of a value, [] of a number.
 # triton's types say that a jit function returns nothing
 # pyright: reportGeneralTypeIssues=false
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
-from aixsim_kernels.optical.triton_ranges import (
-    Findings,
-    candidates,
-    clips,
-    settled,
-    store_partial,
-)
+from aixsim_kernels.optical.triton_ranges import candidates
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
     """Type of c for a result of this type: c is an integer whatever type the inputs have."""
     return torch.float32 if out_dtype == torch.float32 or levels > 256 else torch.float16
-
-
-# rows that a program makes an operand of
-_ROWS = 16
-
-
-class Operand(NamedTuple):
-    """c of a modulator's values, floor included.
-
-    Args:
-        c: (..., K).
-        sums: float32 (...), over the last dimension.
-        other: c in another type, or None.
-    """
-
-    c: Tensor
-    sums: Tensor
-    other: Tensor | None
-
-
-def operand_programs(x: Tensor) -> int:
-    """How many programs make an operand of x, and look at it."""
-    rows = x.shape[:-1].numel() if x.shape[-1] else 0
-    return triton.cdiv(rows, _ROWS)  # pyright: ignore[reportReturnType]
-
-
-def operand(
-    x: Tensor,
-    used: Tensor | Findings,
-    index: int,
-    levels: int,
-    lut_min: float,
-    dtype: torch.dtype,
-    other: torch.dtype | None = None,
-) -> Operand:
-    """What a modulator makes of x.
-
-    Args:
-        x: (..., K), contiguous.
-        used: float32 (n, 2); or those of a call that is still to look at x.
-        index: which of these ranges is the modulator's.
-        levels: number of levels.
-        lut_min: floor as a share of the range, 0 for none.
-        dtype: of c.
-        other: another type that c is wanted in.
-    """
-    c = torch.empty(x.shape, dtype=dtype, device=x.device)
-    c_of_other = None if other in (None, dtype) else torch.empty_like(c, dtype=other)
-    sums = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    if not x.numel():
-        sums.zero_()
-    arguments: dict[str, Any] = {
-        "x_ptr": x,
-        "operand_ptr": c,
-        "other_ptr": c_of_other,
-        "sum_ptr": sums,
-        "index": index,
-        "n_rows": sums.numel(),
-        "depth": x.shape[-1],
-        "lut_min": lut_min,
-        "LEVELS": levels,
-        "FLOOR": lut_min > 0,
-        "ROWS": _ROWS,
-        "BLOCK": 256,
-    }
-    if isinstance(used, Findings):
-        used.look(_operand_kernel, index, **arguments)
-    elif x.numel():
-        launch: Any = _operand_kernel[(operand_programs(x),)]
-        none = dict.fromkeys(("partial_ptr", "ranges_ptr"))
-        launch(used_ptr=used, n_partial=0, **none, **arguments, SECOND=False)
-    return Operand(c, sums, c_of_other)
 
 
 @triton.jit
@@ -141,6 +60,32 @@ def grid_of(lo, hi, LEVELS: tl.constexpr):
 def position(x, lo, per_level, LEVELS: tl.constexpr):
     """The code of values, as a float."""
     return nearest(tl.minimum(tl.maximum((x - lo) * per_level, 0.0), LEVELS - 1.0))
+
+
+@triton.jit
+def shown(x, lo, hi, step, per_level, centre, floor, LEVELS: tl.constexpr):
+    """c of what the modulator shows of values, as a float; NaN stays NaN.
+
+    `floor` is that of its look-up table, as a share of the range, or None.
+    """
+    code = tl.where(x == x, position(x, lo, per_level, LEVELS), x)
+    c = code - centre
+    if floor is not None:
+        tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
+        offset = lo + centre * step
+        value = lo + code * step
+        # only what the floor moves leaves the grid
+        lifted = (tl.maximum(value, floor * hi) - offset) * per_level
+        lowered = (tl.minimum(value, -floor * tl.abs(lo)) - offset) * per_level
+        c = tl.where((value > tiny) & (value < floor * hi), lifted, c)
+        c = tl.where((value < -tiny) & (value > -floor * tl.abs(lo)), lowered, c)
+    return c
+
+
+@triton.jit
+def inside(x, lo, hi):
+    """Where the modulator did not clip: `clipping.inside`."""
+    return (x - lo >= 0) & (hi - x >= 0)
 
 
 @triton.jit
@@ -205,73 +150,3 @@ def level(x, keys, first, LEVELS: tl.constexpr, NOISE: tl.constexpr):
         PAIRS: tl.constexpr = x.shape[1] // 2
         x = add_uniform(x, digits_of_pairs(keys, first // 2 + tl.arange(0, PAIRS)))
     return whole(x, LEVELS)
-
-
-@triton.jit(do_not_specialize=["n_partial"])
-def _operand_kernel(
-    x_ptr,
-    operand_ptr,
-    other_ptr,
-    sum_ptr,
-    partial_ptr,
-    n_partial,
-    ranges_ptr,
-    used_ptr,
-    index,
-    n_rows,
-    depth,
-    lut_min,
-    LEVELS: tl.constexpr,
-    FLOOR: tl.constexpr,
-    SECOND: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """In one visit, which also looks at x where there is a `partial_ptr`; see `Findings.look`."""
-    LOOKS: tl.constexpr = (partial_ptr is not None) & (not SECOND)  # pyright: ignore[reportAssignmentType]
-    if partial_ptr is None:
-        lo, hi = tl.load(used_ptr + 2 * index), tl.load(used_ptr + 2 * index + 1)  # [], []
-    else:
-        lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
-        if SECOND:
-            if lo <= hi:
-                return
-            lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, index)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    total = tl.zeros((ROWS,), tl.float32)
-    if LOOKS:
-        first, last = clips(ranges_ptr, index)
-        low = tl.full((ROWS, BLOCK), float("inf"), tl.float32)
-        high = tl.full((ROWS, BLOCK), float("-inf"), tl.float32)
-        beyond = tl.zeros((ROWS,), tl.float32)
-    lo, step, per_level, centre = grid_of(lo, hi, LEVELS)
-    tiny = 2.384185791015625e-07 * tl.maximum(tl.abs(lo), tl.abs(hi))
-    offset = lo + centre * step
-    for start in range(0, depth, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        mask = (rows[:, None] < n_rows) & (columns[None, :] < depth)
-        offsets = rows[:, None] * depth + columns[None, :]
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)  # [ROWS, BLOCK]
-        if LOOKS:
-            least, most = candidates(x, mask)
-            low, high = tl.minimum(low, least), tl.maximum(high, most)
-            beyond += tl.sum(tl.where((least < first) | (most > last), 1.0, 0.0), 1)
-        code = tl.where(x == x, position(x, lo, per_level, LEVELS), x)
-        c = code - centre
-        if FLOOR:
-            value = lo + code * step
-            # only what the floor moves leaves the grid
-            lifted = (tl.maximum(value, lut_min * hi) - offset) * per_level
-            lowered = (tl.minimum(value, -lut_min * tl.abs(lo)) - offset) * per_level
-            c = tl.where((value > tiny) & (value < lut_min * hi), lifted, c)
-            c = tl.where((value < -tiny) & (value > -lut_min * tl.abs(lo)), lowered, c)
-        operand = c.to(operand_ptr.dtype.element_ty)
-        tl.store(operand_ptr + offsets, operand, mask=mask)  # [ROWS, BLOCK]
-        if other_ptr is not None:
-            # [ROWS, BLOCK]
-            tl.store(other_ptr + offsets, operand.to(other_ptr.dtype.element_ty), mask=mask)
-        total += tl.sum(tl.where(mask, operand.to(tl.float32), 0.0), 1)
-    tl.store(sum_ptr + rows, total, mask=rows < n_rows)  # [ROWS]
-    if LOOKS:
-        count = tl.where(rows < n_rows, depth, 0).to(tl.float32)
-        store_partial(partial_ptr, tl.min(low, 1), tl.max(high, 1), beyond, count)

@@ -45,29 +45,32 @@ class Findings:
     def __init__(self, ranges: Tensor, programs: Sequence[int]) -> None:
         self._ranges, self._programs = ranges, list(programs)
         self._partial = torch.empty(sum(programs), 4, device=ranges.device)
+        self._of_each = self._partial.split(self._programs)
         self._known = are_known_set(ranges)
         self.seen = ranges.new_empty(len(ranges), 3)
         # what was never set, and never seen, stays so
         self.used = torch.empty_like(ranges) if self._known else ranges.clone()
         self.at = ranges if self._known else self.used
 
-    def look(self, kernel: Any, index: int, /, **arguments: Any) -> None:
-        """Launch a kernel that looks at tensor `index` and works in its range.
+    def look(self, kernel: Any, index: int | tuple[int, ...], /, **arguments: Any) -> None:
+        """Launch a kernel that looks at tensor `index`, or these tensors, and works in its range.
 
         Unless the host knows that the range was set, the kernel is launched a second time, which
         does the work again in the range that the first found, and nothing where that was set.
         """
-        programs, first = self._programs[index], sum(self._programs[:index])
-        if not programs:
+        several = index if isinstance(index, tuple) else (index,)
+        partial = tuple(self._of_each[one] for one in several)
+        counts = tuple(self._programs[one] for one in several)
+        if not sum(counts):
             return
         arguments |= {
-            "partial_ptr": self._partial[first : first + programs],
-            "n_partial": programs,
+            "partial_ptr": partial if isinstance(index, tuple) else partial[0],
+            "n_partial": counts if isinstance(index, tuple) else counts[0],
             "ranges_ptr": self._ranges,
             "used_ptr": self.at,
         }
         for second in (False,) if self._known else (False, True):
-            kernel[(programs,)](**arguments, SECOND=second)
+            kernel[(sum(counts),)](**arguments, SECOND=second)
 
     def settle(self, mass: Tensor | None = None, kept_mass: Tensor | None = None) -> None:
         """End the call: make of partial findings what was found out.
@@ -133,9 +136,9 @@ def are_clipped(low, high, ranges_ptr, index):
 
 
 @triton.jit
-def store_partial(partial_ptr, low, high, beyond, count):
+def store_partial(partial_ptr, program, low, high, beyond, count):
     """Store a program's extremes and how many are clipped, of how many, from those of its rows."""
-    partial_ptr += 4 * tl.program_id(0)
+    partial_ptr += 4 * program
     tl.store(partial_ptr, tl.min(low, 0))  # []
     tl.store(partial_ptr + 1, tl.max(high, 0))  # []
     tl.store(partial_ptr + 2, tl.sum(beyond, 0))  # []
@@ -143,12 +146,12 @@ def store_partial(partial_ptr, low, high, beyond, count):
 
 
 @triton.jit
-def settled(partial_ptr, n_partial, ranges_ptr, used_ptr, index):
+def settled(partial_ptr, n_partial, ranges_ptr, used_ptr, index, program):
     """Both ends of the range to work with; the first program stores what was found."""
     lo, hi = tl.load(ranges_ptr + 2 * index), tl.load(ranges_ptr + 2 * index + 1)  # [], []
     if lo > hi:
         lo, hi, _ = _reduced(partial_ptr, n_partial)
-        if tl.program_id(0) == 0:
+        if program == 0:
             tl.store(used_ptr + 2 * index, lo)  # []
             tl.store(used_ptr + 2 * index + 1, hi)  # []
     return lo, hi

@@ -30,7 +30,15 @@ from aixsim_kernels.optical.attention.triton_backward import (
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_grid import Operand, operand, operand_programs, operand_type
+from aixsim_kernels.optical.triton_grid import operand_type
+from aixsim_kernels.optical.triton_operands import (
+    Modulated,
+    Operand,
+    by_rows,
+    operand_programs,
+    operands,
+    row_strides,
+)
 from aixsim_kernels.optical.triton_ranges import Findings
 
 # what a mask can be
@@ -54,19 +62,19 @@ def forward(
         exponentials less the largest exponent, float32 (2, B, H, M); product of the probabilities,
         before they are quantised, with the values (B, H, M, Dv) in `out_dtype`.
     """
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = map(by_rows, (q, k, v))
     kind = operand_type(out_dtype, settings.levels)
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
     of_q, of_k, of_v = map(operand_programs, (q, k, v))
     of_rows, of_values = (_programs(q, tile.m) for tile in (tiles.rows, tiles.values))
     findings = Findings(ranges, [of_q, of_k, of_rows, of_v, of_values])
-    operands, q_operand, _ = _operands(q, k, v, mask, findings, settings, kind)
+    tensors, q_operand, _ = _operands(q, k, v, mask, findings, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
     smooth = torch.empty_like(out)
     rows = q.new_empty(2, *q.shape[:3], dtype=torch.float32)
     mass = q.new_empty(of_values, 2, dtype=torch.float32)
-    tensors = operands | _rows(rows) | {"key_ptr": key}
+    tensors |= _rows(rows) | {"key_ptr": key}
     tensors |= {"q_sum_ptr": q_operand.sums, "seed": seed_word(settings.stream, 0)}
     of_output: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "mass_ptr": mass}
     of_output["output_seed"] = seed_word(settings.stream, 1)
@@ -96,23 +104,25 @@ def backward(
     wants_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.backward`; rows and smooth as the forward left them."""
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    q, k, v = map(by_rows, (q, k, v))
     kind = operand_type(smooth.dtype, settings.levels)
     # the type of the products: the gradient's range, and tensor cores where the forward had them
     grad = grad.to(torch.float32 if kind == torch.float32 else grad.dtype).contiguous()
-    operands, of_q, of_k = _operands(q, k, v, mask, used, settings, kind, grad.dtype)
+    tensors, of_q, of_k = _operands(q, k, v, mask, used, settings, kind, grad.dtype)
     exact = grad.dtype == torch.float32
     # what the first pass leaves behind for the others
     delta, by_row = torch.empty_like(rows)
     noise = torch.empty_like(delta, dtype=torch.int32)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
     tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), exact)
-    tensors = operands | _rows(rows) | {"used_ptr": used, "key_ptr": key}
+    tensors |= _rows(rows) | {"used_ptr": used, "key_ptr": key}
     tensors |= {"grad_ptr": grad, "delta_ptr": delta, "noise_ptr": noise, "by_row_ptr": by_row}
-    of_queries = {"smooth_ptr": smooth, "x_ptr": q, "out_ptr": dq, "q_sum_ptr": of_q.sums}
+    of_queries: dict[str, Any] = {"smooth_ptr": smooth, "out_ptr": dq, "q_sum_ptr": of_q.sums}
+    of_queries |= {"x_ptr": q, "x_strides": row_strides(q)}
     of_queries |= {"k_of_grad_ptr": of_k.other, "seed": seed_word(settings.stream, 0)}
-    of_keys = {"k_value_ptr": k, "v_value_ptr": v, "k_out_ptr": dk, "v_out_ptr": dv}
+    of_keys: dict[str, Any] = {"k_out_ptr": dk, "v_out_ptr": dv, "k_value_ptr": k, "v_value_ptr": v}
     of_keys |= {"q_of_grad_ptr": of_q.other}
+    of_keys |= {"k_strides": row_strides(k), "v_strides": row_strides(v)}
     passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
         (_programs(q, tiles.query_grad.m), tiles.query_grad, query_grad_pass, of_queries),
         (_programs(k, tiles.key_grad.n), tiles.key_grad, key_grad_pass, of_keys),
@@ -169,11 +179,12 @@ def _operands(
     nothing else multiplies there, in it alone. `used` as `operand` takes it.
     """
 
-    def made(x: Tensor, index: int, floor: float, dtype: torch.dtype) -> Operand:
-        return operand(x, used, index, settings.levels, floor, dtype, of_grad)
-
-    of_v = made(v, 3, settings.lut_min, of_grad or kind)
-    of_q, of_k = made(q, 0, 0.0, kind), made(k, 1, settings.lut_min, kind)
+    shown = [
+        Modulated(q, 0, 0.0, kind, of_grad),
+        Modulated(k, 1, settings.lut_min, kind, of_grad),
+        Modulated(v, 3, settings.lut_min, of_grad or kind),
+    ]
+    of_q, of_k, of_v = operands(shown, used, settings.levels)
     if mask is not None and mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     tensors = {

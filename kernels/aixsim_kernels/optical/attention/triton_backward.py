@@ -54,6 +54,7 @@ def query_grad_pass(
     smooth_ptr,
     k_of_grad_ptr,
     x_ptr,
+    x_strides,
     out_ptr,
     used_ptr,
     key_ptr,
@@ -126,7 +127,8 @@ def query_grad_pass(
             acc = tl.dot(ds.to(g.dtype), k_of_grad, acc, input_precision="ieee")
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
     acc = scale * (k_step * acc + k_offset * sum_ds[:, None])
-    store_inside(acc, x_ptr, out_ptr, used_ptr, head * M, rows, M, D, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    # [BLOCK_M, BLOCK_D]
+    store_inside(acc, x_ptr, x_strides, out_ptr, used_ptr, head, heads, rows, M, D, BLOCK_D)
 
 
 @triton.jit
@@ -145,6 +147,8 @@ def key_grad_pass(
     q_of_grad_ptr,
     k_value_ptr,
     v_value_ptr,
+    k_strides,
+    v_strides,
     k_out_ptr,
     v_out_ptr,
     used_ptr,
@@ -239,10 +243,16 @@ def key_grad_pass(
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     grad_k = scale * (q_step * grad_k + q_offset * sum_ds[:, None])
     # [BLOCK_N, BLOCK_D]
-    store_inside(grad_k, k_value_ptr, k_out_ptr, used_ptr + 2, kv_head * L, columns, L, D, BLOCK_D)
+    store_inside(
+        grad_k, k_value_ptr, k_strides, k_out_ptr, used_ptr + 2, kv_head, kv_heads, columns, L, D,
+        BLOCK_D,
+    )  # fmt: skip
     grad_v *= 1.0 / (LEVELS - 1)
     # [BLOCK_N, BLOCK_V]
-    store_inside(grad_v, v_value_ptr, v_out_ptr, used_ptr + 6, kv_head * L, columns, L, DV, BLOCK_V)
+    store_inside(
+        grad_v, v_value_ptr, v_strides, v_out_ptr, used_ptr + 6, kv_head, kv_heads, columns, L, DV,
+        BLOCK_V,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -92,7 +92,7 @@ def row_pass(
         # the first launch had its range, and has done it all
         if lo <= hi:
             return
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2)
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2, tl.program_id(0))
     at = detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
     _, _, _, _, _, step, _, _, origin = at
     q, by_row, _, keys = load_queries(
@@ -137,7 +137,8 @@ def row_pass(
     if not SECOND:
         low, high = row_values(low, high, mask, lo, hi, step, origin, EXACT)
         clipped = are_clipped(low, high, ranges_ptr, 2)
-        store_partial(partial_ptr, low, high, clipped, (mask & (total > 0)).to(tl.float32))
+        attending = (mask & (total > 0)).to(tl.float32)
+        store_partial(partial_ptr, tl.program_id(0), low, high, clipped, attending)
 
 
 @triton.jit(do_not_specialize=["seed", "output_seed", "n_partial"])
@@ -192,7 +193,7 @@ def value_pass(
     if SECOND:
         if lo <= hi:
             return
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 4)
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 4, tl.program_id(0))
     step, per_level = steps(lo, hi, LEVELS)
     at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
     q, by_row, of_whole, keys = load_queries(
@@ -232,7 +233,8 @@ def value_pass(
     if not SECOND:
         low, high = row_extremes(*candidates(acc, mask))
         clipped = are_clipped(low, high, ranges_ptr, 4)
-        store_partial(partial_ptr, low, high, clipped, (rows < M).to(tl.float32))
+        here = (rows < M).to(tl.float32)
+        store_partial(partial_ptr, tl.program_id(0), low, high, clipped, here)
     factor = share if ROWMAX else (share > 0).to(tl.float32)
     keys = row_keys(of_whole, tl.load(key_ptr), output_seed)  # [BLOCK_M], of the key []
     out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]

@@ -17,8 +17,7 @@ from aixsim_kernels.common.triton_noise import (
     row_keys,
     uniform,
 )
-from aixsim_kernels.optical.triton_clipping import inside
-from aixsim_kernels.optical.triton_grid import grid, in_levels, level, readout, steps, whole
+from aixsim_kernels.optical.triton_grid import grid, in_levels, inside, level, readout, steps, whole
 
 # exponents of 2 in those of e
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -277,13 +276,28 @@ def largest_share(total):
 
 @triton.jit
 def store_inside(
-    grad, value_ptr, out_ptr, range_ptr, first, rows, n_rows, width, BLOCK: tl.constexpr
-):
-    """Store the gradient of an operand, 0 where it was clipped."""
-    value = load_tile(value_ptr, first, rows, n_rows, width, BLOCK).to(tl.float32)  # [rows, BLOCK]
-    # [rows, BLOCK], of ends []
-    grad *= inside(value, tl.load(range_ptr), tl.load(range_ptr + 1)).to(tl.float32)
+    grad, value_ptr, strides, out_ptr, range_ptr, head, heads, rows, n_rows, width,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store the gradient of an operand, 0 where it was clipped.
+
+    Args:
+        grad: float32 (rows, BLOCK).
+        value_ptr: the operand, of any strides of batch, head and row.
+        strides: these.
+        out_ptr: where the gradient goes, contiguous.
+        range_ptr: the operand's range.
+        head: which one of all heads of all batches.
+        heads: how many a batch has.
+        rows: of the head.
+    """
     columns = tl.arange(0, BLOCK)
     mask = (rows[:, None] < n_rows) & (columns[None, :] < width)
-    offsets = (first + rows[:, None]) * width + columns[None, :]
+    stride_b, stride_h, stride_l = strides
+    value_ptr += head // heads * stride_b + head % heads * stride_h
+    value_ptr += (rows.to(tl.int64) * stride_l)[:, None] + columns[None, :]
+    value = tl.load(value_ptr, mask=mask, other=0.0).to(tl.float32)  # [rows, BLOCK]
+    # [rows, BLOCK], of ends []
+    grad *= inside(value, tl.load(range_ptr), tl.load(range_ptr + 1)).to(tl.float32)
+    offsets = (head * n_rows + rows[:, None]) * width + columns[None, :]
     tl.store(out_ptr + offsets, grad.to(out_ptr.dtype.element_ty), mask=mask)  # [rows, BLOCK]

@@ -28,21 +28,25 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
-from aixsim_kernels.optical.linear.triton_codes import centred, code, code_programs, sums
+from aixsim_kernels.optical.linear.triton_passes import (
+    code,
+    code_programs,
+    finish_input_grad,
+    sums_and_operand,
+    weight_grad_and_operand,
+)
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import LinearTile, linear_tile
-from aixsim_kernels.optical.triton_clipping import finish_input_grad, finish_weight_grad
 from aixsim_kernels.optical.triton_grid import (
     grid,
     in_levels,
     level,
-    operand,
-    operand_programs,
     operand_type,
     readout,
     row_values,
     steps,
 )
+from aixsim_kernels.optical.triton_operands import Modulated, by_rows, operand_programs, operands
 from aixsim_kernels.optical.triton_ranges import Findings, row_extremes, settled, store_partial
 
 
@@ -57,13 +61,14 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `cpu.forward`, with ranges by the extremes."""
     (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
-    x, weight = x.contiguous(), weight.contiguous()
+    x, weight = x.contiguous(), by_rows(weight)
     kind = operand_type(out_dtype, levels)
     tile = linear_tile(x.device, rows, columns, kind == torch.float32)
     tiles: Any = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
     findings = Findings(ranges, [code_programs(x), operand_programs(weight), tiles])
     x_code, x_inside, x_sum = code(x, findings, levels)
-    w_operand, w_sum, _ = operand(weight, findings, 1, levels, settings.lut_min, kind)
+    shown = Modulated(weight, 1, settings.lut_min, kind)
+    ((w_operand, w_sum, _),) = operands([shown], findings, levels)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     findings.look(
         _product,
@@ -112,17 +117,17 @@ def backward(
         return x_code.new_zeros(x_code.shape, dtype=x_dtype), torch.zeros_like(weight), by_column
     kind = grad.dtype if levels <= 256 else torch.float32
     grad, weight = grad.to(kind).contiguous(), weight.contiguous()
-    w_operand = operand(weight, used, 1, levels, settings.lut_min, kind).c
-    by_row, partial = sums(grad)
+    by_row, partial, x_operand = sums_and_operand(grad, x_code, used, levels)
+    grad_w = _matmul(grad.T, x_operand, torch.float32)
+    del x_operand
+    grad_w, by_column, w_operand = weight_grad_and_operand(
+        grad_w, partial, weight, used, levels, settings.lut_min, kind
+    )
     # the input's gradient is rounded to 16 bits in the end, and may be on the way; in float16, sums
     # of c would overflow
     between = torch.bfloat16 if kind == x_dtype == torch.bfloat16 else torch.float32
     grad_x = _matmul(grad, w_operand, between)
     grad_x = finish_input_grad(grad_x, by_row, x_inside, used, levels, x_dtype)
-    del w_operand
-    x_operand = centred(x_code, used, levels, kind)
-    grad_w = _matmul(grad.T, x_operand, torch.float32)
-    grad_w, by_column = finish_weight_grad(grad_w, partial, weight, used, levels)
     return grad_x, grad_w, by_column if wants_bias else by_column.new_empty(0)
 
 
@@ -200,7 +205,7 @@ def _product(
         # the first launch had its range, and has read out
         if lo <= hi:
             return
-        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2)
+        lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2, tl.program_id(0))
     n_tiles = tl.cdiv(N, BLOCK_N)
     m_first = (tl.program_id(0) // n_tiles) * BLOCK_M
     n_first = (tl.program_id(0) % n_tiles) * BLOCK_N
@@ -258,7 +263,7 @@ def _product(
     if not SECOND:
         low, high, beyond = _found(acc, row_mask, mask, lo, hi, step, origin, LEVELS, EXACT, WHOLE)
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
-        store_partial(partial_ptr, low, high, beyond, count)
+        store_partial(partial_ptr, tl.program_id(0), low, high, beyond, count)
     of_whole, column = rows, n_first
     if PLACED:
         here = tl.load(key_ptr + 1)  # []

@@ -49,6 +49,7 @@ def built(compiled):
             types |= dict.fromkeys(of_grad, "*bf16") | {"noise_ptr": "*i32"}
             types |= {"v_ptr": "*bf16"} if "grad" in name else {}
         types |= dict.fromkeys(sizes, "i32") | dict.fromkeys(("shut", "scale"), "fp32")
+        types |= dict.fromkeys(("x_strides", "k_strides", "v_strides"), ("i32",) * 3)
         types = {key: kind for key, kind in types.items() if key in kernel.arg_names}
         constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
         aligned = {n for n in kernel.arg_names if n.endswith("_ptr")} - {"mask_ptr"}
