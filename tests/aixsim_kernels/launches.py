@@ -96,8 +96,9 @@ def attention_case(
     attention.backward(out, q, k, v, mask, used, key, rows, smooth, how, wants_mask)
 
 
-def bitflip_case(dtype):
-    bitflip.forward(torch.randn(64, 63, dtype=dtype), KEY, 7, 2.0**-8, 2.0**-4, 1.5)
+def bitflip_case(dtype, key=KEY):
+    columns = 63 if key is KEY else 64
+    bitflip.forward(torch.randn(64, columns, dtype=dtype), key, 7, 2.0**-8, 2.0**-4, 1.5)
 
 
 def cases():
@@ -132,6 +133,7 @@ def more_cases():
     yield "attention, 128", attention_case, (BFLOAT16, BFLOAT16, 128)
     yield "attention, 256", attention_case, (BFLOAT16, BFLOAT16, 256)
     yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)
+    yield "bitflip, a part", bitflip_case, (BFLOAT16, PART)
 
 
 def tool(name, *arguments):

@@ -15,8 +15,9 @@ are done, and the rest of the digits is drawn for the few that are not.
 The random word i of word j is the mixer "triple32" of Chris Wellons' hash-prospector
 (https://github.com/skeeto/hash-prospector, public domain) of `key ^ counter`, where the key belongs
 to the block j // BLOCK and the counter is i * BLOCK + j % BLOCK: a flip depends on the place in the
-tensor alone. The two-multiply mixer of `common/noise.py` does not do here: the words of one place
-differ in few bits of the counter, and the flips of two bits came out correlated (0.22 at p = 1/4).
+tensor alone, or in the whole that it is a part of. The two-multiply mixer of `common/noise.py` does
+not do here: the words of one place differ in few bits of the counter, and the flips of two bits
+came out correlated (0.22 at p = 1/4).
 """
 
 import ctypes
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.common.library import library
-from aixsim_kernels.common.noise import row_keys, seed_word
+from aixsim_kernels.common.noise import global_rows, place_in, row_keys, seed_word
 
 # words that share a key
 BLOCK = 1 << 18
@@ -97,7 +98,7 @@ def forward(
         `zero_out` is None.
     """
     plan, found = make_plan(x.dtype, p_exp, p_frac), library()
-    if x.device.type == "cpu" and isinstance(found, ctypes.CDLL):
+    if x.device.type == "cpu" and isinstance(found, ctypes.CDLL) and place_in(key) is None:
         return _in_c(found, x, key, stream, plan, zero_out)
     y = flip(x, key, stream, plan)
     if zero_out is None:
@@ -157,17 +158,36 @@ def _block_keys(n_words: int, key: Tensor, stream: int) -> Tensor:
     return row_keys(blocks, key, seed_word(stream, 0))
 
 
+def _in_whole(x: Tensor, key: Tensor) -> Tensor:
+    """Where in the whole the words of a part are: int64 (words,)."""
+    place = place_in(key)
+    assert place is not None
+    columns = x.shape[-1] if x.dim() else 1
+    of_columns = torch.where(torch.as_tensor(place.of_columns > 0), place.of_columns, columns)
+    per_word = 4 // x.element_size()
+    words = torch.arange(columns // per_word, device=key.device)
+    rows = global_rows([x.numel() // max(columns, 1)], key)
+    first = rows * of_columns + place.first_column
+    return ((first // per_word).unsqueeze(1) + words).flatten()
+
+
 def flip(x: Tensor, key: Tensor, stream: int, plan: Plan) -> Tensor:
     """A contiguous copy of x (any shape) with its bits flipped."""
     values = whole_words(x).clone()
     words = values.view(torch.int32)
     # no words are one block, of none
     blocks = words.split(BLOCK) if len(words) else ()
-    for block, block_key in zip(blocks, _block_keys(len(words), key, stream), strict=True):
+    if place_in(key) is None:
+        keys = _block_keys(len(words), key, stream)
+        places = [torch.arange(len(b), dtype=torch.int32, device=x.device) for b in blocks]
+    else:
+        in_whole = _in_whole(x, key)
+        keys = row_keys(in_whole // BLOCK, key, seed_word(stream, 0)).split(BLOCK)
+        places = (in_whole % BLOCK).int().split(BLOCK)
+    for block, place, block_key in zip(blocks, places, keys, strict=False):
         if plan.certain:
             block.bitwise_xor_(plan.certain)
         if plan.uncertain:
-            place = torch.arange(len(block), dtype=torch.int32, device=x.device)
             alive = torch.full_like(block, plan.uncertain)
             block.bitwise_xor_(_draw(place, alive, block_key, plan.digits))
     return values[: x.numel()].view(x.shape)
@@ -181,7 +201,7 @@ def _draw(
     Args:
         place: int32 (n,), each word's place in its block.
         alive: int32 (n,), its undecided bits; overwritten.
-        key: int32, 0-d, of the block.
+        key: int32, 0-d, of the block, or (n,), of each word.
         digits: of the plan.
         done: how many digits have been drawn.
 
@@ -199,7 +219,8 @@ def _draw(
     if last < len(digits):
         rest = alive.nonzero().squeeze(1)
         if len(rest):
-            flips[rest] |= _draw(place[rest], alive[rest], key, digits, last)
+            of_rest = key[rest] if key.dim() else key
+            flips[rest] |= _draw(place[rest], alive[rest], of_rest, digits, last)
     return flips
 
 

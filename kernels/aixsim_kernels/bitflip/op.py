@@ -18,13 +18,14 @@ def bitflip(
     """A copy of x, each of its bits flipped with a probability; then what grew too large is zeroed.
 
     The bits are independent. A probability is honoured to a multiple of 2**-32, 0 and 1 exactly.
-    The result is a pure function of the arguments; a value's flips depend on its index in x.
+    The result is a pure function of the arguments; a value's flips depend on its index in x, or,
+    where the key is `placed`, in the whole that x is a part of.
 
     The gradient is straight-through: that of y, zero where y was zeroed.
 
     Args:
-        x: any shape and strides; float32, bfloat16 or float16. NaN, infinities and subnormal
-            numbers are bits like any others.
+        x: (..., rows, columns), any shape and strides; float32, bfloat16 or float16. NaN,
+            infinities and subnormal numbers are bits like any others.
         key: int64, 0-d, on the device of x; selects the flips together with `stream`.
         stream: tells the operands of one layer apart.
         p_exp: probability that a sign or exponent bit flips, in [0, 1].
@@ -35,12 +36,15 @@ def bitflip(
         y: shape and type of x, contiguous.
 
     Raises:
-        ValueError: a probability is outside [0, 1], or the type has no bit fields here.
+        ValueError: a probability is outside [0, 1], the type has no bit fields here, or x is a part
+            of a whole that ends within a word of two 16-bit values.
     """
     if x.dtype not in cpu.FIELDS:
         raise ValueError(f"bitflip: got {x.dtype}; expected float32, bfloat16 or float16")
     if not (0 <= p_exp <= 1 and 0 <= p_frac <= 1):
         raise ValueError(f"bitflip: got probabilities {p_exp} and {p_frac}; expected 0 to 1")
+    if key.dim() and (x.shape[-1] if x.dim() else 1) * x.element_size() % 4:
+        raise ValueError(f"bitflip: got a part of {x.shape[-1:]} columns; expected an even number")
     return _forward(x, key, stream, float(p_exp), float(p_frac), zero_out)[0]
 
 

@@ -23,7 +23,7 @@ from aixsim_kernels.bitflip.cpu import (
     whole_words,
 )
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.common.triton_noise import global_rows, row_keys
 
 # words a program works on; a divisor of BLOCK
 TILE = 1024
@@ -49,6 +49,7 @@ def forward(
             kept_ptr=kept,
             key_ptr=key,
             count=count,
+            columns=x.shape[-1] if x.dim() else 1,
             n_words=len(words),
             n_exp=n_exp,
             n_frac=n_frac,
@@ -59,6 +60,7 @@ def forward(
             FRAC=frac_field,
             HALVES=x.element_size() == 2,
             ZERO_OUT=zero_out is not None,
+            PLACED=key.dim() > 0,
             BLOCK_WORDS=BLOCK,
             TILE_WORDS=TILE,
         )
@@ -94,6 +96,7 @@ def _flip(
     kept_ptr,
     key_ptr,
     count,
+    columns,
     n_words,
     n_exp,
     n_frac,
@@ -104,12 +107,26 @@ def _flip(
     FRAC: tl.constexpr,
     HALVES: tl.constexpr,
     ZERO_OUT: tl.constexpr,
+    PLACED: tl.constexpr,
     BLOCK_WORDS: tl.constexpr,
     TILE_WORDS: tl.constexpr,
 ):
     first = tl.program_id(0).to(tl.int64) * TILE_WORDS
-    key32 = row_keys(first // BLOCK_WORDS, tl.load(key_ptr), seed)  # [], of the key []
-    place = (first % BLOCK_WORDS).to(tl.uint32) + tl.arange(0, TILE_WORDS).to(tl.uint32)
+    offsets = first + tl.arange(0, TILE_WORDS)
+    if PLACED:
+        WIDTH: tl.constexpr = 2 if HALVES else 1  # pyright: ignore[reportAssignmentType]
+        words = columns // WIDTH
+        row, here = offsets // words, tl.load(key_ptr + 1)  # [TILE_WORDS], []
+        row = global_rows(key_ptr, row // here, row % here, 1, here, PLACED)
+        first_column, of_columns = tl.load(key_ptr + 6), tl.load(key_ptr + 7)  # [], []
+        of_columns = tl.where(of_columns > 0, of_columns, columns)
+        in_whole = (row * of_columns + first_column) // WIDTH + offsets % words
+        # [TILE_WORDS], of the key []
+        key32 = row_keys(in_whole // BLOCK_WORDS, tl.load(key_ptr), seed)
+        place = (in_whole % BLOCK_WORDS).to(tl.uint32)
+    else:
+        key32 = row_keys(first // BLOCK_WORDS, tl.load(key_ptr), seed)  # [], of the key []
+        place = (first % BLOCK_WORDS).to(tl.uint32) + tl.arange(0, TILE_WORDS).to(tl.uint32)
     n_exp = n_exp.to(tl.int64)
     n_frac = n_frac.to(tl.int64)
     whole = tl.full((), 1, tl.int64) << 32
@@ -125,7 +142,6 @@ def _flip(
         flips |= alive & word & digit
         alive &= word ^ digit
 
-    offsets = first + tl.arange(0, TILE_WORDS)
     inside = offsets < n_words
     y = tl.load(x_ptr + offsets, mask=inside).to(tl.uint32, bitcast=True) ^ flips  # [TILE_WORDS]
     if ZERO_OUT and HALVES:

@@ -80,7 +80,9 @@ class Place(NamedTuple):
         first_row: the first one of them here.
         of_heads: query heads of the whole.
         first_head: the first one of them here.
-        first_column: of a linear's outputs; even, as two columns share a word.
+        first_column: of a linear's outputs, or of what bits are flipped in; even, as two columns
+            share a word.
+        of_columns: of the whole, even; 0 = all of them are here. A linear need not know.
     """
 
     rows: int
@@ -89,25 +91,29 @@ class Place(NamedTuple):
     of_heads: int = 1
     first_head: int = 0
     first_column: int = 0
+    of_columns: int = 0
 
 
 def placed(key: Tensor, place: Place) -> Tensor:
-    """A key that an operation on a part of a whole takes, int64 (7,), from one of 0 dimensions.
+    """A key that an operation on a part of a whole takes, int64 (8,), from one of 0 dimensions.
 
     Raises:
-        ValueError: the part lies outside of the whole, or its first column is odd.
+        ValueError: the part lies outside of the whole, or its first column or the number of all
+            columns is odd.
     """
-    rows, of_rows, row, of_heads, head, column = place
+    rows, of_rows, row, of_heads, head, column, of_columns = place
     if not (row >= 0 and 0 < rows <= of_rows - row and 0 <= head < of_heads and column >= 0):
         raise ValueError(f"{place}: no part of its whole")
-    if column % 2:
-        raise ValueError(f"first column {column}: expected an even one")
+    if of_columns < 0 or (of_columns and column >= of_columns):
+        raise ValueError(f"{place}: no part of its whole")
+    if column % 2 or of_columns % 2:
+        raise ValueError(f"column {column} of {of_columns}: expected even numbers")
     return torch.cat([key.view(1), torch.tensor(place, device=key.device)])
 
 
-def place_in(key: Tensor) -> Tensor | None:
-    """Numbers of the place that a key has, int64 (6,); None for a key of the whole."""
-    return key[1:] if key.dim() else None
+def place_in(key: Tensor) -> Place | None:
+    """The place that a key has, of int64 tensors, 0-d; None for a key of the whole."""
+    return Place(*key[1:]) if key.dim() else None  # pyright: ignore[reportArgumentType]
 
 
 def global_rows(shape: Sequence[int], key: Tensor) -> Tensor:
@@ -116,11 +122,10 @@ def global_rows(shape: Sequence[int], key: Tensor) -> Tensor:
     place = place_in(key)
     if place is None:
         return index
-    rows, of_rows, first_row, of_heads, first_head, _ = place
-    outer, row = index // rows, index % rows
+    outer, row = index // place.rows, index % place.rows
     heads = prod(shape[1:-1])
-    outer = outer // heads * of_heads + outer % heads + first_head
-    return outer * of_rows + first_row + row
+    outer = outer // heads * place.of_heads + outer % heads + place.first_head
+    return outer * place.of_rows + place.first_row + row
 
 
 def random_int16(keys: Tensor, columns: int, first: Tensor | int = 0) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from aixsim_kernels import bitflip
 from aixsim_kernels.bitflip import cpu
 from aixsim_kernels.common.library import opened
+from aixsim_kernels.common.noise import Place, placed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -230,3 +231,35 @@ def test_any_compiler_and_number_of_threads_flips_the_same(options, compile_libr
     monkeypatch.setattr(cpu, "library", lambda: other)
     found = cpu.forward(x, *how)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(DTYPES), st.sampled_from([1, 3]))
+def test_a_part_flips_what_the_whole_flips(data, dtype, sequences):
+    length, columns = data.draw(st.integers(1, 9)), 2 * data.draw(st.integers(1, 20))
+    first, column = data.draw(st.integers(0, length - 1)), data.draw(st.integers(0, columns - 1))
+    rows, column = data.draw(st.integers(1, length - first)), column - column % 2
+    n = data.draw(st.integers(1, (columns - column) // 2)) * 2
+    x = torch.randn(sequences, length, columns).to(dtype)
+    how = {"stream": 5, "p_exp": 0.25, "p_frac": 0.3, "zero_out": 1.5}
+    part = (slice(None), slice(first, first + rows), slice(column, column + n))
+    key = placed(KEY, Place(rows, length, first, first_column=column, of_columns=columns))
+    mine, whole = bitflip(x[part], key, **how), bitflip(x, KEY, **how)[part]
+    assert torch.equal(mine.view(BITS[dtype][0]), whole.contiguous().view(BITS[dtype][0]))
+
+
+def test_a_part_in_another_block_of_words(monkeypatch):
+    monkeypatch.setattr(cpu, "BLOCK", 1 << 10)
+    monkeypatch.setattr(cpu, "library", lambda: "a test does without")
+    x, how = torch.randn(100, 64), {"stream": 5, "p_exp": 0.25, "p_frac": 0.3}
+    key = placed(KEY, Place(60, 100, 40))
+    assert torch.equal(
+        bitflip(x[40:], key, **how).view(torch.int32), bitflip(x, KEY, **how)[40:].view(torch.int32)
+    )
+
+
+def test_a_part_that_ends_within_a_word():
+    key = placed(KEY, Place(2, 4))
+    assert bitflip(torch.ones(2, 3), key, stream=1, p_exp=0.5).shape == (2, 3)
+    with pytest.raises(ValueError, match="even number"):
+        bitflip(torch.ones(2, 3, dtype=torch.bfloat16), key, stream=1, p_exp=0.5)

@@ -253,6 +253,17 @@ def test_what_is_not_finite(run, bad, dtype):
 
 
 @pytest.mark.parametrize("rowmax", [False, True])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_gradients_of_what_is_no_number(run, which, rowmax):
+    inputs = operands(1, 2, 1, 8, 8, 16, 16)
+    inputs[which][0, 0, 3, 5] = float("nan")
+    how = settings(16, rowmax=rowmax)
+    for mine, theirs in zip(*gradients(run, inputs, None, how, torch.float32), strict=True):
+        # of a clipped element the CPU's is 0
+        assert torch.equal(mine.isnan().any(-1), theirs.isnan().any(-1))
+
+
+@pytest.mark.parametrize("rowmax", [False, True])
 @pytest.mark.parametrize("added", [-1e4, -1e9])
 def test_a_large_mask_that_shuts_nothing(run, added, rowmax):
     """All that a row sees carries the same number, as padding by a finite one leaves it."""

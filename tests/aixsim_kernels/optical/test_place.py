@@ -100,8 +100,8 @@ def test_another_place_draws_other_noise():
 @pytest.mark.parametrize(
     "place",
     [Place(5, 4), Place(2, 4, 3), Place(0, 4), Place(2, 4, -1), Place(2, 4, 0, 2, 2),
-     Place(2, 4, first_column=3)],
+     Place(2, 4, first_column=3), Place(2, 4, of_columns=5), Place(2, 4, 0, 1, 0, 6, 6)],
 )  # fmt: skip
 def test_no_part_of_a_whole(place):
-    with pytest.raises(ValueError, match=r"no part of its whole|expected an even one"):
+    with pytest.raises(ValueError, match=r"no part of its whole|expected even numbers"):
         placed(KEY, place)

@@ -125,8 +125,8 @@ def _shift(q: Tensor, key: Tensor) -> int | Tensor:
     place = place_in(key)
     if place is None:
         return 0
-    _, of_rows, first_row, *_ = place
-    shift = q.shape[2] + first_row - of_rows
+    # integers on the device, as those of a place are
+    shift = torch.as_tensor(q.shape[2] + place.first_row - place.of_rows)
     return shift if shift.is_cuda else int(shift)
 
 

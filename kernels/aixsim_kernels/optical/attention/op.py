@@ -120,7 +120,7 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
 
 
 def _on_triton(q: Tensor, v: Tensor, settings: Settings) -> bool:
-    fits = max(q.shape[3], v.shape[3]) <= MAX_HEAD_DIM
+    fits = max(q.shape[3], v.shape[3]) <= MAX_HEAD_DIM and v.shape[2] > 0
     return q.device.type == "cuda" and settings.quantiles is None and fits
 
 

@@ -271,7 +271,8 @@ def largest_share(total):
     """1 / total, the largest probability of a row; 0 for a row with nothing to attend to."""
     # torch rounds a quotient; on a GPU the plain one is an approximation
     quotient = tl.div_rn(total * 0.0 + 1.0, tl.where(total >= 1, total, 1.0))
-    return tl.where(total > 0, quotient, 0.0)
+    # not 0 but NaN for a row with a score that is NaN
+    return tl.where(total > 0, quotient, total * 0.0)
 
 
 @triton.jit

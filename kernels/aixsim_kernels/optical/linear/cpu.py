@@ -49,7 +49,7 @@ def forward(
     keys, first, place = None, 0, place_in(key)
     if settings.noise:
         keys = passes.row_keys([len(acc)], key, seed_word(settings.stream, 0))
-        first = 0 if place is None else place[-1]
+        first = 0 if place is None else place.first_column
     passes.detect_(acc, y_at, keys, first=first)
     if bias is not None:
         acc.add_(bias)
