@@ -16,11 +16,13 @@ import torch
 logger = logging.getLogger("aixsim")
 
 # of what the C takes and does
-VERSION = 6
+VERSION = 7
 # p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
     "aixsim_modulate": "pppiplfppi",
+    "aixsim_split": "ppppllffppi",
+    "aixsim_combine": "ppppllfffffi",
     "aixsim_decode": "piplpi",
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",
@@ -62,6 +64,12 @@ def opened(path: str) -> ctypes.CDLL | str:
         function = getattr(found, name)
         function.argtypes, function.restype = [*map(_TYPES.get, signature)], None
     return found
+
+
+@cache
+def multiplies_bytes() -> bool:
+    """Whether this CPU multiplies 8-bit integers, several times faster than numbers (VNNI)."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
 @cache

@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 6;
+const int aixsim_version = 7;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
@@ -13,10 +13,11 @@ static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
   }
 }
 
+/* `value` may be none, and so may `code` and `inside`. */
 CLONES static void modulate(const float *x, float *value, void *code, int wide, uint8_t *inside,
                             long n, float lut_min, const Grid *grid, Seen *seen) {
   const Grid g = *grid;
-  float at[CHUNK], lowest = INFINITY, highest = -INFINITY;
+  float at[CHUNK], unseen[CHUNK], lowest = INFINITY, highest = -INFINITY;
   float largest = MAX(fabsf(g.lo), fabsf(g.hi)), dark = 0x1p-22f * largest;
   float up = lut_min * g.hi, down = -lut_min * fabsf(g.lo);
   uint8_t held[CHUNK];
@@ -24,7 +25,7 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
   for (long from = 0; from < n; from += CHUNK) {
     int m = MIN(n - from, CHUNK), nan = 0, keep = 0;
     const float *in = x + from;
-    float *out = value + from;
+    float *out = value ? value + from : unseen;
     #pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : nan)
     for (int i = 0; i < m; i++) {
       float v = in[i];
@@ -51,6 +52,70 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
       }
   }
   merge(seen, saw(lowest, highest, nans, n - kept));
+}
+
+/* Two numbers between levels as high + each * low, all but `each` in 8 bits, to 2^-14: of as many as
+ * there are to try one fits. */
+typedef struct { double each; int high[2], low[2]; } Pair;
+
+static Pair pair(double up, double down) {
+  Pair best = {0, {0, 0}, {0, 0}};
+  double least = 1;
+  for (int n = 0; n < 4; n++)
+    for (int p = 1; p < 128; p++) {
+      double each = (up - floor(up) + n) / p;
+      int high = (int)floor(up) - n;
+      for (int q = -127; q < 128 && high >= -128; q++) {
+        double rest = down - each * q, whole = rint(rest), off = fabs(rest - whole);
+        if (off < least && whole >= -128 && whole <= 127) {
+          best = (Pair){each, {high, (int)whole}, {p, q}};
+          least = off;
+        }
+      }
+      if (least < 0x1p-14) return best;
+    }
+  return best;
+}
+
+/* What a modulator shows of a weight as high + each * low, counted from the code `middle`; `low` is
+ * where the floor lifted a value, or none. And the sum of each row. */
+CLONES static void split(const float *value, int8_t *high, int8_t *low, float *sum, long rows,
+                         long columns, float middle, float lut_min, Pair of, Grid g) {
+  float up = lut_min * g.hi, down = -lut_min * fabsf(g.lo), each = of.each;
+  for (long r = 0; r < rows; r++) {
+    const float *in = value + r * columns;
+    int8_t *h = high + r * columns, *l = low ? low + r * columns : 0;
+    int of_high = 0, of_low = 0;
+    for (long i = 0; i < columns; i++) {
+      int is_up = l && in[i] == up, is_down = l && in[i] == down;
+      int whole = (int32_t)round_even((in[i] - g.lo) * g.per_level - middle);
+      whole = is_up ? of.high[0] : is_down ? of.high[1] : whole;
+      h[i] = (int8_t)whole;
+      of_high += whole;
+    }
+    for (long i = 0; l && i < columns; i++) {
+      int rest = in[i] == up ? of.low[0] : in[i] == down ? of.low[1] : 0;
+      l[i] = (int8_t)rest;
+      of_low += rest;
+    }
+    sum[r] = of_high + each * of_low;
+  }
+}
+
+/* The accumulator of values x0 + step c from the products of their c with `high` and `low`. The last
+ * column of `high` is the row's sum of c. */
+CLONES static void combine(float *acc, const int32_t *high, const int32_t *low, const float *sum,
+                           long rows, long columns, float of_high, float of_low, float by_row,
+                           float by_column, float all) {
+  for (long r = 0; r < rows; r++) {
+    const int32_t *h = high + r * (columns + 1), *l = low ? low + r * columns : 0;
+    float *out = acc + r * columns, of_row = by_row * h[columns] + all;
+    if (l)
+      for (long i = 0; i < columns; i++)
+        out[i] = (of_high * h[i] + of_low * l[i]) + (of_row + by_column * sum[i]);
+    else
+      for (long i = 0; i < columns; i++) out[i] = of_high * h[i] + (of_row + by_column * sum[i]);
+  }
 }
 
 CLONES static void decode(const void *code, int wide, float *value, long n, Grid g) {
@@ -123,10 +188,29 @@ void aixsim_modulate(const float *x, float *value, void *code, int wide, uint8_t
                      float lut_min, const Grid *g, Seen *seen, int threads) {
   PARTS(n, 1, CHUNK, 1 << 17) {
     Seen mine = {INFINITY, -INFINITY, 0};
-    modulate(x + from, value + from, code ? (char *)code + from * (wide ? 4 : 1) : 0, wide,
+    modulate(x + from, value ? value + from : 0, code ? (char *)code + from * (wide ? 4 : 1) : 0, wide,
              inside ? inside + from / 8 : 0, to - from, lut_min, g, &mine);
     TELL(mine);
   }
+}
+
+void aixsim_split(const float *value, int8_t *high, int8_t *low, float *sum, long rows, long columns,
+                  float middle, float lut_min, const Grid *g, float *each, int threads) {
+  double lo = g->lo, step = g->step;
+  Pair of = {0};
+  if (low) of = pair((lut_min * g->hi - lo) / step - middle, (-lut_min * fabsf(g->lo) - lo) / step - middle);
+  *each = of.each;
+  PARTS(rows, columns, 1, 1 << 17)
+    split(value + from * columns, high + from * columns, low ? low + from * columns : 0, sum + from,
+          to - from, columns, middle, lut_min, of, *g);
+}
+
+void aixsim_combine(float *acc, const int32_t *high, const int32_t *low, const float *sum, long rows,
+                    long columns, float of_high, float of_low, float by_row, float by_column,
+                    float all, int threads) {
+  PARTS(rows, columns, 1, 1 << 17)
+    combine(acc + from * columns, high + from * (columns + 1), low ? low + from * columns : 0, sum,
+            to - from, columns, of_high, of_low, by_row, by_column, all);
 }
 
 void aixsim_decode(const void *code, int wide, float *value, long n, const Grid *g, int threads) {
