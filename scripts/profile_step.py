@@ -30,6 +30,8 @@ from aixsim_cli.run.device import device_type
 # passes of the CPU's operations -> part of the step
 PARTS = {
     "modulate": "quantise",
+    "shown": "quantise",
+    "multiply": "quantise",
     "decode": "quantise",
     "detect_": "detector",
     "row_keys": "detector",
@@ -40,14 +42,22 @@ PARTS = {
 }
 # parts of kernels' names on a GPU -> part of the step; the first that fits
 KERNELS = {
-    "_extremes": "observe ranges", "_settle": "observe ranges", "_code": "quantise",
-    "_operand": "quantise", "_pack": "quantise", "_centred": "quantise",
-    "_product": "product with detector", "_grad_kernel": "clip masks",
-    "_sums": "sums of the gradient", "row_pass": "attention",
-    "value_pass": "attention", "query_grad_pass": "attention", "key_grad_pass": "attention",
+    "_settle": "observe ranges", "_code": "quantise", "_operand": "quantise",
+    "_pack": "quantise", "_product": "product with detector",
+    "_backward_kernel": "sums of the gradient", "_input_grad": "clip masks",
+    "_weight_grad": "clip masks", "row_pass": "attention", "value_pass": "attention",
+    "query_grad_pass": "attention", "key_grad_pass": "attention", "mask_grad_pass": "attention",
+    "_flip": "bit-flips",
     "gemm": "products", "nvjet": "products", "cutlass": "products", "cublas": "products",
 }  # fmt: skip
-PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
+PRODUCTS = {
+    "aten::_int_mm",
+    "aten::mm",
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::bmm",
+    "aten::baddbmm",
+}
 
 
 def label_parts() -> None:
@@ -81,7 +91,7 @@ def part_of(event: FunctionEvent) -> str:
         if ancestor.name in ("update of ranges", "optimizer"):
             return ancestor.name
         ancestor = ancestor.cpu_parent
-    return f"{region}: {part or ('products' if product else 'the rest')}"
+    return f"{region}: {'products' if product else part or 'the rest'}"
 
 
 def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Step:

@@ -92,7 +92,10 @@ def script():
     def load(name):
         spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            # one imports the other
+            patch.syspath_prepend(ROOT / "scripts")
+            spec.loader.exec_module(module)
         return module
 
     return load
