@@ -2,8 +2,8 @@
 
 Every pass of every class of shapes is timed with each candidate, the others left as they are; the
 fastest goes into `aixsim_kernels/optical/tiles.json` under the device's compute capability. What
-counts is the time of that pass's kernel on the device, by torch's profiler: around it a step has
-ten launches, and Python.
+counts is the time of that pass's kernel on the device, by torch's profiler: around it are other
+launches, and Python.
 
     python scripts/tune_kernels.py                     # needs a CUDA device
     python scripts/tune_kernels.py --classes large 64  # the shapes of 16-bit training alone
@@ -18,7 +18,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from aixsim_kernels import optical_attention, optical_linear
+from aixsim_kernels import note_set, optical_attention, optical_linear
 from aixsim_kernels.optical import tiles
 from torch.profiler import ProfilerActivity, profile
 
@@ -65,6 +65,7 @@ def linear_step(shapes: str) -> Callable[[], None]:
     w = torch.randn(columns, depth, device="cuda", dtype=dtype)
     wide = torch.tensor([4.0, 4.0, 4 * depth**0.5], device="cuda")
     ranges, key = torch.stack([-wide, wide], 1), torch.tensor(1, device="cuda")
+    note_set(ranges)
     return lambda: optical_linear(x, w, None, ranges, key, **OPTICAL) and None
 
 
@@ -77,6 +78,7 @@ def attention_step(shapes: str) -> Callable[[], None]:
     ]
     wide = torch.tensor([4.0, 4.0, 40.0, 4.0, 4.0], device="cuda")
     ranges, key = torch.stack([-wide, wide], 1), torch.tensor(1, device="cuda")
+    note_set(ranges)
     grad = torch.randn_like(inputs[0])
 
     def step() -> None:

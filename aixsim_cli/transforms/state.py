@@ -255,9 +255,13 @@ class TransformState:
 
     def _look_at_ranges(self) -> None:
         """Tell the kernels which modules' ranges are all set; these go on being so."""
+        # nothing can be asked where tensors have no values, or a CUDA graph is recorded
+        if torch._C._len_torch_dispatch_stack() or torch.cuda.is_current_stream_capturing():
+            return
         for module in self.modules.values():
             ranges = module.ranges
-            if len(ranges) and not are_known_set(ranges) and not is_empty(ranges).any():
+            unknown = len(ranges) and not ranges.is_meta and not are_known_set(ranges)
+            if unknown and not is_empty(ranges).any():
                 note_set(ranges)
 
     @torch.no_grad()

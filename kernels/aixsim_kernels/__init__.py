@@ -1,7 +1,7 @@
 """Simulated hardware as tensor operations: plain tensors and numbers in, tensors out."""
 
 from aixsim_kernels.bitflip.op import bitflip
-from aixsim_kernels.common.noise import uniform_noise
+from aixsim_kernels.common.noise import Place, placed, uniform_noise
 from aixsim_kernels.optical.attention.op import optical_attention
 from aixsim_kernels.optical.linear.op import optical_linear
 from aixsim_kernels.optical.ranges import (
@@ -17,6 +17,7 @@ from aixsim_kernels.optical.ranges import (
 )
 
 __all__ = [
+    "Place",
     "are_known_set",
     "bitflip",
     "clipped_in",
@@ -27,6 +28,7 @@ __all__ = [
     "observed_in",
     "optical_attention",
     "optical_linear",
+    "placed",
     "seen_of",
     "uniform_noise",
     "update_ranges",

@@ -177,6 +177,7 @@ def resources(made):
         "registers": int(re.findall(r"REG:(\d+)", usage)[-1]),
         "shared": made.metadata.shared,
         "warps": made.metadata.num_warps,
+        "fuses": made.metadata.enable_fp_fusion,
         "instructions": len(instructions),
         "spills": count(instructions, "LDL", "STL"),
         "spills_in_loops": sum(count(loop, "LDL", "STL") for loop in inner),

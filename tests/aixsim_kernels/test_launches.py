@@ -89,6 +89,11 @@ def check_conversions(lines):
         assert "float32" in line["case"] or line["conversions_in_loops"] == 0, line
 
 
+def check_rounding(lines):
+    """A product and a sum are one operation only where a kernel says so."""
+    assert not any(line["fuses"] for line in lines)
+
+
 def check_offsets(lines):
     """No offset into a mask is counted in 32 bits."""
     assert not any(line["narrow"] for line in lines)
@@ -150,6 +155,7 @@ def test_every_kernel_compiles_for_sm_90_and_uses_its_tensor_cores_under_autocas
     check_products(lines)
     check_spills(lines)
     check_conversions(lines)
+    check_rounding(lines)
     check_offsets(lines)
     # as docs/design.md and scripts/estimate_step.py count, forward and backward; what looks at a
     # tensor runs twice in the first step, and a mask's gradient is one more

@@ -36,13 +36,13 @@ def without_a_shape(source):
     return sorted(moves - told)
 
 
-def by_position(source):
-    """Lines that launch a kernel with an argument that has no name."""
+def launched(source):
+    """Lines that launch a kernel past `launch`, and that give it an argument without a name."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    launches = (
-        c for c in calls if isinstance(c.func, ast.Subscript) or ast.unparse(c.func) == "launch"
-    )
-    return [call.lineno for call in launches if call.args]
+    past = [call.lineno for call in calls if isinstance(call.func, ast.Subscript)]
+    launches = [call for call in calls if ast.unparse(call.func) == "launch"]
+    # the kernel, and how many programs
+    return past, [call.lineno for call in launches if len(call.args) != 2]
 
 
 def unguarded(source):
@@ -71,8 +71,9 @@ def test_what_moves_says_its_shape(path):
 
 
 @pytest.mark.parametrize("path", TRITON, ids=ids)
-def test_kernels_are_launched_by_keyword(path):
-    assert by_position(path.read_text(encoding="utf-8")) == []
+def test_kernels_are_launched_in_one_place_and_by_keyword(path):
+    past, by_position = launched(path.read_text(encoding="utf-8"))
+    assert len(past) == (path.stem == "triton_launch") and not by_position
 
 
 def test_what_these_look_for_is_found():
@@ -86,13 +87,12 @@ def kernel(x_ptr):
     tl.store(x_ptr, acc, 2)
 
 def forward(x):
-    launch = kernel[(1,)]
-    launch(x_ptr=x)
-    launch(x)
-    kernel[(2,)](x, x_ptr=x)
+    launch(kernel, 1, x_ptr=x)
+    launch(kernel, 1, x)
+    kernel[(2,)](x_ptr=x)
 """
     assert without_a_shape(source) == [7, 8]
-    assert by_position(source) == [13, 14]
+    assert launched(source) == ([13], [12])
 
 
 def test_the_definition_can_be_read_in_one_sitting():

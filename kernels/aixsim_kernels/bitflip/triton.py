@@ -23,6 +23,7 @@ from aixsim_kernels.bitflip.cpu import (
     whole_words,
 )
 from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.common.triton_noise import global_rows, row_keys
 
 # words a program works on; a divisor of BLOCK
@@ -40,10 +41,11 @@ def forward(
     words = flat.view(torch.int32)
     n_exp, n_frac = numerator(p_exp), numerator(p_frac)
     exp_field, frac_field = FIELDS[x.dtype]
+    programs: Any = triton.cdiv(len(words), TILE)
     if count:
-        # triton's types take a launch for a call of the function itself
-        launch: Any = _flip[(triton.cdiv(len(words), TILE),)]
         launch(
+            _flip,
+            programs,
             x_ptr=words,
             y_ptr=y.view(torch.int32),
             kept_ptr=kept,

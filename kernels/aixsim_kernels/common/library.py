@@ -66,10 +66,31 @@ def opened(path: str) -> ctypes.CDLL | str:
     return found
 
 
-@cache
 def multiplies_bytes() -> bool:
-    """Whether this CPU multiplies 8-bit integers, several times faster than numbers (VNNI)."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+    """Whether torch multiplies 8-bit integers, several times faster than numbers (VNNI)."""
+    return torch._C._get_mkldnn_enabled() and _multiplies_bytes_rightly()
+
+
+@cache
+def _multiplies_bytes_rightly() -> bool:
+    """Whether the CPU has VNNI, and torch's products are right: oneDNN can be told to do without.
+
+    With ONEDNN_MAX_CPU_ISA=AVX2 torch 2.13 multiplies wrongly, and says nothing.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for rows, depth, columns in ((130, 64, 33), (7, 1001, 65)):
+        a, b = (
+            torch.randint(-128, 128, (n, depth), generator=generator, dtype=torch.int8)
+            for n in (rows, columns)
+        )
+        for one, other in ((a, b), (torch.full_like(a, -128), torch.full_like(b, -128))):
+            if not torch.equal(
+                torch._int_mm(one, other.T).double(), one.double() @ other.double().T
+            ):
+                return False
+    return True
 
 
 @cache

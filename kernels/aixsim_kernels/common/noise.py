@@ -75,13 +75,14 @@ class Place(NamedTuple):
     """Which part of a whole an operation works on.
 
     Args:
-        rows: rows of a sequence that are here: of a linear's input, or an attention's queries.
+        rows: rows of a sequence that are here: of a linear's input, or an attention's queries. No
+            operation checks that it has so many.
         of_rows: rows of a whole sequence.
         first_row: the first one of them here.
         of_heads: query heads of the whole.
         first_head: the first one of them here.
         first_column: of a linear's outputs, or of what bits are flipped in; even, as two columns
-            share a word.
+            share a word. An attention has all of its keys and channels.
         of_columns: of the whole, even; 0 = all of them are here. A linear need not know.
     """
 
@@ -150,23 +151,21 @@ def random_int16(keys: Tensor, columns: int, first: Tensor | int = 0) -> Tensor:
     return bits.view(torch.int16)[..., :columns]
 
 
-def uniform_noise(
-    rows: int, columns: int, key: Tensor, stream: int, *, op: int = 0, row_offset: int = 0
-) -> Tensor:
-    """Noise of a block of rows, equal to the slice of the whole.
+def uniform_noise(rows: int, columns: int, key: Tensor, stream: int, *, op: int = 0) -> Tensor:
+    """Noise of an output (rows, columns).
 
     Args:
         rows: number of rows.
         columns: number of columns.
-        key: int64, 0-d; the noise lives on its device.
+        key: int64, 0-d, or `placed`: the noise of a part of a whole; it lives on the key's device.
         stream: hash of layer and seed.
         op: number of the operation within the layer.
-        row_offset: global index of the first row.
 
     Returns:
         float32 (rows, columns), `(int16 + 1/2) / 65536`: uniform over 65536 values strictly
         inside (-1/2, 1/2), mean exactly 0.
     """
-    index = torch.arange(row_offset, row_offset + rows, device=key.device)
-    bits = random_int16(row_keys(index, key, seed_word(stream, op)), columns)
+    place = place_in(key)
+    keys = row_keys(global_rows([rows], key), key, seed_word(stream, op))
+    bits = random_int16(keys, columns, 0 if place is None else place.first_column)
     return bits.float().add_(0.5).mul_(2.0**-16)

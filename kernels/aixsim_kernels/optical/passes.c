@@ -54,34 +54,46 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
   merge(seen, saw(lowest, highest, nans, n - kept));
 }
 
-/* Two numbers between levels as high + each * low, all but `each` in 8 bits, to 2^-14: of as many as
- * there are to try one fits. */
-typedef struct { double each; int high[2], low[2]; } Pair;
+/* Numbers between levels as high + each * low, all but `each` in 8 bits; `off` is how far they are. */
+typedef struct { double each, off; int high[2], low[2]; } Pair;
 
-static Pair pair(double up, double down) {
-  Pair best = {0, {0, 0}, {0, 0}};
-  double least = 1;
-  for (int n = 0; n < 4; n++)
+/* Up to two, NaN for one that is never shown. One alone is exact; of factors there are enough to try
+ * that one of them fits both to 2^-17, unless an end of the range leaves too few. */
+CLONES static Pair pair(double up, double down) {
+  Pair best = {0, 1, {0, 0}, {0, 0}};
+  int swapped = up != up;
+  double one = swapped ? down : up, other = swapped ? up : down;
+  for (int i = 0; i < 9; i++) {
+    int n = i % 2 ? -(i + 1) / 2 : i / 2;
+    int high = (int)floor(one) + n;
+    if (high < -128 || high > 127) continue;
     for (int p = 1; p < 128; p++) {
-      double each = (up - floor(up) + n) / p;
-      int high = (int)floor(up) - n;
-      for (int q = -127; q < 128 && high >= -128; q++) {
-        double rest = down - each * q, whole = rint(rest), off = fabs(rest - whole);
-        if (off < least && whole >= -128 && whole <= 127) {
-          best = (Pair){each, {high, (int)whole}, {p, q}};
-          least = off;
-        }
+      double each = (one - high) / p, least = 1;
+      if (other != other) return (Pair){one - high, 0, {high, high}, {1, 1}};
+      #pragma omp simd reduction(min : least)
+      for (int q = -127; q < 128; q++) {
+        double rest = other - each * q, whole = rint(rest);
+        double off = whole < -128 || whole > 127 ? 1 : fabs(rest - whole);
+        least = off < least ? off : least;
       }
-      if (least < 0x1p-14) return best;
+      if (least >= best.off) continue;
+      for (int q = -127; q < 128; q++) {
+        double whole = rint(other - each * q);
+        if (fabs(other - each * q - whole) != least || whole < -128 || whole > 127) continue;
+        best = (Pair){each, least, {high, (int)whole}, {p, q}};
+        break;
+      }
+      if (best.off < 0x1p-17) return best;
     }
+  }
   return best;
 }
 
 /* What a modulator shows of a weight as high + each * low, counted from the code `middle`; `low` is
  * where the floor lifted a value, or none. And the sum of each row. */
 CLONES static void split(const float *value, int8_t *high, int8_t *low, float *sum, long rows,
-                         long columns, float middle, float lut_min, Pair of, Grid g) {
-  float up = lut_min * g.hi, down = -lut_min * fabsf(g.lo), each = of.each;
+                         long columns, float middle, float up, float down, Pair of, Grid g) {
+  float each = of.each;
   for (long r = 0; r < rows; r++) {
     const float *in = value + r * columns;
     int8_t *h = high + r * columns, *l = low ? low + r * columns : 0;
@@ -194,15 +206,20 @@ void aixsim_modulate(const float *x, float *value, void *code, int wide, uint8_t
   }
 }
 
+/* `about`: the factor of `low`, and how far from what is shown the two sums may be, in levels. */
 void aixsim_split(const float *value, int8_t *high, int8_t *low, float *sum, long rows, long columns,
-                  float middle, float lut_min, const Grid *g, float *each, int threads) {
+                  float middle, float lut_min, const Grid *g, float *about, int threads) {
+  float up = lut_min * g->hi, down = -lut_min * fabsf(g->lo);
   double lo = g->lo, step = g->step;
   Pair of = {0};
-  if (low) of = pair((lut_min * g->hi - lo) / step - middle, (-lut_min * fabsf(g->lo) - lo) / step - middle);
-  *each = of.each;
+  if (!(g->hi > 0 && up >= g->lo)) up = NAN;
+  if (!(g->lo < 0 && down <= g->hi)) down = NAN;
+  if (low && (up == up || down == down))
+    of = pair((up - lo) / step - middle, (down - lo) / step - middle);
+  about[0] = of.each, about[1] = of.off;
   PARTS(rows, columns, 1, 1 << 17)
     split(value + from * columns, high + from * columns, low ? low + from * columns : 0, sum + from,
-          to - from, columns, middle, lut_min, of, *g);
+          to - from, columns, middle, up, down, of, *g);
 }
 
 void aixsim_combine(float *acc, const int32_t *high, const int32_t *low, const float *sum, long rows,

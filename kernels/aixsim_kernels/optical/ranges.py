@@ -59,7 +59,8 @@ def note_set(ranges: Tensor) -> None:
     """Remember that all of these ranges are set, as the caller has seen.
 
     A GPU works without the host, which knows nothing of its ranges, and launches what would have to
-    be done again if they were not set. It forgets as soon as somebody writes into them.
+    be done again if they were not set. It forgets as soon as somebody writes into them, other than
+    by `.data` or numpy, which nothing tells of.
     """
     if not ranges.is_inference():
         _known_set[ranges] = ranges._version

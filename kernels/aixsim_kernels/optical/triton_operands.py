@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.triton_grid import grid_of, shown
 from aixsim_kernels.optical.triton_ranges import (
     Findings,
@@ -113,17 +114,16 @@ def operands(
         used.look(_operand_kernel, tuple(one.index for one in tensors), **arguments)
         return made
     programs = [operand_programs(one.x) for one in tensors]
-    if sum(programs):
-        launch: Any = _operand_kernel[(sum(programs),)]
-        none = tuple(None for _ in tensors)
-        launch(
-            partial_ptr=none,
-            n_partial=tuple(programs),
-            ranges_ptr=None,
-            used_ptr=used,
-            **arguments,
-            SECOND=False,
-        )
+    launch(
+        _operand_kernel,
+        sum(programs),
+        partial_ptr=tuple(None for _ in tensors),
+        n_partial=tuple(programs),
+        ranges_ptr=None,
+        used_ptr=used,
+        **arguments,
+        SECOND=False,
+    )
     return made
 
 

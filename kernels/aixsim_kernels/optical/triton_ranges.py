@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.ranges import are_known_set
 
 # elements a program of an element-wise kernel works on
@@ -61,8 +62,6 @@ class Findings:
         several = index if isinstance(index, tuple) else (index,)
         partial = tuple(self._of_each[one] for one in several)
         counts = tuple(self._programs[one] for one in several)
-        if not sum(counts):
-            return
         arguments |= {
             "partial_ptr": partial if isinstance(index, tuple) else partial[0],
             "n_partial": counts if isinstance(index, tuple) else counts[0],
@@ -70,7 +69,7 @@ class Findings:
             "used_ptr": self.at,
         }
         for second in (False,) if self._known else (False, True):
-            kernel[(sum(counts),)](**arguments, SECOND=second)
+            launch(kernel, sum(counts), **arguments, SECOND=second)
 
     def settle(self, mass: Tensor | None = None, kept_mass: Tensor | None = None) -> None:
         """End the call: make of partial findings what was found out.
@@ -81,8 +80,9 @@ class Findings:
             kept_mass: float32 0-d, gets the mean of them over rows.
         """
         counts = [*self._programs, *[0] * (_MOST_RANGES - len(self._programs))]
-        launch: Any = _settle_kernel[(len(self._programs),)]
         launch(
+            _settle_kernel,
+            len(self._programs),
             partial_ptr=self._partial,
             **{f"n_{index}": count for index, count in enumerate(counts)},
             ranges_ptr=self._ranges,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from aixsim_kernels import uniform_noise
+from aixsim_kernels import Place, placed, uniform_noise
 from aixsim_kernels.common.noise import random_int16, row_keys, seed_word
 
 KEY = torch.tensor(0x123456789ABCDEF)
@@ -16,7 +16,7 @@ def test_integers_are_those_of_the_definition(integers, key, stream):
 
 def test_a_block_of_rows_is_the_slice_of_the_whole():
     whole = uniform_noise(50, 11, KEY, 3)
-    assert torch.equal(whole[20:37], uniform_noise(17, 11, KEY, 3, row_offset=20))
+    assert torch.equal(whole[20:37], uniform_noise(17, 11, placed(KEY, Place(17, 99, 20)), 3))
     assert torch.equal(whole[:, :6], uniform_noise(50, 6, KEY, 3))
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from aixsim_kernels import optical_linear
+from aixsim_kernels.common import library as library_module
 from aixsim_kernels.common.library import opened
 from aixsim_kernels.common.noise import row_keys
 from aixsim_kernels.optical import native
@@ -357,16 +359,59 @@ def test_products_of_bytes_are_those_of_what_modulators_show(levels, lut_min, en
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "multiplies_bytes", lambda: True)
         shown = c.shown(weight, w_at, lut_min, 1000)
-    assert shown.high is not None and (shown.low is None) == (lut_min == 0)
+    assert (shown.low is None) == (lut_min == 0 or shown.high is None)
+    # a part of the numbers that a large floor lifts to does not fit into bytes
+    assert shown.high is not None or lut_min > 0.5
     c.multiply(acc, x, x_at, shown, codes, inside)
     x_hat, w_hat = c.modulate(x, x_at).double(), c.modulate(weight, w_at, lut_min).double()
-    # what lies between levels is right to 2^-14 of one, and float32 rounds the rest
+    # what lies between levels is right to 2^-14 of one at least, and float32 rounds the rest
     largest = x_hat.abs().sum(1, keepdim=True)
     most = largest * w_width / (levels - 1) * 2**-14
     most += (
         1e-5 * depth * max(map(abs, (x_lo, x_lo + x_width))) * max(abs(w_lo), abs(w_lo + w_width))
     )
     assert ((acc.double() - x_hat @ w_hat.T).abs() <= most).all()
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "ends", [(0.56, 1.0), (-1.0, -0.56), (-6e-6, 1.0), (-1.0, 0.3), (0.5, 2.0)]
+)
+@pytest.mark.parametrize("lut_min", [0.02, 0.1, 0.9, 0.97])
+@pytest.mark.parametrize("levels", [2, 4, 256])
+def test_every_level_that_a_floor_lifts_to_is_right(in_bytes, ends, lut_min, levels):
+    """One input of 1 and one of 0: the product is the weight itself."""
+    x, weight = torch.tensor([[1.0, 0.0]]).expand(128, 2), torch.linspace(*ends, 999).repeat(2, 1).T
+    (x_at, _), (w_at, _) = ranges_of((0.0, 1.0), levels), ranges_of(ends, levels)
+    codes, inside = torch.empty(128, 2, dtype=torch.uint8), torch.empty(32, dtype=torch.uint8)
+    c, acc = native.passes_of(x), torch.empty(128, 999)
+    c.multiply(acc, x, x_at, c.shown(weight, w_at, lut_min, 128), codes, inside)
+    expected = c.modulate(weight[:, 0], w_at, lut_min)
+    step = (ends[1] - ends[0]) / (levels - 1)
+    assert (acc - expected).abs().max() <= 2**-14 * step + 1e-6
+
+
+@needs_library
+def test_another_default_type_is_none_of_c(in_bytes):
+    x, weight = torch.randn(256, 40), torch.randn(64, 40)
+    ranges = torch.tensor([[-2.0, 2.0], [-2.0, 2.0], [-30.0, 30.0]])
+    how = {"stream": 1, "levels": 256, "lut_min": 0.02, "noise": True}
+    expected = optical_linear(x, weight, None, ranges, torch.tensor(5), **how)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = optical_linear(x, weight, None, ranges, torch.tensor(5), **how)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_a_product_of_bytes_that_is_wrong_is_not_taken(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    right = torch._int_mm
+    asked = library_module._multiplies_bytes_rightly.__wrapped__
+    assert asked() in (True, False)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: right(a, b).clamp(max=2**15))
+    assert not asked()
 
 
 @needs_library

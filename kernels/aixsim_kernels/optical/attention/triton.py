@@ -22,6 +22,7 @@ import triton
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
+from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.attention.triton_backward import (
     key_grad_pass,
     mask_grad_pass,
@@ -129,8 +130,7 @@ def backward(
     ]
     for programs, tile, kernel, own in passes:
         how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
-        if programs:
-            kernel[(programs,)](**how)
+        launch(kernel, programs, **how)
     grad_mask = q.new_empty(0, dtype=torch.float32)
     if mask is not None and wants_mask:
         # smaller than that of the first pass: the sum, a tile too, stays in registers
@@ -145,11 +145,12 @@ def _mask_grad(mask: Tensor, q: Tensor, tile: AttentionTile, how: dict[str, Any]
     """Gradient of the mask, in its own shape: tiles that share its elements are summed in turn."""
     batches, heads, rows, columns = shape = (1,) * (4 - mask.dim()) + mask.shape
     out = torch.zeros(mask.shape, dtype=mask.dtype, device=mask.device)
-    programs = batches * heads * triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
-    if q.numel() and programs:
-        launch: Any = mask_grad_pass[(programs,)]
+    programs: Any = batches * heads * triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
+    if q.numel():
         ones = zip(("ONE_BATCH", "ONE_HEAD", "ONE_ROW", "ONE_COLUMN"), shape, strict=True)
         launch(
+            mask_grad_pass,
+            programs,
             mask_out_ptr=out,
             batches=q.shape[0],
             **{name: size == 1 for name, size in ones},
@@ -176,7 +177,7 @@ def _operands(
     """Operands and mask as all passes take them, and what is made of q and of k.
 
     `of_grad` is the type of the output's gradient: q and k are wanted in it too, and v, which
-    nothing else multiplies there, in it alone. `used` as `operand` takes it.
+    nothing else multiplies there, in it alone. `used` as `operands` takes it.
     """
 
     shown = [
@@ -219,8 +220,6 @@ def _shapes_and_settings(
         kind = _BOOL if mask.dtype == torch.bool else _ADDITIVE
         shut = 0.0 if kind == _BOOL else torch.finfo(mask.dtype).min / 2
     return {
-        # the read-out is rounded where `cpu.py` rounds it
-        "enable_fp_fusion": False,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         "stride_b": strides[0],

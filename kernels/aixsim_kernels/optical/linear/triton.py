@@ -7,9 +7,9 @@ Operands are the integers c of `triton_grid.py`. With R the row sums of c,
 
 is the raw accumulator; the epilogue makes it, its extremes, noise, read-out and bias in registers.
 
-Nothing here waits for the device: whether a range was ever set is decided there. The input's range
-decides its codes, the product's its read-out, so a first pass finds it and a second codes or reads
-out; the second does nothing where the range was set, which is always but in the first step.
+Nothing here waits for the device. The input's range decides its codes, the product's its read-out.
+Where the host does not know that these were ever set, what works in them is launched twice: the
+second works in the range that the first found, or returns at once.
 
 Legend: x (M, K), w (N, K), y (M, N); a program makes a tile [BLOCK_M, BLOCK_N] of y. `code` is that
 of x, `x_sum` and `w_sum` are the R above; `ranges` those that were set, `used` those to work with;
@@ -142,8 +142,6 @@ def _matmul(a: Tensor, b: Tensor, out: torch.dtype) -> Tensor:
 
 def _parameters(tile: LinearTile) -> dict[str, Any]:
     return {
-        # the read-out is rounded where `cpu.py` rounds it
-        "enable_fp_fusion": False,
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,
         "BLOCK_K": tile.k,

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.triton_grid import grid, grid_of, inside, position, shown
 from aixsim_kernels.optical.triton_ranges import (
@@ -61,8 +62,9 @@ def code(x: Tensor, findings: Findings, levels: int) -> tuple[Tensor, Tensor, Te
     if not x.numel():
         sums.zero_()
     elif not in_rows:
-        launch: Any = _pack_kernel[(triton.cdiv(x.numel(), FLAT),)]
-        launch(x_ptr=x, bits_ptr=bits, used_ptr=findings.at, n=x.numel(), BLOCK=FLAT)
+        programs: Any = triton.cdiv(x.numel(), FLAT)
+        arguments = {"x_ptr": x, "bits_ptr": bits, "used_ptr": findings.at}
+        launch(_pack_kernel, programs, **arguments, n=x.numel(), BLOCK=FLAT)
     return codes, bits, sums
 
 
@@ -86,8 +88,9 @@ def sums_and_operand(
     by_row = grad.new_empty(rows, dtype=torch.float32)
     by_column = grad.new_empty(programs, columns, dtype=torch.float32)
     operand = torch.empty(codes.shape, dtype=grad.dtype, device=grad.device)
-    launch: Any = _backward_kernel[(programs,)]
     launch(
+        _backward_kernel,
+        programs,
         grad_ptr=grad,
         code_ptr=codes,
         used_ptr=used,
@@ -131,8 +134,10 @@ def weight_grad_and_operand(
     """
     out, operand = torch.empty_like(weight), torch.empty_like(weight, dtype=dtype)
     total = partial.new_empty(len(weight))
-    launch: Any = _weight_grad_kernel[(triton.cdiv(len(weight), _WEIGHT_ROWS),)]
+    programs: Any = triton.cdiv(len(weight), _WEIGHT_ROWS)
     launch(
+        _weight_grad_kernel,
+        programs,
         product_ptr=product,
         partial_ptr=partial,
         weight_ptr=weight,
@@ -169,19 +174,20 @@ def finish_input_grad(
         (M, K) in `dtype`.
     """
     out = torch.empty(product.shape, dtype=dtype, device=product.device)
-    if out.numel():
-        launch: Any = _input_grad_kernel[(triton.cdiv(out.numel(), FLAT),)]
-        launch(
-            product_ptr=product,
-            total_ptr=total,
-            kept_ptr=kept,
-            used_ptr=used,
-            out_ptr=out,
-            n=out.numel(),
-            columns=out.shape[1],
-            LEVELS=levels,
-            BLOCK=FLAT,
-        )
+    programs: Any = triton.cdiv(out.numel(), FLAT)
+    launch(
+        _input_grad_kernel,
+        programs,
+        product_ptr=product,
+        total_ptr=total,
+        kept_ptr=kept,
+        used_ptr=used,
+        out_ptr=out,
+        n=out.numel(),
+        columns=out.shape[1],
+        LEVELS=levels,
+        BLOCK=FLAT,
+    )
     return out
 
 
