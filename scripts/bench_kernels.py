@@ -18,7 +18,7 @@ from unittest import mock
 import bench_peers
 import torch
 import torch.nn.functional as F
-from aixsim_kernels import optical_attention, optical_linear
+from aixsim_kernels import note_set, optical_attention, optical_linear
 from aixsim_kernels.optical import native
 from torch import Tensor
 
@@ -121,6 +121,8 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
         # about what a running range holds of Gaussian operands
         wide = torch.tensor([4.0, 4.0, 4 * k**0.5], device=args.device)
         ranges = torch.stack([-wide, wide], 1)
+        # as after the first step
+        note_set(ranges)
 
         def optical(x: Tensor, w: Tensor, ranges: Tensor = ranges) -> Tensor:
             return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
@@ -148,6 +150,7 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
     ]
     wide = torch.tensor([4.0, 4.0, 40.0, 4.0, 4.0], device=args.device)
     ranges = torch.stack([-wide, wide], 1)
+    note_set(ranges)
 
     def digital(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from aixsim_kernels import optical_attention, optical_linear
+from aixsim_kernels import note_set, optical_attention, optical_linear
 from bench_kernels import DTYPES, FLAVORS, HEAD_DIM, OPTICAL
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -23,7 +23,9 @@ WIDE = {3: (4.0, 4.0, 80.0), 5: (4.0, 4.0, 40.0, 4.0, 4.0)}
 
 def ranges(n: int, device: str) -> Tensor:
     wide = torch.tensor(WIDE[n], device=device)
-    return torch.stack([-wide, wide], 1)
+    ranges = torch.stack([-wide, wide], 1)
+    note_set(ranges)
+    return ranges
 
 
 def linear(x: Tensor, w: Tensor, optical: bool) -> Tensor:

@@ -256,7 +256,8 @@ class TransformState:
     def _look_at_ranges(self) -> None:
         """Tell the kernels which modules' ranges are all set; these go on being so."""
         # nothing can be asked where tensors have no values, or a CUDA graph is recorded
-        if torch._C._len_torch_dispatch_stack() or torch.cuda.is_current_stream_capturing():
+        records = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if records or torch._C._len_torch_dispatch_stack():
             return
         for module in self.modules.values():
             ranges = module.ranges

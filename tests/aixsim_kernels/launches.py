@@ -70,12 +70,15 @@ def some_ranges(n, known):
 
 
 def linear_case(
-    dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY, known=False
+    dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY, known=False, bare=False
 ):
-    """A forward and a backward; under autocast dtype is another than out_dtype."""
+    """A forward and a backward; under autocast dtype is another than out_dtype.
+
+    A bare one has no bias, noise or floor.
+    """
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
-    bias = torch.randn(columns, dtype=dtype)
-    how = Settings(7, levels, 0.02, True)
+    bias = None if bare else torch.randn(columns, dtype=dtype)
+    how = Settings(7, levels, 0.0 if bare else 0.02, not bare)
     y, _, used, codes, inside = linear.forward(
         x, weight, bias, some_ranges(3, known), key, how, out_dtype
     )
@@ -83,12 +86,22 @@ def linear_case(
 
 
 def attention_case(
-    dtype, out_dtype, head_dim=64, mask=None, levels=256, rowmax=False, key=KEY, known=False
+    dtype,
+    out_dtype,
+    head_dim=64,
+    mask=None,
+    levels=256,
+    rowmax=False,
+    key=KEY,
+    known=False,
+    is_causal=None,
+    noise=True,
 ):
-    """A forward and a backward of grouped heads; causal where there is no mask."""
+    """A forward and a backward of grouped heads; causal where there is no mask, or where asked."""
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
-    how = Settings(7, levels, 0.02, True, None, head_dim**-0.5, mask is None, rowmax)
+    is_causal = mask is None if is_causal is None else is_causal
+    how = Settings(7, levels, 0.02, noise, None, head_dim**-0.5, is_causal, rowmax)
     out, *_, used, rows, smooth = attention.forward(
         q, k, v, mask, some_ranges(5, known), key, how, out_dtype
     )
@@ -96,9 +109,9 @@ def attention_case(
     attention.backward(out, q, k, v, mask, used, key, rows, smooth, how, wants_mask)
 
 
-def bitflip_case(dtype, key=KEY):
+def bitflip_case(dtype, key=KEY, p_exp=2.0**-8, p_frac=2.0**-4, zero_out=1.5):
     columns = 63 if key is KEY else 64
-    bitflip.forward(torch.randn(64, columns, dtype=dtype), key, 7, 2.0**-8, 2.0**-4, 1.5)
+    bitflip.forward(torch.randn(64, columns, dtype=dtype), key, 7, p_exp, p_frac, zero_out)
 
 
 def cases():
@@ -132,6 +145,21 @@ def more_cases():
     yield "attention, a part", attention_case, (BFLOAT16, BFLOAT16, 64, None, 256, False, PART)
     yield "attention, 128", attention_case, (BFLOAT16, BFLOAT16, 128)
     yield "attention, 256", attention_case, (BFLOAT16, BFLOAT16, 256)
+    yield "linear, bare", linear_case, (BFLOAT16, BFLOAT16), {"bare": True}
+    bias = torch.randn(2, 1, 256, 256, dtype=BFLOAT16)
+    yield "attention, 128, autocast", attention_case, (FLOAT32, BFLOAT16, 128)
+    yield "attention, 128, float16", attention_case, (torch.float16, torch.float16, 128)
+    yield "attention, no noise", attention_case, (BFLOAT16, BFLOAT16), {"noise": False}
+    for size in (64, 128):
+        masked = (BFLOAT16, BFLOAT16, size)
+        yield f"attention, rowmax, {size}", attention_case, (*masked, None, 256, True)
+        yield f"attention, mask of padding, {size}", attention_case, (*masked, padding)
+        causal = {"is_causal": True}
+        yield f"attention, mask beside causal, {size}", attention_case, (*masked, padding), causal
+        yield f"attention, mask that is added, {size}", attention_case, (*masked, bias), causal
+    for p_exp, p_frac, zero_out in ((0.0, 1.0, None), (1.0, 0.0, 1.5), (0.25, 0.0, None)):
+        how = {"p_exp": p_exp, "p_frac": p_frac, "zero_out": zero_out}
+        yield f"bitflip, {p_exp}, {p_frac}", bitflip_case, (torch.float16,), how
     yield "bitflip, bfloat16", bitflip_case, (BFLOAT16,)
     yield "bitflip, a part", bitflip_case, (BFLOAT16, PART)
 

@@ -21,8 +21,8 @@ VERSION = 7
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
     "aixsim_modulate": "pppiplfppi",
-    "aixsim_split": "ppppllffppi",
-    "aixsim_combine": "ppppllfffffi",
+    "aixsim_split": "pppppllffpppi",
+    "aixsim_combine": "pppppllpi",
     "aixsim_decode": "piplpi",
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",

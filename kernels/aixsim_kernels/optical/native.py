@@ -19,8 +19,8 @@ from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 _NOTHING = (math.inf, -math.inf)
-# rows whose products are held at a time, and for which it pays to split a weight
-_ROWS, _FEWEST = 256, 128
+# rows whose products are held at a time
+_ROWS = 256
 # inputs whose products of codes 32 bits hold; torch 2.13 multiplies wrong numbers if there is one
 _INPUTS = range(2, 1 << 16)
 
@@ -85,23 +85,20 @@ class NativeRange(Range):
 class Shown(NamedTuple):
     """What a modulator shows of a weight; as 8-bit integers too, if it can be multiplied as such.
 
-    Two numbers that lie between levels, what the floor lifts to, are right to 2^-14 of a level at
-    least, and mostly to 2^-17.
-
     Args:
         value: float32 (N, K).
-        high: int8 (N + 1, K), of codes less the middle one, and a row of ones; or None.
-        low: int8 (N, K): codes are high + each * low; None where there is no floor.
-        sums: float32 (N,), row sums of these codes.
-        each: what `low` counts.
+        high: int8 (N + 1, K), codes less the middle one, 0 where the floor moved a value to between
+            levels, and a row of ones; or None.
+        between: for each of the two values between levels, where it is shown, int8 (N, K), or None
+            where it is not; and its code.
+        sums: float32 (N,), row sums of all codes.
         grid: the levels.
     """
 
     value: Tensor
     high: Tensor | None = None
-    low: Tensor | None = None
+    between: Sequence[tuple[Tensor | None, float]] = ()
     sums: Tensor | None = None
-    each: float = 0.0
     grid: _Grid | None = None
 
 
@@ -157,19 +154,21 @@ class NativePasses(Passes):
         assert isinstance(at, NativeRange)
         (columns, depth), grid = value.shape, at.levels_at
         known = grid.step > 0 and not math.isnan(at.seen.lowest)
-        pays = multiplies_bytes() and at.levels <= 256 and rows >= _FEWEST and depth in _INPUTS
+        # one row is less work than the weight; two must not be made otherwise than a thousand
+        pays = multiplies_bytes() and at.levels <= 256 and rows > 1 and depth in _INPUTS
         if not (known and pays):
             return Shown(value)
         high = torch.empty(columns + 1, depth, dtype=torch.int8)
         high[-1] = 1
-        low = torch.empty_like(high[:-1]) if lut_min else None
-        sums, about = torch.empty(columns, dtype=torch.float32), (c_float * 2)()
+        is_up, is_down = (torch.empty_like(high[:-1]) for _ in range(2))
+        sums = torch.empty(columns, dtype=torch.float32)
+        codes, some = (c_float * 2)(), c_int()
         self._c.aixsim_split(
-            _at(value), _at(high), _at(low), _at(sums), columns, depth, at.levels // 2, lut_min,
-            byref(grid), about, self._threads,
+            _at(value), _at(high), _at(is_up), _at(is_down), _at(sums), columns, depth,
+            at.levels // 2, lut_min, byref(grid), codes, byref(some), self._threads,
         )  # fmt: skip
-        each, off = about
-        return Shown(value, high, low, sums, each, grid) if off <= 2**-14 else Shown(value)
+        up, down = is_up if some.value & 1 else None, is_down if some.value & 2 else None
+        return Shown(value, high, list(zip((up, down), codes, strict=True)), sums, grid)
 
     def multiply(
         self, out: Tensor, x: Tensor, at: Range, shown: Shown, codes: Tensor, inside: Tensor
@@ -193,21 +192,26 @@ class NativePasses(Passes):
 
     def _multiply_bytes(self, out: Tensor, codes: Tensor, at: NativeRange, shown: Shown) -> None:
         """`multiply` of codes less the middle one, int8 (M, K), in exact sums of integers."""
-        high, low, w, x = shown.high, shown.low, shown.grid, at.levels_at
+        high, w, x = shown.high, shown.grid, at.levels_at
         assert high is not None and w is not None
         (rows, columns), depth = out.shape, codes.shape[1]
         middle, both = at.levels // 2, x.step * w.step
         x_middle, w_middle = x.lo + middle * x.step, w.lo + middle * w.step
-        factors = both, both * shown.each, x.step * w_middle, x_middle * w.step
+        factors = (c_float * 6)(
+            both, *(both * code for _, code in shown.between),
+            x.step * w_middle, x_middle * w.step, depth * x_middle * w_middle,
+        )  # fmt: skip
         of_high = torch.empty(min(rows, _ROWS), columns + 1, dtype=torch.int32)
-        of_low = None if low is None else torch.empty_like(of_high[:, 1:])
+        ones = [one for one, _ in shown.between]
+        of_ones = [None if one is None else torch.empty_like(of_high[:, 1:]) for one in ones]
         for part, into in zip(codes.split(_ROWS), out.split(_ROWS), strict=True):
             torch._int_mm(part, high.T, out=of_high[: len(part)])
-            if low is not None and of_low is not None:
-                torch._int_mm(part, low.T, out=of_low[: len(part)])
+            for one, room in zip(ones, of_ones, strict=True):
+                if one is not None and room is not None:
+                    torch._int_mm(part, one.T, out=room[: len(part)])
             self._c.aixsim_combine(
-                _at(into), _at(of_high), _at(of_low), _at(shown.sums), *into.shape, *factors,
-                depth * x_middle * w_middle, self._threads,
+                _at(into), _at(of_high), *map(_at, of_ones), _at(shown.sums), *into.shape, factors,
+                self._threads,
             )  # fmt: skip
 
     def decode(self, codes: Tensor, at: Range) -> Tensor:

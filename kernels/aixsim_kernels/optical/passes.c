@@ -54,79 +54,48 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
   merge(seen, saw(lowest, highest, nans, n - kept));
 }
 
-/* Numbers between levels as high + each * low, all but `each` in 8 bits; `off` is how far they are. */
-typedef struct { double each, off; int high[2], low[2]; } Pair;
-
-/* Up to two, NaN for one that is never shown. One alone is exact; of factors there are enough to try
- * that one of them fits both to 2^-17, unless an end of the range leaves too few. */
-CLONES static Pair pair(double up, double down) {
-  Pair best = {0, 1, {0, 0}, {0, 0}};
-  int swapped = up != up;
-  double one = swapped ? down : up, other = swapped ? up : down;
-  for (int i = 0; i < 9; i++) {
-    int n = i % 2 ? -(i + 1) / 2 : i / 2;
-    int high = (int)floor(one) + n;
-    if (high < -128 || high > 127) continue;
-    for (int p = 1; p < 128; p++) {
-      double each = (one - high) / p, least = 1;
-      if (other != other) return (Pair){one - high, 0, {high, high}, {1, 1}};
-      #pragma omp simd reduction(min : least)
-      for (int q = -127; q < 128; q++) {
-        double rest = other - each * q, whole = rint(rest);
-        double off = whole < -128 || whole > 127 ? 1 : fabs(rest - whole);
-        least = off < least ? off : least;
-      }
-      if (least >= best.off) continue;
-      for (int q = -127; q < 128; q++) {
-        double whole = rint(other - each * q);
-        if (fabs(other - each * q - whole) != least || whole < -128 || whole > 127) continue;
-        best = (Pair){each, least, {high, (int)whole}, {p, q}};
-        break;
-      }
-      if (best.off < 0x1p-17) return best;
-    }
-  }
-  return best;
-}
-
-/* What a modulator shows of a weight as high + each * low, counted from the code `middle`; `low` is
- * where the floor lifted a value, or none. And the sum of each row. */
-CLONES static void split(const float *value, int8_t *high, int8_t *low, float *sum, long rows,
-                         long columns, float middle, float up, float down, Pair of, Grid g) {
-  float each = of.each;
+/* What a modulator shows of a weight, in 8 bits: codes less `middle`, and where the floor lifted a value
+ * to `up` or lowered it to `down`, which lie between levels, 0 and a 1 in `is_up` or `is_down`. `sum` is
+ * each row's of the codes, with the two codes of those. Returns of how many there are some. */
+CLONES static int split(const float *value, int8_t *high, int8_t *is_up, int8_t *is_down, float *sum,
+                        long rows, long columns, float middle, float up, float down, const float *code,
+                        Grid g) {
+  int any_up = 0, any_down = 0;
   for (long r = 0; r < rows; r++) {
     const float *in = value + r * columns;
-    int8_t *h = high + r * columns, *l = low ? low + r * columns : 0;
-    int of_high = 0, of_low = 0;
+    int8_t *h = high + r * columns, *u = is_up + r * columns, *d = is_down + r * columns;
+    int total = 0, ups = 0, downs = 0;
+    #pragma omp simd reduction(+ : total, ups, downs)
     for (long i = 0; i < columns; i++) {
-      int is_up = l && in[i] == up, is_down = l && in[i] == down;
-      int whole = (int32_t)round_even((in[i] - g.lo) * g.per_level - middle);
-      whole = is_up ? of.high[0] : is_down ? of.high[1] : whole;
+      float v = in[i];
+      int above = v == up, below = v == down;
+      int whole = (int32_t)round_even((v - g.lo) * g.per_level - middle);
+      whole = above | below ? 0 : whole;
       h[i] = (int8_t)whole;
-      of_high += whole;
+      u[i] = (int8_t)above;
+      d[i] = (int8_t)below;
+      total += whole;
+      ups += above;
+      downs += below;
     }
-    for (long i = 0; l && i < columns; i++) {
-      int rest = in[i] == up ? of.low[0] : in[i] == down ? of.low[1] : 0;
-      l[i] = (int8_t)rest;
-      of_low += rest;
-    }
-    sum[r] = of_high + each * of_low;
+    sum[r] = total + (code[0] * ups + code[1] * downs);
+    any_up |= ups > 0;
+    any_down |= downs > 0;
   }
+  return any_up | 2 * any_down;
 }
 
-/* The accumulator of values x0 + step c from the products of their c with `high` and `low`. The last
- * column of `high` is the row's sum of c. */
-CLONES static void combine(float *acc, const int32_t *high, const int32_t *low, const float *sum,
-                           long rows, long columns, float of_high, float of_low, float by_row,
-                           float by_column, float all) {
+/* The accumulator of values x0 + step c from the products of their c with what `split` makes, the last
+ * two of which may be none. The last column of `high` is the row's sum of c. */
+CLONES static void combine(float *acc, const int32_t *high, const int32_t *up, const int32_t *down,
+                           const float *sum, long rows, long columns, const float *factor) {
+  float each = factor[0], of_up = factor[1], of_down = factor[2];
   for (long r = 0; r < rows; r++) {
-    const int32_t *h = high + r * (columns + 1), *l = low ? low + r * columns : 0;
-    float *out = acc + r * columns, of_row = by_row * h[columns] + all;
-    if (l)
-      for (long i = 0; i < columns; i++)
-        out[i] = (of_high * h[i] + of_low * l[i]) + (of_row + by_column * sum[i]);
-    else
-      for (long i = 0; i < columns; i++) out[i] = of_high * h[i] + (of_row + by_column * sum[i]);
+    const int32_t *h = high + r * (columns + 1);
+    float *out = acc + r * columns, by_row = factor[3] * h[columns] + factor[5];
+    for (long i = 0; i < columns; i++) out[i] = each * h[i] + (by_row + factor[4] * sum[i]);
+    for (long i = 0; up && i < columns; i++) out[i] += of_up * up[r * columns + i];
+    for (long i = 0; down && i < columns; i++) out[i] += of_down * down[r * columns + i];
   }
 }
 
@@ -206,28 +175,29 @@ void aixsim_modulate(const float *x, float *value, void *code, int wide, uint8_t
   }
 }
 
-/* `about`: the factor of `low`, and how far from what is shown the two sums may be, in levels. */
-void aixsim_split(const float *value, int8_t *high, int8_t *low, float *sum, long rows, long columns,
-                  float middle, float lut_min, const Grid *g, float *about, int threads) {
-  float up = lut_min * g->hi, down = -lut_min * fabsf(g->lo);
+/* `code`: of the two values between levels. `some`: bit 1 where there are lifted ones, 2 lowered. */
+void aixsim_split(const float *value, int8_t *high, int8_t *is_up, int8_t *is_down, float *sum,
+                  long rows, long columns, float middle, float lut_min, const Grid *g, float *code,
+                  int *some, int threads) {
+  float up = lut_min > 0 ? lut_min * g->hi : NAN, down = lut_min > 0 ? -lut_min * fabsf(g->lo) : NAN;
   double lo = g->lo, step = g->step;
-  Pair of = {0};
-  if (!(g->hi > 0 && up >= g->lo)) up = NAN;
-  if (!(g->lo < 0 && down <= g->hi)) down = NAN;
-  if (low && (up == up || down == down))
-    of = pair((up - lo) / step - middle, (down - lo) / step - middle);
-  about[0] = of.each, about[1] = of.off;
-  PARTS(rows, columns, 1, 1 << 17)
-    split(value + from * columns, high + from * columns, low ? low + from * columns : 0, sum + from,
-          to - from, columns, middle, up, down, of, *g);
+  code[0] = up == up ? (up - lo) / step - middle : 0;
+  code[1] = down == down ? (down - lo) / step - middle : 0;
+  int found = 0;
+  PARTS(rows, columns, 1, 1 << 17) {
+    long at = from * columns;
+    int mine = split(value + at, high + at, is_up + at, is_down + at, sum + from, to - from, columns,
+                     middle, up, down, code, *g);
+    _Pragma("omp atomic") found |= mine;
+  }
+  *some = found;
 }
 
-void aixsim_combine(float *acc, const int32_t *high, const int32_t *low, const float *sum, long rows,
-                    long columns, float of_high, float of_low, float by_row, float by_column,
-                    float all, int threads) {
+void aixsim_combine(float *acc, const int32_t *high, const int32_t *up, const int32_t *down,
+                    const float *sum, long rows, long columns, const float *factor, int threads) {
   PARTS(rows, columns, 1, 1 << 17)
-    combine(acc + from * columns, high + from * (columns + 1), low ? low + from * columns : 0, sum,
-            to - from, columns, of_high, of_low, by_row, by_column, all);
+    combine(acc + from * columns, high + from * (columns + 1), up ? up + from * columns : 0,
+            down ? down + from * columns : 0, sum, to - from, columns, factor);
 }
 
 void aixsim_decode(const void *code, int wide, float *value, long n, const Grid *g, int threads) {

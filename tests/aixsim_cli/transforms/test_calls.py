@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from aixsim_kernels import uniform_noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -582,3 +584,42 @@ def test_the_operator_of_compiled_code():
     torch.library.opcheck(torch.ops.aixsim.noise_key, arguments)
     assert torch.equal(torch.ops.aixsim.noise_key(*arguments), module.noise_key)
     assert torch.Tag.cudagraph_unsafe in torch.ops.aixsim.noise_key.default.tags
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["call", "look", "backward"]), st.integers(0, 5)),
+    min_size=2,
+    max_size=8,
+)
+
+
+@settings(max_examples=30)
+@given(STEPS, st.sampled_from(["optical", "bitflip"]), st.booleans())
+def test_calls_and_backwards_in_any_order(steps, kind, keeps_graphs):
+    """Every gradient is, bit by bit, the one without checkpoints.
+
+    A look is a call without gradients; a backward goes through any call that is still to be gone
+    through, or that was, where its graph is kept.
+    """
+
+    def gradients(run):
+        net, state = simulated(kind, run)
+        state.begin_step(3)
+        losses, found = [], []
+        for step, number in steps:
+            x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(number))
+            if step == "call":
+                losses.append(net(x).square().sum())
+            elif step == "look":
+                with torch.no_grad():
+                    found.append([net(x)])
+            elif losses:
+                which = number % len(losses)
+                loss = losses[which] if keeps_graphs else losses.pop(which)
+                weights = list(net.parameters())
+                found.append(torch.autograd.grad(loss, weights, retain_graph=keeps_graphs))
+        return found
+
+    checkpointed = functools.partial(checkpoint, use_reentrant=False)
+    for mine, theirs in zip(gradients(checkpointed), gradients(None), strict=True):
+        assert all(map(torch.equal, mine, theirs))

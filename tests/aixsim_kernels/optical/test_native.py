@@ -359,17 +359,13 @@ def test_products_of_bytes_are_those_of_what_modulators_show(levels, lut_min, en
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "multiplies_bytes", lambda: True)
         shown = c.shown(weight, w_at, lut_min, 1000)
-    assert (shown.low is None) == (lut_min == 0 or shown.high is None)
-    # a part of the numbers that a large floor lifts to does not fit into bytes
-    assert shown.high is not None or lut_min > 0.5
+    assert shown.high is not None
+    assert lut_min > 0 or all(one is None for one, _ in shown.between)
     c.multiply(acc, x, x_at, shown, codes, inside)
     x_hat, w_hat = c.modulate(x, x_at).double(), c.modulate(weight, w_at, lut_min).double()
-    # what lies between levels is right to 2^-14 of one at least, and float32 rounds the rest
-    largest = x_hat.abs().sum(1, keepdim=True)
-    most = largest * w_width / (levels - 1) * 2**-14
-    most += (
-        1e-5 * depth * max(map(abs, (x_lo, x_lo + x_width))) * max(abs(w_lo), abs(w_lo + w_width))
-    )
+    # sums of integers are exact: what is left are the roundings of some float32
+    largest = max(map(abs, (x_lo, x_lo + x_width))) * max(map(abs, (w_lo, w_lo + w_width)))
+    most = 2e-6 * depth * largest
     assert ((acc.double() - x_hat @ w_hat.T).abs() <= most).all()
 
 
@@ -387,8 +383,7 @@ def test_every_level_that_a_floor_lifts_to_is_right(in_bytes, ends, lut_min, lev
     c, acc = native.passes_of(x), torch.empty(128, 999)
     c.multiply(acc, x, x_at, c.shown(weight, w_at, lut_min, 128), codes, inside)
     expected = c.modulate(weight[:, 0], w_at, lut_min)
-    step = (ends[1] - ends[0]) / (levels - 1)
-    assert (acc - expected).abs().max() <= 2**-14 * step + 1e-6
+    assert (acc - expected).abs().max() <= 1e-6
 
 
 @needs_library
@@ -430,13 +425,13 @@ def test_what_is_no_number_is_not_multiplied_as_bytes(in_bytes, which):
 
 @needs_library
 def test_weights_that_are_not_multiplied_as_bytes(in_bytes, monkeypatch):
-    def high(weight=None, levels=256, ends=(-2.0, 2.0), rows=128):
+    def high(weight=None, levels=256, ends=(-2.0, 2.0), rows=2):
         weight = torch.randn(7, 20) if weight is None else weight
         at, _ = ranges_of(ends, levels)
         return native.passes_of(weight).shown(weight, at, 0.02, rows).high
 
     assert high() is not None
-    assert high(rows=127) is None, "it would take longer"
+    assert high(rows=1) is None, "it would take longer"
     assert high(levels=257) is None and high(ends=(1.0, 1.0)) is None
     # torch 2.13 multiplies them wrongly
     assert high(torch.randn(7, 1)) is None

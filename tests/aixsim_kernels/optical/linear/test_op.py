@@ -63,7 +63,6 @@ def product(request, passes):
         pytest.skip("PyTorch's passes multiply numbers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "multiplies_bytes", lambda: request.param == "bytes")
-        patch.setattr(native, "_FEWEST", 1)
         yield
 
 
