@@ -30,8 +30,6 @@ from aixsim_cli.run.device import device_type
 # passes of the CPU's operations -> part of the step
 PARTS = {
     "modulate": "quantise",
-    "shown": "quantise",
-    "multiply": "quantise",
     "decode": "quantise",
     "detect_": "detector",
     "row_keys": "detector",

@@ -16,13 +16,11 @@ import torch
 logger = logging.getLogger("aixsim")
 
 # of what the C takes and does
-VERSION = 7
+VERSION = 6
 # p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
     "aixsim_modulate": "pppiplfppi",
-    "aixsim_split": "pppppllffpppi",
-    "aixsim_combine": "pppppllpi",
     "aixsim_decode": "piplpi",
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",
@@ -64,33 +62,6 @@ def opened(path: str) -> ctypes.CDLL | str:
         function = getattr(found, name)
         function.argtypes, function.restype = [*map(_TYPES.get, signature)], None
     return found
-
-
-def multiplies_bytes() -> bool:
-    """Whether torch multiplies 8-bit integers, several times faster than numbers (VNNI)."""
-    return torch._C._get_mkldnn_enabled() and _multiplies_bytes_rightly()
-
-
-@cache
-def _multiplies_bytes_rightly() -> bool:
-    """Whether the CPU has VNNI, and torch's products are right: oneDNN can be told to do without.
-
-    With ONEDNN_MAX_CPU_ISA=AVX2 torch 2.13 multiplies wrongly, and says nothing.
-    """
-    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    for rows, depth, columns in ((130, 64, 33), (7, 1001, 65)):
-        a, b = (
-            torch.randint(-128, 128, (n, depth), generator=generator, dtype=torch.int8)
-            for n in (rows, columns)
-        )
-        for one, other in ((a, b), (torch.full_like(a, -128), torch.full_like(b, -128))):
-            if not torch.equal(
-                torch._int_mm(one, other.T).double(), one.double() @ other.double().T
-            ):
-                return False
-    return True
 
 
 @cache

@@ -8,21 +8,16 @@ import ctypes
 import math
 from collections.abc import Sequence
 from ctypes import Structure, byref, c_double, c_float, c_int, c_long, c_void_p
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.library import library, matrix_product, multiplies_bytes
+from aixsim_kernels.common.library import library, matrix_product
 from aixsim_kernels.common.noise import place_in
 from aixsim_kernels.optical.attention.scores import Scores
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 _NOTHING = (math.inf, -math.inf)
-# rows whose products are held at a time
-_ROWS = 256
-# inputs whose products of codes 32 bits hold; torch 2.13 multiplies wrong numbers if there is one
-_INPUTS = range(2, 1 << 16)
 
 
 class _Grid(Structure):
@@ -82,26 +77,6 @@ class NativeRange(Range):
         return min(self.seen.clipped / n, 1.0) if n else float(self.seen.clipped > 0)
 
 
-class Shown(NamedTuple):
-    """What a modulator shows of a weight; as 8-bit integers too, if it can be multiplied as such.
-
-    Args:
-        value: float32 (N, K).
-        high: int8 (N + 1, K), codes less the middle one, 0 where the floor moved a value to between
-            levels, and a row of ones; or None.
-        between: for each of the two values between levels, where it is shown, int8 (N, K), or None
-            where it is not; and its code.
-        sums: float32 (N,), row sums of all codes.
-        grid: the levels.
-    """
-
-    value: Tensor
-    high: Tensor | None = None
-    between: Sequence[tuple[Tensor | None, float]] = ()
-    sums: Tensor | None = None
-    grid: _Grid | None = None
-
-
 class NativePasses(Passes):
     """In C, on tensors of a CPU: the same levels, and the same sums on any number of threads."""
 
@@ -148,71 +123,6 @@ class NativePasses(Passes):
             seen, self._threads,
         )  # fmt: skip
         return value
-
-    def shown(self, weight: Tensor, at: Range, lut_min: float, rows: int) -> Shown:
-        value = self.modulate(weight, at, lut_min)
-        assert isinstance(at, NativeRange)
-        (columns, depth), grid = value.shape, at.levels_at
-        known = grid.step > 0 and not math.isnan(at.seen.lowest)
-        # one row is less work than the weight; two must not be made otherwise than a thousand
-        pays = multiplies_bytes() and at.levels <= 256 and rows > 1 and depth in _INPUTS
-        if not (known and pays):
-            return Shown(value)
-        high = torch.empty(columns + 1, depth, dtype=torch.int8)
-        high[-1] = 1
-        is_up, is_down = (torch.empty_like(high[:-1]) for _ in range(2))
-        sums = torch.empty(columns, dtype=torch.float32)
-        codes, some = (c_float * 2)(), c_int()
-        self._c.aixsim_split(
-            _at(value), _at(high), _at(is_up), _at(is_down), _at(sums), columns, depth,
-            at.levels // 2, lut_min, byref(grid), codes, byref(some), self._threads,
-        )  # fmt: skip
-        up, down = is_up if some.value & 1 else None, is_down if some.value & 2 else None
-        return Shown(value, high, list(zip((up, down), codes, strict=True)), sums, grid)
-
-    def multiply(
-        self, out: Tensor, x: Tensor, at: Range, shown: Shown, codes: Tensor, inside: Tensor
-    ) -> None:
-        if shown.high is None:
-            return super().multiply(out, x, at, shown.value, codes, inside)
-        x = x.float().contiguous()
-        levels, seen = _of(at)
-        self._c.aixsim_modulate(
-            _at(x), None, _at(codes), False, _at(inside), x.numel(), 0.0, levels, seen,
-            self._threads,
-        )  # fmt: skip
-        assert isinstance(at, NativeRange)
-        if math.isnan(at.seen.lowest):
-            # no code says so
-            x_hat = self.decode(codes, at).masked_fill_(x.isnan(), math.nan)
-            torch.mm(x_hat, shown.value.T, out=out)
-            return
-        # modulo 256, and so of 8 bits with a sign
-        self._multiply_bytes(out, torch.sub(codes, at.levels // 2).view(torch.int8), at, shown)
-
-    def _multiply_bytes(self, out: Tensor, codes: Tensor, at: NativeRange, shown: Shown) -> None:
-        """`multiply` of codes less the middle one, int8 (M, K), in exact sums of integers."""
-        high, w, x = shown.high, shown.grid, at.levels_at
-        assert high is not None and w is not None
-        (rows, columns), depth = out.shape, codes.shape[1]
-        middle, both = at.levels // 2, x.step * w.step
-        x_middle, w_middle = x.lo + middle * x.step, w.lo + middle * w.step
-        factors = (c_float * 6)(
-            both, *(both * code for _, code in shown.between),
-            x.step * w_middle, x_middle * w.step, depth * x_middle * w_middle,
-        )  # fmt: skip
-        of_high = torch.empty(min(rows, _ROWS), columns + 1, dtype=torch.int32)
-        ones = [one for one, _ in shown.between]
-        of_ones = [None if one is None else torch.empty_like(of_high[:, 1:]) for one in ones]
-        for part, into in zip(codes.split(_ROWS), out.split(_ROWS), strict=True):
-            torch._int_mm(part, high.T, out=of_high[: len(part)])
-            for one, room in zip(ones, of_ones, strict=True):
-                if one is not None and room is not None:
-                    torch._int_mm(part, one.T, out=room[: len(part)])
-            self._c.aixsim_combine(
-                _at(into), _at(of_high), *map(_at, of_ones), _at(shown.sums), *into.shape, factors,
-                self._threads,
-            )  # fmt: skip
 
     def decode(self, codes: Tensor, at: Range) -> Tensor:
         codes = codes.contiguous()

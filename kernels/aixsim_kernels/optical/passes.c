@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 7;
+const int aixsim_version = 6;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
@@ -13,11 +13,10 @@ static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
   }
 }
 
-/* `value` may be none, and so may `code` and `inside`. */
 CLONES static void modulate(const float *x, float *value, void *code, int wide, uint8_t *inside,
                             long n, float lut_min, const Grid *grid, Seen *seen) {
   const Grid g = *grid;
-  float at[CHUNK], unseen[CHUNK], lowest = INFINITY, highest = -INFINITY;
+  float at[CHUNK], lowest = INFINITY, highest = -INFINITY;
   float largest = MAX(fabsf(g.lo), fabsf(g.hi)), dark = 0x1p-22f * largest;
   float up = lut_min * g.hi, down = -lut_min * fabsf(g.lo);
   uint8_t held[CHUNK];
@@ -25,7 +24,7 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
   for (long from = 0; from < n; from += CHUNK) {
     int m = MIN(n - from, CHUNK), nan = 0, keep = 0;
     const float *in = x + from;
-    float *out = value ? value + from : unseen;
+    float *out = value + from;
     #pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : nan)
     for (int i = 0; i < m; i++) {
       float v = in[i];
@@ -52,51 +51,6 @@ CLONES static void modulate(const float *x, float *value, void *code, int wide, 
       }
   }
   merge(seen, saw(lowest, highest, nans, n - kept));
-}
-
-/* What a modulator shows of a weight, in 8 bits: codes less `middle`, and where the floor lifted a value
- * to `up` or lowered it to `down`, which lie between levels, 0 and a 1 in `is_up` or `is_down`. `sum` is
- * each row's of the codes, with the two codes of those. Returns of how many there are some. */
-CLONES static int split(const float *value, int8_t *high, int8_t *is_up, int8_t *is_down, float *sum,
-                        long rows, long columns, float middle, float up, float down, const float *code,
-                        Grid g) {
-  int any_up = 0, any_down = 0;
-  for (long r = 0; r < rows; r++) {
-    const float *in = value + r * columns;
-    int8_t *h = high + r * columns, *u = is_up + r * columns, *d = is_down + r * columns;
-    int total = 0, ups = 0, downs = 0;
-    #pragma omp simd reduction(+ : total, ups, downs)
-    for (long i = 0; i < columns; i++) {
-      float v = in[i];
-      int above = v == up, below = v == down;
-      int whole = (int32_t)round_even((v - g.lo) * g.per_level - middle);
-      whole = above | below ? 0 : whole;
-      h[i] = (int8_t)whole;
-      u[i] = (int8_t)above;
-      d[i] = (int8_t)below;
-      total += whole;
-      ups += above;
-      downs += below;
-    }
-    sum[r] = total + (code[0] * ups + code[1] * downs);
-    any_up |= ups > 0;
-    any_down |= downs > 0;
-  }
-  return any_up | 2 * any_down;
-}
-
-/* The accumulator of values x0 + step c from the products of their c with what `split` makes, the last
- * two of which may be none. The last column of `high` is the row's sum of c. */
-CLONES static void combine(float *acc, const int32_t *high, const int32_t *up, const int32_t *down,
-                           const float *sum, long rows, long columns, const float *factor) {
-  float each = factor[0], of_up = factor[1], of_down = factor[2];
-  for (long r = 0; r < rows; r++) {
-    const int32_t *h = high + r * (columns + 1);
-    float *out = acc + r * columns, by_row = factor[3] * h[columns] + factor[5];
-    for (long i = 0; i < columns; i++) out[i] = each * h[i] + (by_row + factor[4] * sum[i]);
-    for (long i = 0; up && i < columns; i++) out[i] += of_up * up[r * columns + i];
-    for (long i = 0; down && i < columns; i++) out[i] += of_down * down[r * columns + i];
-  }
 }
 
 CLONES static void decode(const void *code, int wide, float *value, long n, Grid g) {
@@ -169,35 +123,10 @@ void aixsim_modulate(const float *x, float *value, void *code, int wide, uint8_t
                      float lut_min, const Grid *g, Seen *seen, int threads) {
   PARTS(n, 1, CHUNK, 1 << 17) {
     Seen mine = {INFINITY, -INFINITY, 0};
-    modulate(x + from, value ? value + from : 0, code ? (char *)code + from * (wide ? 4 : 1) : 0, wide,
+    modulate(x + from, value + from, code ? (char *)code + from * (wide ? 4 : 1) : 0, wide,
              inside ? inside + from / 8 : 0, to - from, lut_min, g, &mine);
     TELL(mine);
   }
-}
-
-/* `code`: of the two values between levels. `some`: bit 1 where there are lifted ones, 2 lowered. */
-void aixsim_split(const float *value, int8_t *high, int8_t *is_up, int8_t *is_down, float *sum,
-                  long rows, long columns, float middle, float lut_min, const Grid *g, float *code,
-                  int *some, int threads) {
-  float up = lut_min > 0 ? lut_min * g->hi : NAN, down = lut_min > 0 ? -lut_min * fabsf(g->lo) : NAN;
-  double lo = g->lo, step = g->step;
-  code[0] = up == up ? (up - lo) / step - middle : 0;
-  code[1] = down == down ? (down - lo) / step - middle : 0;
-  int found = 0;
-  PARTS(rows, columns, 1, 1 << 17) {
-    long at = from * columns;
-    int mine = split(value + at, high + at, is_up + at, is_down + at, sum + from, to - from, columns,
-                     middle, up, down, code, *g);
-    _Pragma("omp atomic") found |= mine;
-  }
-  *some = found;
-}
-
-void aixsim_combine(float *acc, const int32_t *high, const int32_t *up, const int32_t *down,
-                    const float *sum, long rows, long columns, const float *factor, int threads) {
-  PARTS(rows, columns, 1, 1 << 17)
-    combine(acc + from * columns, high + from * (columns + 1), up ? up + from * columns : 0,
-            down ? down + from * columns : 0, sum, to - from, columns, factor);
 }
 
 void aixsim_decode(const void *code, int wide, float *value, long n, const Grid *g, int threads) {

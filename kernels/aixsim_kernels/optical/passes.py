@@ -6,7 +6,7 @@ is clipped. `native.py` has the same in C and is held to this.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,22 +163,6 @@ class Passes:
             clipped = clipping.packed_count(inside, x.numel())
         at.see(extremes, clipped)
         return grid.modulate(x, at.grid, lut_min, codes)
-
-    def shown(self, weight: Tensor, at: Range, lut_min: float, rows: int) -> Any:
-        """What a modulator shows of a weight (N, K), for `multiply` with so many rows."""
-        return self.modulate(weight, at, lut_min)
-
-    def multiply(
-        self, out: Tensor, x: Tensor, at: Range, shown: Any, codes: Tensor, inside: Tensor
-    ) -> None:
-        """The raw accumulator of an input and a weight.
-
-        Args:
-            out: float32 (M, N), contiguous; filled.
-            x: (M, K); `at`, `codes` and `inside` as in `modulate`.
-            shown: of the weight.
-        """
-        torch.mm(self.modulate(x, at, codes=codes, inside=inside), shown.T, out=out)
 
     def decode(self, codes: Tensor, at: Range) -> Tensor:
         """Values that integer codes stand for, without the floor: (...) -> float32 (...)."""

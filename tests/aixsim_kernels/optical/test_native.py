@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from aixsim_kernels import optical_linear
-from aixsim_kernels.common import library as library_module
 from aixsim_kernels.common.library import opened
 from aixsim_kernels.common.noise import row_keys
 from aixsim_kernels.optical import native
@@ -323,71 +322,11 @@ def everything(passes):
     packed = passes.mask_packed_(x.clone(), inside)
     results = passes.results(ranges, [x.numel(), acc.numel(), 300])
     decoded = passes.decode(codes, x_at)
-    product = torch.empty(37, 1501)
-    shown = passes.shown(torch.randn(1501, 1501), acc_at, 0.02, 1000)
-    assert shown.high is not None
-    passes.multiply(product, x, x_at, shown, codes, inside)
-    found = [value, codes, inside, acc, keys, *attended, *grads, masked, packed, *results, decoded]
-    return [product, *found]
-
-
-@pytest.fixture
-def in_bytes(monkeypatch):
-    """Weights are multiplied as 8-bit integers, which any CPU can, if not faster."""
-    monkeypatch.setattr(native, "multiplies_bytes", lambda: True)
+    return [value, codes, inside, acc, keys, *attended, *grads, masked, packed, *results, decoded]
 
 
 @needs_library
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([2, 3, 16, 255, 256]),
-    st.sampled_from([0.0, 0.02004, 0.3, 0.97]),
-    st.tuples(*[st.tuples(st.floats(-8, 8), st.floats(0.01, 8))] * 2),
-    st.sampled_from([(1, 2, 1), (300, 5, 7), (40, 1001, 33)]),
-)
-def test_products_of_bytes_are_those_of_what_modulators_show(levels, lut_min, ends, shape):
-    rows, depth, columns = shape
-    torch.manual_seed(rows)
-    (x_at, _), (w_at, _) = (ranges_of((lo, lo + width), levels) for lo, width in ends)
-    (x_lo, x_width), (w_lo, w_width) = ends
-    x = x_lo + x_width * (1.2 * torch.rand(rows, depth) - 0.1)
-    # many of them near zero, where the floor is
-    weight = (w_lo + w_width * torch.rand(columns, depth)) * torch.rand(columns, depth) ** 3
-    codes = torch.empty(x.shape, dtype=torch.uint8)
-    inside = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8)
-    c, acc = native.passes_of(x), torch.empty(rows, columns)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "multiplies_bytes", lambda: True)
-        shown = c.shown(weight, w_at, lut_min, 1000)
-    assert shown.high is not None
-    assert lut_min > 0 or all(one is None for one, _ in shown.between)
-    c.multiply(acc, x, x_at, shown, codes, inside)
-    x_hat, w_hat = c.modulate(x, x_at).double(), c.modulate(weight, w_at, lut_min).double()
-    # sums of integers are exact: what is left are the roundings of some float32
-    largest = max(map(abs, (x_lo, x_lo + x_width))) * max(map(abs, (w_lo, w_lo + w_width)))
-    most = 2e-6 * depth * largest
-    assert ((acc.double() - x_hat @ w_hat.T).abs() <= most).all()
-
-
-@needs_library
-@pytest.mark.parametrize(
-    "ends", [(0.56, 1.0), (-1.0, -0.56), (-6e-6, 1.0), (-1.0, 0.3), (0.5, 2.0)]
-)
-@pytest.mark.parametrize("lut_min", [0.02, 0.1, 0.9, 0.97])
-@pytest.mark.parametrize("levels", [2, 4, 256])
-def test_every_level_that_a_floor_lifts_to_is_right(in_bytes, ends, lut_min, levels):
-    """One input of 1 and one of 0: the product is the weight itself."""
-    x, weight = torch.tensor([[1.0, 0.0]]).expand(128, 2), torch.linspace(*ends, 999).repeat(2, 1).T
-    (x_at, _), (w_at, _) = ranges_of((0.0, 1.0), levels), ranges_of(ends, levels)
-    codes, inside = torch.empty(128, 2, dtype=torch.uint8), torch.empty(32, dtype=torch.uint8)
-    c, acc = native.passes_of(x), torch.empty(128, 999)
-    c.multiply(acc, x, x_at, c.shown(weight, w_at, lut_min, 128), codes, inside)
-    expected = c.modulate(weight[:, 0], w_at, lut_min)
-    assert (acc - expected).abs().max() <= 1e-6
-
-
-@needs_library
-def test_another_default_type_is_none_of_c(in_bytes):
+def test_another_default_type_is_none_of_c():
     x, weight = torch.randn(256, 40), torch.randn(64, 40)
     ranges = torch.tensor([[-2.0, 2.0], [-2.0, 2.0], [-30.0, 30.0]])
     how = {"stream": 1, "levels": 256, "lut_min": 0.02, "noise": True}
@@ -400,56 +339,16 @@ def test_another_default_type_is_none_of_c(in_bytes):
     assert all(map(torch.equal, found, expected))
 
 
-def test_a_product_of_bytes_that_is_wrong_is_not_taken(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    right = torch._int_mm
-    asked = library_module._multiplies_bytes_rightly.__wrapped__
-    assert asked() in (True, False)
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: right(a, b).clamp(max=2**15))
-    assert not asked()
-
-
-@needs_library
-@pytest.mark.parametrize("which", ["input", "weight"])
-def test_what_is_no_number_is_not_multiplied_as_bytes(in_bytes, which):
-    x, weight = torch.randn(300, 20), torch.randn(7, 20)
-    (x if which == "input" else weight)[3, 5] = float("nan")
-    (x_at, _), (w_at, _) = ranges_of((-2.0, 2.0), 256), ranges_of((-2.0, 2.0), 256)
-    codes = torch.empty(x.shape, dtype=torch.uint8)
-    c, acc, inside = native.passes_of(x), torch.empty(300, 7), torch.empty(750, dtype=torch.uint8)
-    c.multiply(acc, x, x_at, c.shown(weight, w_at, 0.02, 300), codes, inside)
-    expected = torch.zeros(300, 7, dtype=torch.bool)
-    (expected if which == "input" else expected.T)[3] = True
-    assert torch.equal(acc.isnan(), expected)
-
-
-@needs_library
-def test_weights_that_are_not_multiplied_as_bytes(in_bytes, monkeypatch):
-    def high(weight=None, levels=256, ends=(-2.0, 2.0), rows=2):
-        weight = torch.randn(7, 20) if weight is None else weight
-        at, _ = ranges_of(ends, levels)
-        return native.passes_of(weight).shown(weight, at, 0.02, rows).high
-
-    assert high() is not None
-    assert high(rows=1) is None, "it would take longer"
-    assert high(levels=257) is None and high(ends=(1.0, 1.0)) is None
-    # torch 2.13 multiplies them wrongly
-    assert high(torch.randn(7, 1)) is None
-    assert high(torch.randn(1, 1 << 16)) is None, "a sum might overflow"
-    monkeypatch.setattr(native, "multiplies_bytes", lambda: False)
-    assert high() is None
-
-
 @needs_library
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_any_number_of_threads_makes_the_same_bits(in_bytes, threads):
+def test_any_number_of_threads_makes_the_same_bits(threads):
     expected = everything(native.NativePasses(native.library(), 1))
     found = everything(native.NativePasses(native.library(), threads))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @needs_library
-def test_any_vector_width_makes_the_same_bits(in_bytes, compile_library):
+def test_any_vector_width_makes_the_same_bits(compile_library):
     has = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     widths = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512vl"}
     machines = [machine for machine, flag in widths.items() if f" {flag} " in has] or ["native"]

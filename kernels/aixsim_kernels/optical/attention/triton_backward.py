@@ -247,11 +247,10 @@ def key_grad_pass(
         grad_k, k_value_ptr, k_strides, k_out_ptr, used_ptr + 2, kv_head, kv_heads, columns, L, D,
         BLOCK_D,
     )  # fmt: skip
-    grad_v *= 1.0 / (LEVELS - 1)
     # [BLOCK_N, BLOCK_V]
     store_inside(
-        grad_v, v_value_ptr, v_strides, v_out_ptr, used_ptr + 6, kv_head, kv_heads, columns, L, DV,
-        BLOCK_V,
+        grad_v * (1.0 / (LEVELS - 1)), v_value_ptr, v_strides, v_out_ptr, used_ptr + 6, kv_head,
+        kv_heads, columns, L, DV, BLOCK_V,
     )  # fmt: skip
 
 

@@ -38,11 +38,12 @@ def forward(
     w_at.look(weight, quantiles)
     x_code = x.new_empty(x.shape, dtype=code_dtype(settings.levels))
     x_inside = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
-    shown = passes.shown(weight, w_at, settings.lut_min, len(x))
-    acc = x.new_empty(len(x), len(weight), dtype=torch.float32)
+    w_hat = passes.modulate(weight, w_at, settings.lut_min)
+    acc = w_hat.new_empty(len(x), len(weight))
     for rows in _row_blocks(x):
         bits = x_inside[rows.start * x.shape[1] // 8 : (rows.stop * x.shape[1] + 7) // 8]
-        passes.multiply(acc[rows], x[rows], x_at, shown, x_code[rows], bits)
+        x_hat = passes.modulate(x[rows], x_at, codes=x_code[rows], inside=bits)
+        torch.mm(x_hat, w_hat.T, out=acc[rows])
     sizes = x.numel(), weight.numel(), acc.numel()
     y_at.look(acc, quantiles)
     keys, first, place = None, 0, place_in(key)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from aixsim_kernels import clipped_in, empty_ranges, observed_in, optical_linear
-from aixsim_kernels.optical import definition, native
+from aixsim_kernels.optical import definition
 from aixsim_kernels.optical.blocks import BLOCK
 from aixsim_kernels.optical.linear import cpu
 from aixsim_kernels.optical.settings import Settings
@@ -56,17 +56,6 @@ def codes_of(y, ranges, levels):
     return (y.double() - lo) / (hi - lo) * (levels - 1)
 
 
-@pytest.fixture(params=["numbers", "bytes"], scope="module")
-def product(request, passes):
-    """Multiplied as numbers, or as 8-bit integers, which any CPU can, if not faster."""
-    if request.param == "bytes" and passes == "torch":
-        pytest.skip("PyTorch's passes multiply numbers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "multiplies_bytes", lambda: request.param == "bytes")
-        yield
-
-
-@pytest.mark.usefixtures("product")
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("m,k,n", [(1, 1, 1), (33, 65, 17), (64, 384, 100), (20, 1408, 31)])
 def test_codes_are_the_definitions(m, k, n, noise):
@@ -84,12 +73,11 @@ def test_codes_are_the_definitions(m, k, n, noise):
     assert tie.double().mean() < 0.01
 
 
-@pytest.mark.usefixtures("product")
 @given(
     m=st.integers(1, 40),
     k=st.integers(1, 40),
     n=st.integers(1, 40),
-    levels=st.integers(2, 65536) | st.integers(2, 256),
+    levels=st.integers(2, 65536),
     lut_min=st.sampled_from([0.0, 0.02, 0.3]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     bounds=st.lists(st.tuples(st.floats(-8, 8), st.floats(0.01, 8)), min_size=3, max_size=3),
