@@ -48,14 +48,7 @@ KERNELS = {
     "_flip": "bit-flips",
     "gemm": "products", "nvjet": "products", "cutlass": "products", "cublas": "products",
 }  # fmt: skip
-PRODUCTS = {
-    "aten::_int_mm",
-    "aten::mm",
-    "aten::addmm",
-    "aten::addmm_",
-    "aten::bmm",
-    "aten::baddbmm",
-}
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm"}
 
 
 def label_parts() -> None:
@@ -89,7 +82,7 @@ def part_of(event: FunctionEvent) -> str:
         if ancestor.name in ("update of ranges", "optimizer"):
             return ancestor.name
         ancestor = ancestor.cpu_parent
-    return f"{region}: {'products' if product else part or 'the rest'}"
+    return f"{region}: {part or ('products' if product else 'the rest')}"
 
 
 def training_step(sizes: Any, tokens: Tensor, transform: str | None) -> Step:

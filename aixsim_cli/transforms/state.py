@@ -246,11 +246,11 @@ class TransformState:
         with _counting:
             counters = struct.pack("<qqq", self.step, self.call, self.rank)
             digest = hashlib.blake2b(counters, digest_size=8).digest()
-            if self.calls.begin(struct.unpack("<q", digest)[0]):
-                self.call += 1
-                self._made += 1
+            begun = self.calls.begin(struct.unpack("<q", digest)[0])
+            self.call += begun
+            self._made += begun
         # calls 1, 2, 4, 8 …: a look waits for the device
-        if self._made & (self._made - 1) == 0:
+        if begun and self._made & (self._made - 1) == 0:
             self._look_at_ranges()
 
     def _look_at_ranges(self) -> None:
@@ -275,9 +275,9 @@ class TransformState:
         modules = [m for m in self.modules.values() if len(m.ranges)]
         if not modules:
             return
-        seen = torch.cat([m.seen for m in modules])
-        of_all = seen.clone()
+        of_all = seen = torch.cat([m.seen for m in modules])
         if dist.is_initialized() and dist.get_world_size() > 1:
+            of_all = seen.clone()
             dist.all_reduce(of_all, op=dist.ReduceOp.MAX)
         observed = observed_in(of_all)
         sizes = [len(m.ranges) for m in modules]

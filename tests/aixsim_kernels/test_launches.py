@@ -77,13 +77,15 @@ def check_products(lines):
 def check_spills(lines):
     """No register of a tile of 16-bit operands lies in memory where tiles are multiplied.
 
-    But for few, by rowmax or with a mask that is no causal one.
+    But for few, by rowmax or with a mask that is no causal one; and few more around the loops.
     """
     for line in lines:
         exact = "float32" in line["case"] or "levels" in line["case"]
         odd = any(word in line["case"] for word in ("rowmax", "mask", "padding"))
         assert exact or line["spills_in_loops"] <= (32 if odd else 0), line
-        assert exact or line["spills"] <= 0.05 * line["instructions"], line
+        wide = odd or any(word in line["case"] for word in ("bare", "128, autocast"))
+        around = (0.05 if wide else 0.01) * line["instructions"]
+        assert exact or line["spills"] <= around, line
 
 
 def check_room(lines, shared):
@@ -114,10 +116,10 @@ LINE = {"case": "attention, bfloat16", "kernel": "attention:row_pass", "instruct
 
 
 @pytest.mark.parametrize(
-    "spoilt", [{"spills_in_loops": 1}, {"spills": 51}], ids=["in a loop", "outside"]
+    "spoilt", [{"spills_in_loops": 1}, {"spills": 11}], ids=["in a loop", "outside"]
 )
 def test_a_spilled_register_is_found(spoilt):
-    line = LINE | {"spills": 50, "spills_in_loops": 0}
+    line = LINE | {"spills": 10, "spills_in_loops": 0}
     check_spills([line])
     with pytest.raises(AssertionError):
         check_spills([line | spoilt])

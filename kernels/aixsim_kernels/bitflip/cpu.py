@@ -21,6 +21,7 @@ came out correlated (0.22 at p = 1/4).
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +159,11 @@ def _block_keys(n_words: int, key: Tensor, stream: int) -> Tensor:
     return row_keys(blocks, key, seed_word(stream, 0))
 
 
+def _blocks(words: Tensor) -> Sequence[Tensor]:
+    """Words (n,) by blocks; torch makes of no words one block, of none."""
+    return words.split(BLOCK) if len(words) else ()
+
+
 def _in_whole(x: Tensor, key: Tensor) -> Tensor:
     """Where in the whole the words of a part are: int64 (words,)."""
     place = place_in(key)
@@ -175,16 +181,15 @@ def flip(x: Tensor, key: Tensor, stream: int, plan: Plan) -> Tensor:
     """A contiguous copy of x (any shape) with its bits flipped."""
     values = whole_words(x).clone()
     words = values.view(torch.int32)
-    # no words are one block, of none
-    blocks = words.split(BLOCK) if len(words) else ()
+    blocks = _blocks(words)
     if place_in(key) is None:
         keys = _block_keys(len(words), key, stream)
         places = [torch.arange(len(b), dtype=torch.int32, device=x.device) for b in blocks]
     else:
         in_whole = _in_whole(x, key)
-        keys = row_keys(in_whole // BLOCK, key, seed_word(stream, 0)).split(BLOCK)
-        places = (in_whole % BLOCK).int().split(BLOCK)
-    for block, place, block_key in zip(blocks, places, keys, strict=False):
+        keys = _blocks(row_keys(in_whole // BLOCK, key, seed_word(stream, 0)))
+        places = _blocks((in_whole % BLOCK).int())
+    for block, place, block_key in zip(blocks, places, keys, strict=True):
         if plan.certain:
             block.bitwise_xor_(plan.certain)
         if plan.uncertain:

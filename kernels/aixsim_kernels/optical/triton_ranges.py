@@ -24,8 +24,6 @@ from torch import Tensor
 from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.ranges import are_known_set
 
-# elements a program of an element-wise kernel works on
-FLAT = 4096
 # ranges of the operation that has most
 _MOST_RANGES = 5
 

@@ -104,6 +104,11 @@ def test_a_step_copies_nothing_from_the_host_and_waits_for_no_device(monkeypatch
         # the first step leaves the rule's weights on the device
         assert bool(watch.found) == (step == 0)
     assert looks == [0, 1, 3, 7]
+    looks.clear()
+    state._made = 8
+    monkeypatch.setattr(state.calls, "begin", lambda word: False)
+    state.next_call()
+    assert not looks, "recomputed, it is no call"
 
 
 @pytest.fixture

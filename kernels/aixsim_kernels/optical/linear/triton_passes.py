@@ -19,7 +19,6 @@ from aixsim_kernels.common.triton_launch import launch
 from aixsim_kernels.optical.linear.cpu import code_dtype
 from aixsim_kernels.optical.triton_grid import grid, grid_of, inside, position, shown
 from aixsim_kernels.optical.triton_ranges import (
-    FLAT,
     Findings,
     candidates,
     settled,
@@ -30,6 +29,8 @@ from aixsim_kernels.optical.triton_ranges import (
 _ROWS = 8
 _SUMMED = 32
 _WEIGHT_ROWS = 8
+# elements of an element-wise one
+_FLAT = 4096
 
 
 def code_programs(x: Tensor) -> int:
@@ -62,9 +63,9 @@ def code(x: Tensor, findings: Findings, levels: int) -> tuple[Tensor, Tensor, Te
     if not x.numel():
         sums.zero_()
     elif not in_rows:
-        programs: Any = triton.cdiv(x.numel(), FLAT)
+        programs: Any = triton.cdiv(x.numel(), _FLAT)
         arguments = {"x_ptr": x, "bits_ptr": bits, "used_ptr": findings.at}
-        launch(_pack_kernel, programs, **arguments, n=x.numel(), BLOCK=FLAT)
+        launch(_pack_kernel, programs, **arguments, n=x.numel(), BLOCK=_FLAT)
     return codes, bits, sums
 
 
@@ -174,7 +175,7 @@ def finish_input_grad(
         (M, K) in `dtype`.
     """
     out = torch.empty(product.shape, dtype=dtype, device=product.device)
-    programs: Any = triton.cdiv(out.numel(), FLAT)
+    programs: Any = triton.cdiv(out.numel(), _FLAT)
     launch(
         _input_grad_kernel,
         programs,
@@ -186,7 +187,7 @@ def finish_input_grad(
         n=out.numel(),
         columns=out.shape[1],
         LEVELS=levels,
-        BLOCK=FLAT,
+        BLOCK=_FLAT,
     )
     return out
 
