@@ -41,6 +41,9 @@ class Flavor:
 FLAVORS: dict[str, dict[str, Flavor]] = {
     "aixsim": {
         "debug": Flavor(128, 2, 4, 2),
+        # its head dimension at half and twice its width
+        "debug-64": Flavor(64, 2, 2, 1),
+        "debug-256": Flavor(256, 2, 8, 4),
         "60M": Flavor(384, 22, 6, 2),
         "200M": Flavor(768, 24, 12, 4),
         "400M": Flavor(960, 30, 15, 5),

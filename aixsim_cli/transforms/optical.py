@@ -5,6 +5,7 @@ is quantised and noisy. The maths is `aixsim_kernels.optical`; this module keeps
 its state, and puts it in the place of a linear layer or of an attention's two matrix products.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,10 +52,60 @@ class OpticalParams:
         "what drives the modulators: the probabilities themselves, or each row over its largest",
         source="aixsim",
     )
+    q_levels_out: int | None = param(
+        None, "of detectors alone, 2 to 65536; null = q_levels", unit="levels", source="aixsim"
+    )
+    photons_per_mac: float | None = param(
+        None,
+        "mean light of a multiplication on the detectors, above 0, whose shot noise takes the "
+        "place of the read-out's dither; null = light without end",
+        unit="detected photons",
+        source="Poisson statistics; Wang et al. 2022, doi:10.1038/s41467-021-27774-8",
+    )
+    encoding: Literal["differential", "offset"] = param(
+        "differential",
+        "how light, which is never negative, carries signs: as the difference of two rails, or "
+        "on top of a constant that is subtracted digitally",
+        source="aixsim; offset: Wang et al. 2022",
+    )
+    read_noise: float = param(
+        0.0,
+        "of a detector's amplifier, each time it is read; needs photons_per_mac",
+        unit="electrons rms",
+        source="aixsim",
+    )
+    pixel_gain_std: float = param(
+        0.0,
+        "spread of the second modulator's pixels in brightness, fixed as a device is made",
+        unit="of a pixel's brightness",
+        source="aixsim",
+    )
+    dead_pixels: float = param(
+        0.0,
+        "share of the second modulator's pixels that stay dark, fixed as a device is made",
+        unit="probability",
+        source="aixsim",
+    )
+    device_seed: int = param(0, "which specimen of the device", source="aixsim")
 
     def __post_init__(self) -> None:
-        if not 2 <= self.q_levels <= 65536:
-            raise ValueError(f"q_levels: got {self.q_levels}; expected 2 to 65536")
+        for name, levels in (("q_levels", self.q_levels), ("q_levels_out", self.q_levels_out)):
+            if levels is not None and not 2 <= levels <= 65536:
+                raise ValueError(f"{name}: got {levels}; expected 2 to 65536")
+        if self.photons_per_mac is not None and not 0 < self.photons_per_mac < math.inf:
+            raise ValueError(
+                f"photons_per_mac: got {self.photons_per_mac}; expected null or a number above 0"
+            )
+        for name in ("read_noise", "pixel_gain_std"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}: got {value}; expected 0 or more")
+        if self.read_noise and self.photons_per_mac is None:
+            raise ValueError(
+                f"read_noise: got {self.read_noise} without photons_per_mac, which says how much "
+                "an electron is worth; expected both"
+            )
+        if not 0 <= self.dead_pixels < 1:
+            raise ValueError(f"dead_pixels: got {self.dead_pixels}; expected 0 <= x < 1")
         if self.q_lut_min is not None and not 0 <= self.q_lut_min < 1:
             raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
         # frozen: only as it is made
