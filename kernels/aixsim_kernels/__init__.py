@@ -15,8 +15,11 @@ from aixsim_kernels.optical.ranges import (
     seen_of,
     update_ranges,
 )
+from aixsim_kernels.optical.settings import Defects, Light
 
 __all__ = [
+    "Defects",
+    "Light",
     "Place",
     "are_known_set",
     "bitflip",

@@ -16,7 +16,7 @@ import torch
 logger = logging.getLogger("aixsim")
 
 # of what the C takes and does
-VERSION = 6
+VERSION = 7
 # p a tensor or a structure, l a long, i an int, f a float, u and k 32 and 64 bits
 SIGNATURES = {
     "aixsim_row_keys": "lkup",
@@ -24,7 +24,7 @@ SIGNATURES = {
     "aixsim_decode": "piplpi",
     "aixsim_mask_range": "pplpi",
     "aixsim_mask_packed": "ppli",
-    "aixsim_detect": "pplllpipi",
+    "aixsim_detect": "pplllppipi",
     "aixsim_room": "pp",
     "aixsim_attend": "pppppp",
     "aixsim_attend_grad": "ppppppp",

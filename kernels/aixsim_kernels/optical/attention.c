@@ -20,7 +20,7 @@ typedef struct {
   Sgemm *sgemm;
   long batches, groups, repeats, queries, keys, width, out_width, later, strides[4];
   int is_bool, is_causal, rowmax, threads;
-  float shut, scale;
+  float shut, scale, top; /* the last of the modulators' codes */
   Grid grid;
 } Attention;
 
@@ -69,7 +69,7 @@ static inline __attribute__((always_inline)) float read_row(
   for (long from = 0; from < padded; from += CHUNK) {
     int m = MIN(padded - from, CHUNK), real = MIN(visible - from, m), nan = 0, out = 0;
     float *s = row + from;
-    if (key) draw(*key, from, m, u);
+    if (key) draw(*key, from, m, 0, u);
     if (mask && in->is_bool)
       for (int i = 0; i < real; i++) added[i] = ((const uint8_t *)mask)[from + i] ? 0 : -INFINITY;
     else if (mask) memcpy(added, (const float *)mask + from, real * sizeof *added);
@@ -99,7 +99,7 @@ static inline __attribute__((always_inline)) float read_row(
 CLONES static void softmax(const Attention *in, float *row, float *shown, const void *mask,
                            long visible, long columns, const int32_t *key, float *total,
                            float *kept, Seen *seen) {
-  float lanes[LANES] = {0}, codes[LANES] = {0}, top = in->grid.top, per_code = 1.0f / top;
+  float lanes[LANES] = {0}, codes[LANES] = {0}, top = in->top, per_code = 1.0f / top;
   float peak = seen ? read_row(in, row, mask, visible, key, 1, seen)
                     : read_row(in, row, mask, visible, key, 0, seen);
   long padded = in_lanes(visible);

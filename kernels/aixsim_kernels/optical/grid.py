@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aixsim_kernels.common.noise import random_int16
+from aixsim_kernels.common.noise import normal, random_int16
 from aixsim_kernels.optical.blocks import block_size
+from aixsim_kernels.optical.light import Lit
 
 
 class Grid(NamedTuple):
@@ -95,7 +96,13 @@ def floor_(value: Tensor, at: Grid, lut_min: float) -> Tensor:
     return torch.add(lifted, lowered, out=value)
 
 
-def detect_(acc: Tensor, at: Grid, keys: Tensor | None, first_column: Tensor | int = 0) -> Tensor:
+def detect_(
+    acc: Tensor,
+    at: Grid,
+    keys: Tensor | None,
+    first_column: Tensor | int = 0,
+    lit: Lit | None = None,
+) -> Tensor:
     """What the detector reads, in place.
 
     Args:
@@ -103,18 +110,27 @@ def detect_(acc: Tensor, at: Grid, keys: Tensor | None, first_column: Tensor | i
         at: the detector's levels.
         keys: int32 (...) from `row_keys`, one per row, or None for no noise.
         first_column: index of the first column, even.
+        lit: the light on the detector, whose noise takes the place of a level's; or None.
 
     Returns:
-        `acc`, now lo + step * clamp(round((acc - lo) / step + u), 0, levels - 1).
+        `acc`, now lo + step * clamp(round((acc - lo) / step + u), 0, levels - 1); with light u is
+        a normal number times the noise's deviation in levels.
     """
     columns = acc.shape[-1]
     rows = acc.view(-1, columns)
     keys = None if keys is None else keys.reshape(-1)
     height = max(1, block_size() // max(columns, 1))
     for first in range(0, len(rows), height):
-        block = rows[first : first + height].sub_(at.lo).mul_(at.per_level)
+        here = slice(first, first + height)
+        block, deviation = rows[here], None
+        if lit is not None:
+            deviation = lit.deviation(block, here).mul_(at.per_level)
+        block.sub_(at.lo).mul_(at.per_level)
         if keys is not None:
-            bits = random_int16(keys[first : first + height], columns, first_column)
-            block.add_(bits.float().add_(0.5), alpha=2.0**-16)
+            bits = random_int16(keys[here], columns, first_column)
+            if deviation is None:
+                block.add_(bits.float().add_(0.5), alpha=2.0**-16)
+            else:
+                block.addcmul_(normal(bits), deviation)
         block.round_().clamp_(0, at.levels - 1).mul_(at.step).add_(at.lo)
     return acc

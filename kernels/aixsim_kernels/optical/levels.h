@@ -40,8 +40,16 @@ static inline float fold(const float *lane) {
   return sum;
 }
 
-/* A row's noise from an even column on, in levels: the integers of common/noise.py. */
-static inline void draw(uint32_t key, long column, int m, float *u) {
+/* The light on a detector, and what noise is made of: optical/light.py. */
+typedef struct {
+  const float *normal, *row, *column, *whole;
+  float electron, of_reads;
+  int is_offset;
+} Lit;
+
+/* A row's noise from an even column on, in levels: the integers of common/noise.py; or, by a table of
+ * these, normal numbers. */
+static inline void draw(uint32_t key, long column, int m, const float *normal, float *u) {
   uint32_t word[CHUNK / 2];
   int16_t half[CHUNK];
   for (int i = 0; i < (m + 1) / 2; i++) {
@@ -50,7 +58,8 @@ static inline void draw(uint32_t key, long column, int m, float *u) {
     word[i] = w ^ w >> 16;
   }
   memcpy(half, word, (m + 1) / 2 * sizeof *word);
-  for (int i = 0; i < m; i++) u[i] = (half[i] + 0.5f) * 0x1p-16f;
+  if (normal) for (int i = 0; i < m; i++) u[i] = normal[half[i] + 32768];
+  else for (int i = 0; i < m; i++) u[i] = (half[i] + 0.5f) * 0x1p-16f;
 }
 
 #define TELL(mine)                                                                                 \

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.common.library import library, matrix_product
-from aixsim_kernels.common.noise import place_in
+from aixsim_kernels.common.noise import normal_table, place_in
 from aixsim_kernels.optical.attention.scores import Scores
+from aixsim_kernels.optical.light import Lit
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 _NOTHING = (math.inf, -math.inf)
@@ -28,6 +29,14 @@ class _Seen(Structure):
     _fields_ = [(name, c_double) for name in ("lowest", "highest", "clipped")]
 
 
+class _Lit(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("normal", "row", "column", "whole")),
+        *((name, c_float) for name in ("electron", "of_reads")),
+        ("is_offset", c_int),
+    ]
+
+
 class _Attention(Structure):
     _fields_ = [
         *((name, c_void_p) for name in ("q", "k", "v", "noise", "mask", "sgemm")),
@@ -35,7 +44,7 @@ class _Attention(Structure):
         *((name, c_long) for name in ("width", "out_width", "later")),
         ("strides", c_long * 4),
         *((name, c_int) for name in ("is_bool", "is_causal", "rowmax", "threads")),
-        *((name, c_float) for name in ("shut", "scale")),
+        *((name, c_float) for name in ("shut", "scale", "top")),
         ("grid", _Grid),
     ]
 
@@ -83,11 +92,9 @@ class NativePasses(Passes):
     def __init__(self, found: ctypes.CDLL, threads: int | None = None) -> None:
         self._c, self._threads = found, threads or torch.get_num_threads()
 
-    def ranges(self, running: Tensor, levels: int) -> Sequence[NativeRange]:
-        return [
-            NativeRange(one, ends, levels)
-            for one, ends in zip(running, running.tolist(), strict=True)
-        ]
+    def ranges(self, running: Tensor, levels: Sequence[int]) -> Sequence[NativeRange]:
+        each = zip(running, running.tolist(), levels, strict=True)
+        return [NativeRange(one, ends, own) for one, ends, own in each]
 
     def results(
         self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
@@ -149,12 +156,19 @@ class NativePasses(Passes):
         *,
         first: Tensor | int = 0,
         by_row: bool = False,
+        lit: Lit | None = None,
     ) -> None:
         columns = acc.shape[-1]
         levels, seen = _of(at)
+        light = None
+        if lit is not None:
+            held = normal_table(acc.device), lit.row, lit.column, lit.whole
+            electron = float(lit.electron)
+            of_reads = electron**2 * lit.read_variance
+            light = byref(_Lit(*map(_at, held), electron, of_reads, lit.is_offset))
         self._c.aixsim_detect(
             _at(acc), _at(keys), acc.numel() // max(columns, 1), columns, int(first), levels,
-            by_row, seen, self._threads,
+            light, by_row, seen, self._threads,
         )  # fmt: skip
 
     def look_at_scores(
@@ -237,7 +251,7 @@ class NativePasses(Passes):
             int(scores.later),
             mask.stride()[:4] if mask is not None else (0,) * 4,
             mask is not None and mask.dtype == torch.bool, scores.is_causal, rowmax, threads,
-            shut, scores.scale, at.levels_at,
+            shut, scores.scale, scores.levels - 1, at.levels_at,
         )  # fmt: skip
         return about, held
 

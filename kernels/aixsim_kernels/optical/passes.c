@@ -2,7 +2,7 @@
  * what they compute. Plain C, without a header of torch or Python. */
 #include "levels.h"
 
-const int aixsim_version = 6;
+const int aixsim_version = 7;
 
 /* One bit an element, the first in the lowest: the product gathers eight bits in the top byte. */
 static inline void pack(const uint8_t *held, int m, uint8_t *bits) {
@@ -87,8 +87,19 @@ CLONES static void row_keys(long n, int64_t key, uint32_t seed, int32_t *keys) {
     keys[i] = mix((uint32_t)((uint64_t)i >> 32) ^ mix((uint32_t)i ^ word));
 }
 
+/* Normal numbers become the noise, in levels, of the light on part of row r's detectors. */
+static inline void shot(const Lit *lit, const float *acc, long r, long from, long columns, int m,
+                        float per_level, float *u) {
+  const float e = lit->electron, of_reads = lit->of_reads, *column = lit->column + from;
+  float s[CHUNK], row = lit->whole ? 0.0f : lit->row[r];
+  if (lit->whole) memcpy(s, lit->whole + r * columns + from, m * sizeof *s);
+  else if (lit->is_offset) for (int i = 0; i < m; i++) s[i] = acc[i] + row + column[i];
+  else for (int i = 0; i < m; i++) s[i] = row * column[i];
+  for (int i = 0; i < m; i++) u[i] *= sqrtf(MAX(s[i] * e, 0.0f) + of_reads) * per_level;
+}
+
 CLONES static void detect(float *acc, const int32_t *keys, long rows, long columns, long first,
-                          const Grid *grid, int by_row, Seen *seen) {
+                          const Grid *grid, const Lit *lit, int by_row, Seen *seen) {
   const Grid g = *grid;
   float u[CHUNK] = {0}, lowest = INFINITY, highest = -INFINITY;
   long nans = 0, clipped = 0;
@@ -97,7 +108,8 @@ CLONES static void detect(float *acc, const int32_t *keys, long rows, long colum
     for (long from = 0; from < columns; from += CHUNK) {
       int m = MIN(columns - from, CHUNK), nan = 0, out = 0;
       float *p = acc + r * columns + from;
-      if (keys) draw(keys[r], first + from, m, u);
+      if (keys) draw(keys[r], first + from, m, lit ? lit->normal : 0, u);
+      if (keys && lit) shot(lit, p, r, from, columns, m, g.per_level, u);
       #pragma omp simd reduction(min : lowest) reduction(max : highest) reduction(+ : nan, out)
       for (int i = 0; i < m; i++) {
         float v = p[i];
@@ -143,11 +155,14 @@ void aixsim_mask_packed(float *grad, const uint8_t *inside, long n, int threads)
 }
 
 void aixsim_detect(float *acc, const int32_t *keys, long rows, long columns, long first,
-                   const Grid *g, int by_row, Seen *seen, int threads) {
+                   const Grid *g, const Lit *lit, int by_row, Seen *seen, int threads) {
   PARTS(rows, columns, 1, 1 << 17) {
     Seen mine = {INFINITY, -INFINITY, 0};
-    detect(acc + from * columns, keys ? keys + from : 0, to - from, columns, first, g, by_row,
-           &mine);
+    Lit own = lit ? *lit : (Lit){0};
+    if (own.whole) own.whole += from * columns;
+    else if (lit) own.row += from;
+    detect(acc + from * columns, keys ? keys + from : 0, to - from, columns, first, g,
+           lit ? &own : 0, by_row, &mine);
     TELL(mine);
   }
 }

@@ -15,6 +15,7 @@ from aixsim_kernels.common.noise import global_rows, row_keys
 from aixsim_kernels.optical import clipping, grid
 from aixsim_kernels.optical.attention.scores import Block, Scores, range_of
 from aixsim_kernels.optical.grid import Grid
+from aixsim_kernels.optical.light import Lamp, Lit
 from aixsim_kernels.optical.ranges import (
     calibrate,
     empty_ranges,
@@ -88,11 +89,16 @@ class Attended(NamedTuple):
         total: float32 (B, G, R, M, 1), sums of exp(score - row maximum), 0 for a row with nothing
             to attend to.
         kept: float32 (B, G, R, M, 1), sums of what the modulator showed, in [0, 1] each.
+        lit: float32 (B, G, R, M, Dv), the light that a differential second product has on its
+            detectors, where there is a lamp; else None.
+        pairs: how many queries and keys met, 0-d, where there is a lamp.
     """
 
     light: Tensor
     total: Tensor
     kept: Tensor
+    lit: Tensor | None = None
+    pairs: Tensor | int = 0
 
 
 class Softmax(NamedTuple):
@@ -114,9 +120,9 @@ class Softmax(NamedTuple):
 class Passes:
     """In torch: what `NativePasses` is compared with, and what GPUs use for odd tensors."""
 
-    def ranges(self, running: Tensor, levels: int) -> Sequence[Range]:
-        """The ranges of a call, from float32 (n, 2)."""
-        return [Range(one, levels) for one in running]
+    def ranges(self, running: Tensor, levels: Sequence[int]) -> Sequence[Range]:
+        """The ranges of a call, from float32 (n, 2), and the levels of each."""
+        return [Range(one, own) for one, own in zip(running, levels, strict=True)]
 
     def results(
         self, ranges: Sequence[Range], sizes: Sequence[int | Tensor]
@@ -184,6 +190,7 @@ class Passes:
         *,
         first: Tensor | int = 0,
         by_row: bool = False,
+        lit: Lit | None = None,
     ) -> None:
         """What the detector reads, in place of the raw accumulator.
 
@@ -193,6 +200,7 @@ class Passes:
             keys: int32 (...) from `row_keys`, one per row, or None for no noise.
             first: index of the first column, even.
             by_row: what is counted as clipped is rows, not elements.
+            lit: the light on it, if there is so little that it makes noise.
         """
         extremes = _extremes(acc)
         if not by_row:
@@ -202,7 +210,7 @@ class Passes:
         else:
             clipped = acc.new_zeros(())
         at.see(extremes, clipped)
-        grid.detect_(acc, at.grid, keys, first)
+        grid.detect_(acc, at.grid, keys, first, lit)
 
     def look_at_scores(
         self, scores: Scores, v: Tensor, at: Range, quantiles: Sequence[float] | None
@@ -212,7 +220,14 @@ class Passes:
             at.take(scores.range(quantiles))
 
     def attend(
-        self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, *, rowmax: bool
+        self,
+        scores: Scores,
+        v: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        *,
+        rowmax: bool,
+        lamp: Lamp | None = None,
     ) -> Attended:
         """Both products of attention, and the detector and modulator between them.
 
@@ -222,20 +237,28 @@ class Passes:
             at: range of the scores' detector; sees what the mask lets through, and counts rows.
             keys: noise key of each score row, int32 (B, G, R, M), or None.
             rowmax: the modulator is driven at full range in each row, not over [0, 1].
+            lamp: of the first product; sees its light.
         """
         rows = scores.shape[:4]
         light = v.new_zeros(*rows, v.shape[-1])
         total, kept = v.new_zeros(2, *rows, 1)
+        bright = v.abs() if lamp is not None and not scores.is_offset else None
+        lit = None if bright is None else torch.zeros_like(light)
+        pairs = v.new_zeros(())
+        if lamp is not None:
+            pairs = scores.measure(lamp)
         for block in scores.blocks():
             acc = scores.accumulate(block)
             low, high = scores.row_extremes(block, acc)
             at.see(range_of(low, high), clipping.are_clipped(low, high, at.bounds).sum())
-            soft = self._softmax(scores, block, acc, at, keys, rowmax)
-            product = soft.shown.flatten(2, 3) @ v[block.batch, block.heads, : block.keys]
-            block.rows_of(light).copy_(product.unflatten(2, acc.shape[2:4]))
+            soft = self._softmax(scores, block, acc, at, keys, rowmax, lamp)
+            for of, out in ((v, light), (bright, lit)):
+                if of is not None and out is not None:
+                    product = soft.shown.flatten(2, 3) @ of[block.batch, block.heads, : block.keys]
+                    block.rows_of(out).copy_(product.unflatten(2, acc.shape[2:4]))
             block.rows_of(total).copy_(soft.total)
             block.rows_of(kept).copy_(soft.shown.sum(-1, keepdim=True))
-        return Attended(light, total, kept)
+        return Attended(light, total, kept, lit, pairs)
 
     def attend_grad(
         self,
@@ -247,6 +270,7 @@ class Passes:
         *,
         rowmax: bool,
         grad_mask: Tensor | None = None,
+        lamp: Lamp | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of `attend`, times what full light stands for; straight through what rounds.
 
@@ -255,7 +279,7 @@ class Passes:
         noise. They are computed again, with the same noise.
 
         Args:
-            scores, v, at, keys, rowmax: as in `attend`.
+            scores, v, at, keys, rowmax, lamp: as in `attend`.
             grad: float32 (B, G, R, M, Dv).
             grad_mask: zeros that broadcast to the scores; gets the gradient of an additive mask.
 
@@ -267,7 +291,7 @@ class Passes:
         for block in scores.blocks():
             seen = (block.batch, block.heads, slice(block.keys))
             acc = scores.accumulate(block)
-            soft = self._softmax(scores, block, acc, at, keys, rowmax)
+            soft = self._softmax(scores, block, acc, at, keys, rowmax, lamp)
             g = block.rows_of(grad)
             grad_v[seen] += soft.shown.flatten(2, 3).mT @ (g * soft.full).flatten(2, 3)
             ds = (g.flatten(2, 3) @ v[seen].mT).view(acc.shape)
@@ -289,12 +313,13 @@ class Passes:
         at: Range,
         keys: Tensor | None,
         rowmax: bool,
+        lamp: Lamp | None,
     ) -> Softmax:
         """Detects a block's raw scores (b, g, R, m, keys), in place; see `attend`."""
-        weights, total = scores.exponentials(block, acc, at.grid, keys)
+        weights, total = scores.exponentials(block, acc, at.grid, keys, lamp)
         full = full_light(total, rowmax)
         shown = weights * (1.0 if rowmax else (total > 0) / total.clamp(min=1))
-        shown.mul_(at.levels - 1).round_().mul_(1 / (at.levels - 1))
+        shown.mul_(scores.levels - 1).round_().mul_(1 / (scores.levels - 1))
         return Softmax(weights, shown, total, full)
 
 

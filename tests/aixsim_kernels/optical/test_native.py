@@ -38,7 +38,8 @@ def same(a, b):
 def ranges_of(ends, levels):
     """One range for C, one for torch."""
     running = torch.tensor([ends])
-    return native.passes_of(running).ranges(running, levels)[0], TORCH.ranges(running, levels)[0]
+    both = native.passes_of(running), TORCH
+    return tuple(passes.ranges(running, [levels])[0] for passes in both)
 
 
 def same_seen(here, there, n):
@@ -187,14 +188,14 @@ def test_attend(kind, rowmax, keys):
     mask = some_mask(kind, 9, keys)
     if mask is not None:
         mask = mask.expand(2, 2, 3, 9, keys)
-    scores = Scores(q, k, mask, 0.25, kind in ("causal", "added"))
+    scores = Scores(q, k, mask, 0.25, kind in ("causal", "added"), 256)
     at, at_torch = ranges_of((-17.0, 18.0), 256)
     noise = keys_of(108).view(2, 2, 3, 9)
     c, close = native.passes_of(q), partial(torch.testing.assert_close, equal_nan=True)
     here = c.attend(scores, v, at, noise, rowmax=rowmax)
     expected = TORCH.attend(scores, v, at_torch, noise, rowmax=rowmax)
     assert same_seen(at, at_torch, 108)
-    for mine, theirs in zip(here, expected, strict=True):
+    for mine, theirs in zip(here[:3], expected[:3], strict=True):
         assert torch.equal(mine.isnan(), theirs.isnan())
     # exponentials to 2 ulp
     close(here.total, expected.total, rtol=1e-6, atol=0)
@@ -215,7 +216,7 @@ def test_attend(kind, rowmax, keys):
 def test_attend_with_more_queries_than_keys_and_in_many_blocks():
     torch.manual_seed(3)
     q, k, v = quarters(1, 2, 2, 900, 8), quarters(1, 2, 700, 8), quarters(1, 2, 700, 5)
-    scores = Scores(q, k, None, 0.25, True)
+    scores = Scores(q, k, None, 0.25, True, 256)
     at, at_torch = ranges_of((-17.0, 18.0), 256)
     noise, grad = keys_of(3600).view(1, 2, 2, 900), quarters(1, 2, 2, 900, 5)
     c = native.passes_of(q)
@@ -235,12 +236,12 @@ def test_attend_with_more_queries_than_keys_and_in_many_blocks():
 @pytest.mark.parametrize(("dim", "out"), [(0, 4), (4, 0), (1, 1)])
 def test_heads_without_width(dim, out):
     torch.manual_seed(6)
-    scores = Scores(quarters(1, 1, 2, 9, dim), quarters(1, 1, 9, dim), None, 0.25, True)
+    scores = Scores(quarters(1, 1, 2, 9, dim), quarters(1, 1, 9, dim), None, 0.25, True, 256)
     v, at = quarters(1, 1, 9, out), ranges_of((-17.0, 18.0), 256)
     grad = quarters(1, 1, 2, 9, out)
     found = []
     for passes, one in zip((native.passes_of(v), TORCH), at, strict=True):
-        light, total, _ = passes.attend(scores, v, one, None, rowmax=False)
+        light, total, *_ = passes.attend(scores, v, one, None, rowmax=False)
         grads = passes.attend_grad(scores, v, one, None, grad, rowmax=False)
         found.append([light, total, *grads])
     for a, b in zip(*found, strict=True):
@@ -258,7 +259,7 @@ def test_a_mask_that_is_broadcast_stays_small(dtype, shape):
         "turned": torch.ones(50, 40).mT,
     }[shape].to(dtype)
     mask = own.expand(2, 2, 3, 40, 50)
-    scores = Scores(torch.randn(2, 2, 3, 40, 4), torch.randn(2, 2, 50, 4), mask, 0.25, False)
+    scores = Scores(torch.randn(2, 2, 3, 40, 4), torch.randn(2, 2, 50, 4), mask, 0.25, False, 256)
     passes, (at, _) = native.passes_of(own.float()), ranges_of((-9.0, 9.0), 256)
     held = passes._about(scores, torch.randn(2, 2, 50, 4), at, None, False)[1][-1]
     assert held.shape == mask.shape and held.stride(-1) == 1
@@ -269,7 +270,7 @@ def test_a_mask_that_is_broadcast_stays_small(dtype, shape):
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_a_gradient_of_any_strides(repeats):
     torch.manual_seed(5)
-    scores = Scores(quarters(2, 2, repeats, 9, 8), quarters(2, 2, 9, 8), None, 0.25, True)
+    scores = Scores(quarters(2, 2, repeats, 9, 8), quarters(2, 2, 9, 8), None, 0.25, True, 256)
     v, noise = quarters(2, 2, 9, 6), keys_of(36 * repeats).view(2, 2, repeats, 9)
     at, _ = ranges_of((-17.0, 18.0), 256)
     c, heads = native.passes_of(v), 2 * repeats
@@ -293,7 +294,7 @@ def test_a_gradient_of_any_strides(repeats):
 def test_nothing_lies_beyond_the_range_that_the_scores_themselves_set(queries):
     torch.manual_seed(4)
     scores = Scores(
-        torch.randn(1, 1, 3, queries, 16), torch.randn(1, 1, 300, 16), None, 0.25, False
+        torch.randn(1, 1, 3, queries, 16), torch.randn(1, 1, 300, 16), None, 0.25, False, 256
     )
     v = torch.randn(1, 1, 300, 16)
     at, _ = ranges_of((float("inf"), -float("inf")), 256)
@@ -308,14 +309,14 @@ def everything(passes):
     """A result of every pass, in one list."""
     torch.manual_seed(2)
     x = torch.randn(37, 1501)
-    ranges = x_at, acc_at, score_at = passes.ranges(torch.tensor([[-2.0, 2.5]] * 3), 256)
+    ranges = x_at, acc_at, score_at = passes.ranges(torch.tensor([[-2.0, 2.5]] * 3), [256] * 3)
     codes, inside = torch.zeros(x.shape, dtype=torch.uint8), torch.zeros(6943, dtype=torch.uint8)
     value = passes.modulate(x, x_at, 0.02, codes, inside)
     acc, keys = x.clone(), passes.row_keys([37], torch.tensor(5), 1234)
     passes.detect_(acc, acc_at, keys)
-    scores = Scores(quarters(1, 2, 3, 300, 8), quarters(1, 2, 300, 8), None, 0.25, True)
+    scores = Scores(quarters(1, 2, 3, 300, 8), quarters(1, 2, 300, 8), None, 0.25, True, 256)
     v, noise = torch.eye(300).expand(1, 2, 300, 300), keys_of(1800).view(1, 2, 3, 300)
-    attended = passes.attend(scores, v, score_at, noise, rowmax=False)
+    attended = passes.attend(scores, v, score_at, noise, rowmax=False)[:3]
     grad = torch.randn(1, 2, 3, 300, 300)
     grads = passes.attend_grad(scores, v, score_at, noise, grad, rowmax=True)
     masked = passes.mask_clipped_(x.clone(), x, x_at)
@@ -363,7 +364,7 @@ def test_the_structure_of_an_attention_is_that_of_c():
     source = (FOLDER / "attention.c").read_text(encoding="utf-8")
     (fields,) = re.findall(r"^typedef struct \{([^}]*)\} Attention;", source, re.MULTILINE)
     listed = []
-    for line in re.findall(r"(?:const )?(\w+) ([^;]*);", fields):
+    for line in re.findall(r"(?:const )?(\w+) ([^;]*);", re.sub(r"/\*.*?\*/", "", fields)):
         for name in line[1].split(", "):
             kind = native.c_void_p if name[0] == "*" else C_TYPES[line[0]]
             base, _, length = name.strip("*]").partition("[")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aixsim_kernels.optical.attention import cpu
-from aixsim_kernels.optical.settings import SCHEMA, Settings
+from aixsim_kernels.optical.settings import SCHEMA, Defects, Light, Settings, with_physics
 from aixsim_kernels.optical.tiles import MAX_HEAD_DIM
 
 
@@ -26,6 +26,9 @@ def optical_attention(
     is_causal: bool,
     attention_range: Literal["unit", "rowmax"],
     quantiles: tuple[float, float] | None = None,
+    levels_out: int = 0,
+    light: Light | None = None,
+    defects: Defects | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`softmax(scale * q k^T + mask) v`, both matmuls on the optical hardware (arXiv 2302.10360).
 
@@ -41,28 +44,33 @@ def optical_attention(
         v: (B, G, L, Dv).
         mask: None, bool (True = attend) or additive floating; broadcastable to (B, H, M, L). An
             additive mask shuts what is at or below half its type's lowest number.
-        ranges: float32 (5, 2); rows query, key, score, value, output; columns lo, hi. A range
-            never set, (+inf, -inf), is calibrated on this batch.
+        ranges: float32 (5, 2), with light (7, 2); rows query, key, score, value, output, light a
+            multiplication of the first and of the second product; columns lo, hi. A range never
+            set, (+inf, -inf), is calibrated on this batch.
         key: int64, 0-d, on the device of q; selects the noise together with `stream`. `placed`,
             queries and heads are a part of a whole, and draw its noise.
         stream: hash of layer and seed.
         levels: quantisation levels of operands, probabilities and detectors, 2 to 65536.
         lut_min: floor of the modulators of k and v, as a share of their range; 0 for none.
-        noise: whether the detectors add U(-1/2, 1/2) of a level.
+        noise: whether the detectors add noise, see `optical_linear`.
         scale: factor of the detected scores.
         is_causal: query i sees keys up to i + L - M, of a whole that has L keys and M queries; goes
             together with a mask.
         attention_range: "unit" quantises the probabilities over [0, 1]; "rowmax" quantises them
             relative to their row's largest and multiplies by that after the detector.
         quantiles: probabilities that replace min and max in what is seen.
+        levels_out: of the detectors, where they have others; 0 = `levels`.
+        light: how much of it there is, in both products; None = without end.
+        defects: of the pixels that show keys and values; None = they are all alike.
 
     Returns:
         out: (B, H, M, Dv) in the type of q, or in autocast's where autocast is on.
-        seen: float32 (5, 3), for `observed_in` and `clipped_in`: this batch's ranges before any
-            clamp, rounding or noise, the scores' over what the masks let through, empty where an
-            end is not finite; shares of the elements of query, key and value that lie beyond the
-            range that was used, with NaN, of the queries one of whose scores does, of those that
-            attend to something, and of the queries one of whose outputs does. Not differentiable.
+        seen: float32 (5, 3), with light (7, 3), for `observed_in` and `clipped_in`: this batch's
+            ranges before any clamp, rounding or noise, the scores' over what the masks let through,
+            empty where an end is not finite; shares of the elements of query, key and value that
+            lie beyond the range that was used, with NaN, of the queries one of whose scores does,
+            of those that attend to something, and of the queries one of whose outputs does. Not
+            differentiable.
         kept_mass: float32 0-d, sum of the quantised probabilities of a row, averaged over the rows
             that attend to something; 1 without quantisation. Not differentiable.
 
@@ -74,7 +82,10 @@ def optical_attention(
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{q.shape[1]} query heads: no multiple of {k.shape[1]} key-value heads")
     rowmax = attention_range == "rowmax"
-    settings = Settings(stream, levels, lut_min, noise, quantiles, scale, is_causal, rowmax)
+    settings = Settings(
+        stream, levels, lut_min, noise, quantiles, scale, is_causal, rowmax, levels_out
+    )
+    settings = with_physics(settings, light, defects)
     device = q.device.type
     autocast = torch.is_autocast_enabled(device)
     out_dtype = torch.get_autocast_dtype(device) if autocast else q.dtype

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aixsim_kernels.optical.blocks import block_size
 from aixsim_kernels.optical.grid import Grid, detect_
+from aixsim_kernels.optical.light import Lamp
 from aixsim_kernels.optical.ranges import (
     empty_ranges,
     merge_observed,
@@ -55,6 +56,9 @@ class Scores:
         mask: (B, G, R, M, L), bool (True = attend) or additive; an expanded view will do; or None.
         scale: factor of the detected scores.
         is_causal: query i sees keys up to i + `later`.
+        levels: of the modulators, that of the probabilities too.
+        lowest: float32 (2,), ends that signs of q and of k are carried by the offset of; None =
+            they are carried by the difference of two rails.
         shift: where queries that are a part begin, less where the last M of the whole do: at most
             0. A tensor, int64 0-d, on a GPU, where reading it would be a wait.
     """
@@ -64,7 +68,14 @@ class Scores:
     mask: Tensor | None
     scale: float
     is_causal: bool
+    levels: int
+    lowest: Tensor | None = None
     shift: int | Tensor = 0
+
+    @property
+    def is_offset(self) -> bool:
+        """How signs are carried."""
+        return self.lowest is not None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -117,6 +128,31 @@ class Scores:
         q = self.q[block.batch, block.heads, :, block.queries]
         k = self.k[block.batch, block.heads, : block.keys]
         return (q.flatten(2, 3) @ k.mT).unflatten(2, q.shape[2:4])
+
+    def light(self, block: Block, acc: Tensor) -> Tensor:
+        """Light on the detectors of a block, in units of its raw accumulator, of the same shape."""
+        q = self.q[block.batch, block.heads, :, block.queries]
+        k = self.k[block.batch, block.heads, : block.keys]
+        if self.lowest is None:
+            return (q.abs().flatten(2, 3) @ k.abs().mT).view(acc.shape)
+        of_q, of_k = self.lowest.unbind()
+        row = q.sum(-1, keepdim=True).sub_(q.shape[-1] * of_q).mul_(of_k)
+        column = k.sum(-1).mul_(of_q)[:, :, None, None, :]
+        return acc.sub(row).sub_(column)
+
+    def measure(self, lamp: Lamp) -> Tensor:
+        """Shows a lamp the light of all that the mask lets through; how many pairs it is, 0-d."""
+        light, pairs = self.q.new_zeros(2, dtype=torch.float64)
+        for block in self.blocks():
+            lit, n = self.light(block, self.accumulate(block)), 0
+            blocked = self.blocked(block)
+            if blocked is not None:
+                lit[..., block.free :].masked_fill_(blocked, 0)
+                n = blocked.expand(*lit.shape[:-1], -1).sum()
+            light = light + lit.sum(dtype=torch.float64)
+            pairs = pairs + (lit.numel() - n)
+        lamp.see(light, pairs * self.q.shape[-1])
+        return pairs
 
     def blocked(self, block: Block) -> Tensor | None:
         """Where keys from `block.free` on may not be attended to: bool (..., m, keys - free)."""
@@ -175,7 +211,12 @@ class Scores:
         return sample
 
     def exponentials(
-        self, block: Block, acc: Tensor, at: Grid, keys: Tensor | None
+        self,
+        block: Block,
+        acc: Tensor,
+        at: Grid,
+        keys: Tensor | None,
+        lamp: Lamp | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Detected scores of a block and their softmax, not yet divided by its sum, in place.
 
@@ -184,6 +225,7 @@ class Scores:
             acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the result.
             at: the detector's levels.
             keys: noise key of each score row, int32 (B, G, R, M), or None.
+            lamp: where there is so little light that it makes noise.
 
         Returns:
             exp(score - row maximum), 0 where the mask shuts, float32 (b, g, R, m, keys); its row
@@ -191,7 +233,10 @@ class Scores:
         """
         if keys is not None:
             keys = keys[block.batch, block.heads, :, block.queries]
-        scores = detect_(acc, at, keys).mul_(self.scale)
+        lit = None
+        if lamp is not None:
+            lit = lamp.on(whole=self.light(block, acc).view(-1, acc.shape[-1]))
+        scores = detect_(acc, at, keys, 0, lit).mul_(self.scale)
         mask = self.mask_of(block)
         if mask is not None and mask.dtype != torch.bool:
             scores.add_(mask)

@@ -363,7 +363,7 @@ def test_opcheck(dtype, bias, levels):
     torch.library.opcheck(torch.ops.aixsim.optical_linear, args)
     _, _, used, codes, inside = torch.ops.aixsim.optical_linear(*args)
     w = w.detach().T.contiguous().T
-    args = (torch.randn(7, 5), codes, inside, w, used, *how, dtype, bias)
+    args = (torch.randn(7, 5), codes, inside, w, used, KEY, *how, dtype, bias)
     torch.library.opcheck(torch.ops.aixsim.optical_linear_backward, args)
 
 

@@ -1,0 +1,155 @@
+"""Light: how much of it reaches a detector, and the noise that it is counted with.
+
+Photons come one by one. A detector that gets the light S, in units of the product that it stands
+for, counts a Poisson number of them with the mean S / e, where one photo-electron is worth e. What
+is decoded of the count then has the variance e S; each read of the amplifier adds its own:
+
+    variance = e S + reads (e sigma)^2,    e = s / photons,    s = mean of S a multiplication
+
+s is the setting of a lamp: a running mean, kept like a range. `photons` is then the mean number of
+detected photons a multiplication, over all outputs of a product.
+
+How light, which is never negative, carries signs, decides S:
+
+- differential: each of a = a+ - a-, b = b+ - b- has its own rail. For each k one of the four
+  products of rails is lit, in a pass of its own; signs are those of counts, whose variances add up,
+  so that S = sum_k |a_k| |b_k|, with four reads;
+- offset: a - a_lo and b - b_lo are shown, and what that adds is subtracted digitally, exactly:
+  S = sum_k (a_k - a_lo) (b_k - b_lo), in one read. Where nothing is to be computed there is light.
+
+Poisson's distribution is taken for a normal one of its variance: from some 20 photons a sum on its
+third moment no longer shows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aixsim_kernels.optical.ranges import empty_ranges, is_empty, seen_of
+from aixsim_kernels.optical.settings import Settings
+
+# of the four passes, or two rails in two states, of a differential product
+_DIFFERENTIAL_READS = 4
+
+
+class Lamp:
+    """The lamp of a product in one call: what one photo-electron is worth.
+
+    Args:
+        running: float32 (2,), between which means of S a multiplication lately lay; their middle is
+            what the lamp is set to. (+inf, -inf) where it was never set: it is on this batch.
+        settings: of the operation.
+    """
+
+    def __init__(self, running: Tensor, settings: Settings) -> None:
+        self._running, self._photons = running, settings.photons
+        self.is_offset = settings.offset
+        reads = 1 if settings.offset else _DIFFERENTIAL_READS
+        # in electrons squared
+        self.read_variance = reads * settings.read_noise**2
+        self._own = empty_ranges(1, running.device)[0]
+
+    def is_set(self) -> bool:
+        """Whether it is known to have been set: on a GPU asking would be a wait for it."""
+        return self._running.device.type == "cpu" and not bool(is_empty(self._running))
+
+    def see(self, light: Tensor, multiplications: int | Tensor) -> None:
+        """The batch's S, summed over all outputs, 0-d, and of how many multiplications."""
+        mean = (light / multiplications).float()
+        self._own = torch.where(mean.isfinite(), mean.expand(2), self._own)
+
+    @property
+    def bounds(self) -> Tensor:
+        """What is worked with, float32 (2,); where it was never set the batch's own mean, twice."""
+        return torch.where(is_empty(self._running), self._own, self._running)
+
+    @property
+    def electron(self) -> Tensor:
+        """e: float32 0-d, 0 where nothing was ever seen."""
+        middle = self.bounds.mean()
+        return torch.where(middle.isfinite(), middle, 0.0) / self._photons
+
+    def observed(self) -> Tensor:
+        """The batch's own mean, float32 (2,), twice; the empty range where it is not finite."""
+        return self._own
+
+    def on(
+        self,
+        *,
+        whole: Tensor | None = None,
+        row: Tensor | None = None,
+        column: Tensor | None = None,
+    ) -> "Lit":
+        """Its light on the detectors of an output; see there."""
+        return Lit(row, column, whole, self.is_offset, self.electron, self.read_variance)
+
+
+class Lit(NamedTuple):
+    """S on the detectors of an output (rows, columns), as one of three.
+
+    Args:
+        row: float32 (rows, 1) or None.
+        column: float32 (columns,) or None.
+        whole: float32 (rows, columns), S itself; or None, and it is `row * column`, or with
+            `is_offset` the accumulator + row + column.
+        is_offset: see there.
+        electron: e, float32 0-d.
+        read_variance: of all reads of an output, in electrons squared.
+    """
+
+    row: Tensor | None
+    column: Tensor | None
+    whole: Tensor | None
+    is_offset: bool
+    electron: Tensor
+    read_variance: float
+
+    def light(self, acc: Tensor, rows: slice) -> Tensor:
+        """S of some rows, float32 (n, columns), from their accumulators (n, columns)."""
+        if self.whole is not None:
+            return self.whole[rows]
+        assert self.row is not None
+        row = self.row[rows]
+        if self.is_offset:
+            lit = acc + row
+            return lit if self.column is None else lit.add_(self.column)
+        assert self.column is not None
+        return row * self.column
+
+    def deviation(self, acc: Tensor, rows: slice) -> Tensor:
+        """Deviation of the noise of some rows, in units of the accumulator (n, columns)."""
+        variance = self.light(acc, rows).mul(self.electron)
+        # an offset that rounding took a little too much of leaves less than no light
+        variance.clamp_(min=0).add_(self.electron**2 * self.read_variance)
+        return variance.sqrt_()
+
+
+def margins(second: Tensor) -> tuple[Tensor, Tensor]:
+    """What a differential product's S is made of, on the side of the second operand.
+
+    S of all outputs would be a product of its own. `R_m c_n`, with R = |a| @ mean and c as below,
+    is a product with one vector, has each row's mean exactly, and a row's noise depends on no
+    other row. What is left is some per cent of the noise's deviation (docs/optical.md).
+
+    Args:
+        second: float32 (N, K), as shown.
+
+    Returns:
+        Mean of |b| over outputs, float32 (K,); sums of |b| of each output over their mean, float32
+        (N,), 1 where there is no light at all.
+    """
+    magnitude = second.abs()
+    of_column = magnitude.sum(1)
+    mean = of_column.mean()
+    return magnitude.mean(0), torch.where(mean > 0, of_column / mean, 1.0)
+
+
+def lamp_results(lamps: Sequence[Lamp], seen: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """What a call saw (n, 3), and ranges that it used (n, 2), those of its lamps last."""
+    if not lamps:
+        return seen, used
+    of_lamps = torch.stack([lamp.observed() for lamp in lamps])
+    at = torch.stack([lamp.bounds for lamp in lamps])
+    return torch.cat([seen, seen_of(of_lamps)]), torch.cat([used, at])
