@@ -14,12 +14,12 @@ from aixsim_cli.transforms.state import SimulatedModule
 
 def has_ranges(model: LanguageModel) -> bool:
     """Whether a simulated module has running ranges."""
-    return any(len(module.ranges) for module in _modules(model))
+    return any(module.range_buffers() for module in _modules(model))
 
 
 def needs_calibration(model: LanguageModel) -> bool:
     """Whether a simulated module has a range that was never set."""
-    return any(not module.ranges.isfinite().all() for module in _modules(model))
+    return any(not ranges.isfinite().all() for ranges in _ranges(model))
 
 
 @torch.no_grad()
@@ -45,7 +45,8 @@ def calibrate(
     """
     assert model.state is not None
     modules = list(_modules(model))
-    before = [module.ranges.clone() for module in modules]
+    running = list(_ranges(model))
+    before = [ranges.clone() for ranges in running]
     device = next(model.module.parameters()).device
     model.state.begin_step(0)
     for module in modules:
@@ -56,13 +57,18 @@ def calibrate(
         model.logits(inputs.to(device))
         seen += 1
     model.state.end_step()
-    for module, old in zip(modules, before, strict=True):
+    for module in modules:
         module.training = False
+    for ranges, old in zip(running, before, strict=True):
         is_set = old.isfinite().all(dim=1, keepdim=True)
-        module.ranges.copy_(torch.where(is_set, old, module.ranges))
+        ranges.copy_(torch.where(is_set, old, ranges))
     if not seen:
         raise UserError("nothing to calibrate on: the text is shorter than one window")
 
 
 def _modules(model: LanguageModel) -> Iterator[SimulatedModule]:
     return iter(model.state.modules.values() if model.state is not None else ())
+
+
+def _ranges(model: LanguageModel) -> Iterator[Tensor]:
+    return (ranges for module in _modules(model) for ranges in module.range_buffers().values())

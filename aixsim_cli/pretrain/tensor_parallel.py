@@ -31,9 +31,10 @@ def compute_whole(model: nn.Module, mesh: DeviceMesh) -> None:
     for module in model.modules():
         if not isinstance(module, SimulatedModule):
             continue
-        for name, buffer in module.named_buffers(recurse=False):
+        for owner in module.modules():
             # every rank has the whole of it; torch wraps the buffers of what it shards
-            module._buffers[name] = buffer.to_local() if isinstance(buffer, DTensor) else buffer
+            for name, buffer in owner.named_buffers(recurse=False):
+                owner._buffers[name] = buffer.to_local() if isinstance(buffer, DTensor) else buffer
         simulated: Any = module
         if isinstance(module, nn.Linear):
             simulated.forward = partial(_linear, module, module.forward)

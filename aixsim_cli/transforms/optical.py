@@ -5,19 +5,32 @@ is quantised and noisy. The maths is `aixsim_kernels.optical`; this module keeps
 its state, and puts it in the place of a linear layer or of an attention's two matrix products.
 """
 
+import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
-from aixsim_kernels import optical_attention, optical_linear
+from aixsim_kernels import Defects, Light, optical_attention, optical_linear
 from torch import Tensor, nn
 
+from aixsim_cli.transforms.lamp import signal_to_noise
 from aixsim_cli.transforms.protocol import Paradigm, Site, param
 from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
-from aixsim_cli.transforms.state import SimulatedAttention, SimulatedLinear
+from aixsim_cli.transforms.state import (
+    SimulatedAttention,
+    SimulatedLinear,
+    SimulatedModule,
+    noise_stream,
+)
+
+logger = logging.getLogger("aixsim")
 
 _PAPER = "arXiv 2302.10360"
+# a detector that counts so many has a skewness of 1 / sqrt(20)
+FEW_PHOTONS = 20
 
 
 @dataclass(frozen=True)
@@ -119,13 +132,102 @@ class OpticalParams:
                 )
 
 
-class OpticalLinear(SimulatedLinear):
-    """A linear layer on optical hardware; ranges of input, weight and output."""
+class OpticalModule(SimulatedModule):
+    """What both kinds of optical modules share.
+
+    Class data:
+        products: how many matrix products it computes, each with a lamp of its own.
+    """
 
     seed_field = "q_init_seed"
-    quantises = ("x", "w", "y")
     logs_clipped = True
+    products: ClassVar[int] = 1
     params: OpticalParams
+    lit: Tensor
+
+    def simulate(self, params: OpticalParams, name: str, kind: str, device: torch.device) -> None:
+        super().simulate(params, name, kind, device)
+        # which pixels are its own
+        self.device_stream = noise_stream(params.device_seed, name)
+
+        if self.lamp is not None:
+            tell_of_little_light(params, self.shortest_sum())
+            # photons a token, signal over noise: of the last training call
+            self.register_buffer("lit", torch.zeros(2, device=device), persistent=False)
+
+    def lamps(self) -> int:
+        return 0 if self.params.photons_per_mac is None else self.products
+
+    def shortest_sum(self) -> int | None:
+        """Fewest multiplications whose light one detector adds up; None = not known yet."""
+        return None
+
+    def note_light(
+        self, seen: Tensor, macs: Sequence[float], output: Tensor | None, depth: float
+    ) -> None:
+        """Note, in training, how much light a call took, and what it gave.
+
+        Args:
+            seen: float32 (n, 3), by the operation.
+            macs: multiplications a token of each product.
+            output: of the last one, as it was read, without a bias; None = it was scaled.
+            depth: multiplications that one of its detectors adds up.
+        """
+        how = self.light()
+        if self.lamp is None or how is None or not self.training:
+            return
+        with torch.no_grad():
+            light, set_to = self.lamp.light(seen[-self.products :])
+            photons = how.photons_per_mac * light / set_to
+            self.lit[0] = sum(one * n for one, n in zip(photons.unbind(), macs, strict=True))
+            if output is not None:
+                electron = set_to[-1] / how.photons_per_mac
+                of_reads = how.reads * (electron * how.read_noise) ** 2
+                self.lit[1] = signal_to_noise(output, electron * light[-1] * depth + of_reads)
+
+    def photons_per_token(self) -> Tensor | None:
+        return None if self.lamp is None else self.lit[0]
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the training log shows of this module."""
+        shown = super().metrics()
+        return shown | {f"snr/{self.kind}": self.lit[1]} if self.tells_signal() else shown
+
+    def tells_signal(self) -> bool:
+        """Whether its output tells how strong the signal is."""
+        return self.lamp is not None
+
+    def light(self) -> Light | None:
+        """How much light there is; None = without end."""
+        params = self.params
+        if params.photons_per_mac is None:
+            return None
+        return Light(params.photons_per_mac, params.encoding == "offset", params.read_noise)
+
+    def physics(self) -> dict[str, Any]:
+        """What the kernels take of the parameters."""
+        params = self.params
+        is_offset = params.encoding == "offset"
+        defects = None
+        if params.pixel_gain_std or params.dead_pixels:
+            pixels = (params.pixel_gain_std, params.dead_pixels, self.device_stream, is_offset)
+            defects = Defects(*pixels)
+        return {
+            "stream": 0,
+            "levels": params.q_levels,
+            "lut_min": params.q_lut_min or 0.0,
+            "noise": params.q_noise,
+            "quantiles": params.q_quantiles,
+            "levels_out": params.q_levels_out or 0,
+            "light": self.light(),
+            "defects": defects,
+        }
+
+
+class OpticalLinear(OpticalModule, SimulatedLinear):
+    """A linear layer on optical hardware; ranges of input, weight and output."""
+
+    quantises = ("x", "w", "y")
 
     def forward(self, input: Tensor) -> Tensor:
         """Optical `input @ weight.T + bias`: (..., K) -> (..., N), in the input's dtype."""
@@ -133,16 +235,17 @@ class OpticalLinear(SimulatedLinear):
             input,
             self.weight,
             self.bias,
-            self.ranges,
+            self.all_ranges(),
             self.noise_key,
-            stream=0,
-            levels=self.params.q_levels,
-            lut_min=self.params.q_lut_min or 0.0,
-            noise=self.params.q_noise,
-            quantiles=self.params.q_quantiles,
+            **self.physics(),
         )
         self.record(seen)
+        read = output if self.bias is None else output - self.bias
+        self.note_light(seen, [self.weight.numel()], read, self.in_features)
         return output
+
+    def shortest_sum(self) -> int:
+        return self.in_features
 
     def asks_to_clip(self) -> float:
         low, high = self.params.q_quantiles or (0, 1)
@@ -152,17 +255,15 @@ class OpticalLinear(SimulatedLinear):
         return f"{super().extra_repr()}, {_describe(self.params)}"
 
 
-class OpticalAttention(SimulatedAttention):
+class OpticalAttention(OpticalModule, SimulatedAttention):
     """Both products of an attention on optical hardware; the softmax between them is digital.
 
     Ranges of query, key, score, value and output. `kept_mass` is the mean over rows of what
     quantisation leaves of a row's probability mass (1 = all), from the last training call.
     """
 
-    seed_field = "q_init_seed"
     quantises = ("q", "k", "score", "v", "y")
-    logs_clipped = True
-    params: OpticalParams
+    products = 2
     kept_mass: Tensor
 
     def __init__(self, params: OpticalParams, site: Site) -> None:
@@ -199,22 +300,26 @@ class OpticalAttention(SimulatedAttention):
             k,
             v,
             attn_mask,
-            self.ranges,
+            self.all_ranges(),
             self.noise_key,
-            stream=0,
-            levels=self.params.q_levels,
-            lut_min=self.params.q_lut_min or 0.0,
-            noise=self.params.q_noise,
+            **self.physics(),
             scale=q.shape[-1] ** -0.5 if scale is None else scale,
             is_causal=is_causal,
             attention_range=self.params.attention_range,
-            quantiles=self.params.q_quantiles,
         )
         self.record(seen)
+        tell_of_little_light(self.params, q.shape[-1])
+        keys = (k.shape[2] + 1) / 2 if is_causal else k.shape[2]
+        macs = [q.shape[1] * keys * t.shape[-1] for t in (q, v)]
+        self.note_light(seen, macs, output if self.tells_signal() else None, keys)
         if self.training:
             with torch.no_grad():
                 self.kept_mass.copy_(kept_mass)
         return output
+
+    def tells_signal(self) -> bool:
+        # each row of the other kind is scaled by its own largest probability
+        return super().tells_signal() and self.params.attention_range == "unit"
 
     def reset_record(self) -> None:
         super().reset_record()
@@ -239,6 +344,21 @@ class Optical(Paradigm):
     @staticmethod
     def bypassed(params: OpticalParams) -> bool:
         return params.q_bypass
+
+
+@cache
+def tell_of_little_light(params: OpticalParams, depth: int | None) -> None:
+    """Warn, once, where counts are too few for their noise to be a normal one."""
+    photons = params.photons_per_mac
+    if photons is not None and depth is not None and photons * depth < FEW_PHOTONS:
+        logger.warning(
+            "photons_per_mac: %g photons a multiplication, in sums of %d, are %.2g a detector: "
+            "below %d, Poisson's distribution is skewed, and simulated by a normal one",
+            photons,
+            depth,
+            photons * depth,
+            FEW_PHOTONS,
+        )
 
 
 def _describe(params: OpticalParams) -> str:

@@ -28,6 +28,7 @@ from aixsim_kernels import (
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.calls import Calls, noise_key
+from aixsim_cli.transforms.lamp import Lamp, keep_float32
 from aixsim_cli.transforms.protocol import Lora, Site
 from aixsim_cli.transforms.ranges import DEFAULT, attack_release
 from aixsim_cli.transforms.watch import StepWatch
@@ -65,11 +66,15 @@ class SimulatedModule(nn.Module):
             it ("x", "w", "y"). `q_smooth_factor` of the parameters, if any, is their rule.
         logs_clipped: whether the log shows the shares that are clipped.
 
+    Attributes:
+        lamp: see there; None where no parameter asks for one.
+
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
         seen: float32 (n, 3), what training calls saw: the extremes since the last optimizer step,
-            the largest shares that lay beyond the ranges since they were last logged. Not saved.
+            the largest shares that lay beyond the ranges since they were last logged; those of
+            lamps come last. Not saved.
         noise_stream: int64 scalar, what tells its noise from that of other modules. Not saved.
     """
 
@@ -80,9 +85,14 @@ class SimulatedModule(nn.Module):
     stores_transposed: bool = False
 
     params: Any
+    lamp: Lamp | None
     ranges: Tensor
     seen: Tensor
     noise_stream: Tensor
+
+    def lamps(self) -> int:
+        """How many lamps these parameters ask for."""
+        return 0
 
     def simulate(self, params: Any, name: str, kind: str, device: torch.device) -> None:
         """Take the parameters and create the buffers.
@@ -97,11 +107,13 @@ class SimulatedModule(nn.Module):
         self.smooth = getattr(params, "q_smooth_factor", DEFAULT)
         self.kind = kind
         self.stream = stream = noise_stream(getattr(params, self.seed_field, 0), name)
-        n_ranges = len(self.quantises)
+        n_ranges, n_lamps = len(self.quantises), self.lamps()
         self.register_buffer(
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
         )
-        self.register_buffer("seen", empty_seen(n_ranges, device=device), persistent=False)
+        self.lamp = Lamp(n_lamps, device) if n_lamps else None
+        seen = empty_seen(n_ranges + n_lamps, device=device)
+        self.register_buffer("seen", seen, persistent=False)
         self.register_buffer(
             "noise_stream",
             torch.full((), stream, dtype=torch.int64, device=device),
@@ -118,11 +130,26 @@ class SimulatedModule(nn.Module):
         """
         return noise_key(self.noise_stream, self.calls)
 
+    def range_buffers(self) -> dict[str, Tensor]:
+        """Name within the module -> ranges, float32 (n, 2): its own and, if any, its lamp's."""
+        own = {"ranges": self.ranges} if len(self.ranges) else {}
+        return own if self.lamp is None else own | {"lamp.ranges": self.lamp.ranges}
+
+    def all_ranges(self) -> Tensor:
+        """`ranges`, and the lamp's behind: float32 (n, 2)."""
+        buffers = self.range_buffers().values()
+        if self.lamp is None:
+            return self.ranges
+        ranges = torch.cat(list(buffers))
+        if all(map(are_known_set, buffers)):
+            note_set(ranges)
+        return ranges
+
     @torch.no_grad()
     def reset_state(self) -> None:
         """Back to the start: no range set, nothing observed. Needed after `to_empty`."""
-        empty = empty_ranges(len(self.ranges), device=self.ranges.device)
-        self.ranges.copy_(empty)
+        for ranges in self.range_buffers().values():
+            ranges.copy_(empty_ranges(len(ranges), device=ranges.device))
         self.reset_record()
 
     @torch.no_grad()
@@ -142,8 +169,13 @@ class SimulatedModule(nn.Module):
         """What the training log shows of this module: name -> float32 0-d, a view."""
         if not self.logs_clipped:
             return {}
-        shares = zip(self.quantises, clipped_in(self.seen).unbind(), strict=True)
+        # without those of lamps, which clip nothing
+        shares = zip(self.quantises, clipped_in(self.seen).unbind(), strict=False)
         return {f"{CLIPPED}{name}/{self.kind}": share for name, share in shares}
+
+    def photons_per_token(self) -> Tensor | None:
+        """Photons that its detectors counted for a token lately, float32 0-d; None = no light."""
+        return None
 
     def asks_to_clip(self) -> float:
         """The share of a weight that its range is meant to clip."""
@@ -157,11 +189,7 @@ class SimulatedModule(nn.Module):
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
         super()._apply(fn, recurse)
-        # bfloat16 cannot hold 256 levels of an arbitrary range: `.to(bfloat16)` leaves these alone
-        for name in ("ranges", "seen"):
-            buffer = self._buffers[name]
-            if buffer is not None and buffer.dtype != torch.float32:
-                self._buffers[name] = buffer.float()
+        keep_float32(self, ("ranges", "seen"))
         return self
 
 
@@ -208,7 +236,7 @@ class TransformState:
         self.step = 0
         self.rank = 0
         self.call = 0
-        self.watch = StepWatch(any(len(module.ranges) for module in modules.values()))
+        self.watch = StepWatch(any(module.range_buffers() for module in modules.values()))
         # weights of the old ranges (n, 2), of ends that grow and that shrink
         self._smooth: Tensor | None = None
         self._told_of_clipping = False
@@ -260,10 +288,10 @@ class TransformState:
         if records or torch._C._len_torch_dispatch_stack():
             return
         for module in self.modules.values():
-            ranges = module.ranges
-            unknown = len(ranges) and not ranges.is_meta and not are_known_set(ranges)
-            if unknown and not is_empty(ranges).any():
-                note_set(ranges)
+            for ranges in module.range_buffers().values():
+                unknown = not ranges.is_meta and not are_known_set(ranges)
+                if unknown and not is_empty(ranges).any():
+                    note_set(ranges)
 
     @torch.no_grad()
     def end_step(self) -> None:
@@ -272,39 +300,39 @@ class TransformState:
         By the rule of `ranges.py`; a tensor that was not observed keeps its range.
         """
         self.watch.moved()
-        modules = [m for m in self.modules.values() if len(m.ranges)]
+        modules = [m for m in self.modules.values() if m.range_buffers()]
         if not modules:
             return
+        buffers = [(m, ranges) for m in modules for ranges in m.range_buffers().values()]
         of_all = seen = torch.cat([m.seen for m in modules])
         if dist.is_initialized() and dist.get_world_size() > 1:
             of_all = seen.clone()
             dist.all_reduce(of_all, op=dist.ReduceOp.MAX)
         observed = observed_in(of_all)
-        sizes = [len(m.ranges) for m in modules]
         if self._smooth is None or self._smooth.device != observed.device:
             # once: a copy from the host is a wait for the device
-            smooth = [attack_release(m.smooth) for m in modules for _ in range(len(m.ranges))]
+            smooth = [attack_release(m.smooth) for m, ranges in buffers for _ in range(len(ranges))]
             self._smooth = torch.tensor(smooth, device=observed.device)
         # where ends grow no slower than they shrink, none overtakes the other
         still_set = [
-            m.ranges
-            for m in modules
-            if are_known_set(m.ranges) and (rule := attack_release(m.smooth))[0] <= rule[1]
+            ranges
+            for m, ranges in buffers
+            if are_known_set(ranges) and (rule := attack_release(m.smooth))[0] <= rule[1]
         ]
-        ranges = torch.cat([m.ranges for m in modules])
-        updated = update_ranges(ranges, observed, *self._smooth.split(1, 1))
-        _copy_all([m.ranges for m in modules], list(updated.split(sizes)))
+        running = [ranges for _, ranges in buffers]
+        updated = update_ranges(torch.cat(running), observed, *self._smooth.split(1, 1))
+        _copy_all(running, list(updated.split([len(ranges) for ranges in running])))
         for one in still_set:
             note_set(one)
         # the shares stay until they are logged
         seen[:, :2].fill_(-float("inf"))
-        _copy_all([m.seen for m in modules], list(seen.split(sizes)))
+        _copy_all([m.seen for m in modules], list(seen.split([len(m.seen) for m in modules])))
 
     def metrics(self) -> dict[str, float]:
         """Scalars worth logging, averaged over the modules that report them, as of the last log.
 
-        Begins anew what is collected between logs. Warns, once, where a good part of a weight was
-        clipped.
+        Photons are those of all modules. Begins anew what is collected between logs. Warns, once,
+        where a good part of a weight was clipped.
         """
         reported: dict[str, list[Tensor]] = {}
         for module in self.modules.values():
@@ -312,6 +340,9 @@ class TransformState:
                 reported.setdefault(name, []).append(value)
         if not reported:
             return {}
+        lit = [module.photons_per_token() for module in self.modules.values()]
+        if photons := [own for own in lit if own is not None]:
+            reported["photons_per_token"] = [torch.stack(photons).sum()]
         self._tell_of_clipping()
         # all at once: each look at a value is a wait for the device
         means = torch.stack([torch.stack(values).mean() for values in reported.values()])

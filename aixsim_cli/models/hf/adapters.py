@@ -21,10 +21,11 @@ from wrapt import wrap_function_wrapper
 from aixsim_cli.errors import UserError, first_line
 from aixsim_cli.models.hf.config import AixsimConfig, transform_of
 from aixsim_cli.transforms.config import difference
-from aixsim_cli.transforms.state import SimulatedModule, state_of
+from aixsim_cli.transforms.state import state_of
 
 logger = logging.getLogger("aixsim")
 _SUFFIX = ".ranges"
+_LAMP = ".lamp.ranges"
 # the transform config as JSON, uint8 (bytes,): a file of tensors travels whole
 _TRANSFORM = "aixsim.transform"
 
@@ -66,9 +67,9 @@ def _get(wrapped: Callable[..., dict[str, Tensor]], _: Any, args: Any, kwargs: A
     if transform := transform_of(model):
         text = json.dumps(transform.mapping, sort_keys=True).encode()
         saved[_TRANSFORM] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    for name, module in _with_ranges(model).items():
+    for name, ranges in _ranges_of(model).items():
         # a copy: the next step moves the ranges
-        saved[f"{name}{_SUFFIX}"] = module.ranges.detach().clone()
+        saved[name] = ranges.detach().clone()
     return saved
 
 
@@ -112,9 +113,9 @@ def _compare_transform(model: nn.Module, adapter: str, saved: Tensor) -> None:
 def _load_ranges(
     model: nn.Module, adapter: str, ranges: Mapping[str, Tensor], *, is_told: bool
 ) -> None:
-    modules = {_plain_name(name): module for name, module in _with_ranges(model).items()}
-    saved = {_plain_name(name.removesuffix(_SUFFIX)): value for name, value in ranges.items()}
-    if not modules:
+    own = {_plain_name(name): running for name, running in _ranges_of(model).items()}
+    saved = {_plain_name(name): value for name, value in ranges.items()}
+    if not own:
         if saved and not is_told:
             logger.warning(
                 "adapter %s was trained on simulated hardware, and this model has none: what it "
@@ -130,30 +131,35 @@ def _load_ranges(
             *2 * [", ".join(_active_adapters(model))],
         )
         return
-    lost = sorted(modules.keys() - saved.keys())
+    # where these are, and what they lack is a lamp, it is another amount of light: it calibrates
+    lost = sorted(name for name in own.keys() - saved.keys() if not name.endswith(_LAMP))
     if lost:
         logger.warning(
             "adapter %s holds no ranges of %d simulated modules (%s, …), which keep the base "
             "model's: it was trained on other hardware, digitally, or without aixsim",
             adapter,
             len(lost),
-            lost[0],
+            lost[0].removesuffix(_SUFFIX),
         )
-    for name in modules.keys() & saved.keys():
-        if saved[name].shape != modules[name].ranges.shape:
+    for name in own.keys() & saved.keys():
+        if saved[name].shape != own[name].shape:
             raise UserError(
-                f"adapter {adapter}: {name}.ranges: got shape {list(saved[name].shape)}; expected "
-                f"{list(modules[name].ranges.shape)}, as the base model's hardware has"
+                f"adapter {adapter}: {name}: got shape {list(saved[name].shape)}; expected "
+                f"{list(own[name].shape)}, as the base model's hardware has"
             )
-        modules[name].ranges.copy_(saved[name])
+        own[name].copy_(saved[name])
 
 
-def _with_ranges(model: nn.Module) -> dict[str, SimulatedModule]:
-    """The simulated modules with ranges, under their present names: adapters wrap some of them."""
+def _ranges_of(model: nn.Module) -> dict[str, Tensor]:
+    """The ranges of simulated modules, under their present names: adapters wrap some of them."""
     state = state_of(model)
-    ours = {id(m) for m in state.modules.values() if len(m.ranges)} if state is not None else set()
+    ours = {id(m) for m in state.modules.values()} if state is not None else set()
     found: dict[str, Any] = {n: m for n, m in model.named_modules() if id(m) in ours}
-    return {name.removeprefix("_orig_mod."): module for name, module in found.items()}
+    return {
+        f"{name.removeprefix('_orig_mod.')}.{own}": ranges
+        for name, module in found.items()
+        for own, ranges in module.range_buffers().items()
+    }
 
 
 def _plain_name(name: str) -> str:

@@ -9,6 +9,8 @@ import copy
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from aixsim_kernels import empty_ranges
 from transformers.quantizers.base import HfQuantizer
 from wrapt import wrap_function_wrapper
 
@@ -90,12 +92,13 @@ class AixsimQuantizer(HfQuantizer):
             )
         missing = []
         for name, module in modules.items():
-            # buffers that no file holds come out of transformers as uninitialised memory
-            if not len(module.ranges) or getattr(module.ranges, "_is_hf_initialized", False):
-                module.reset_record()
-            else:
-                missing.append(f"{name}.ranges")
-                module.reset_state()
+            module.reset_record()
+            for own, ranges in module.range_buffers().items():
+                # buffers that no file holds come out of transformers as uninitialised memory
+                if not getattr(ranges, "_is_hf_initialized", False):
+                    missing.append(f"{name}.{own}")
+                    with torch.no_grad():
+                        ranges.copy_(empty_ranges(len(ranges), device=ranges.device))
         if saved is not None and missing:
             raise UserError(
                 f"quantization_config: the model's files lack {', '.join(missing[:4])}; expected a "

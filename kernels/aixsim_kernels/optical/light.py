@@ -30,9 +30,6 @@ from torch import Tensor
 from aixsim_kernels.optical.ranges import empty_ranges, is_empty, seen_of
 from aixsim_kernels.optical.settings import Settings
 
-# of the four passes, or two rails in two states, of a differential product
-_DIFFERENTIAL_READS = 4
-
 
 class Lamp:
     """The lamp of a product in one call: what one photo-electron is worth.
@@ -46,9 +43,9 @@ class Lamp:
     def __init__(self, running: Tensor, settings: Settings) -> None:
         self._running, self._photons = running, settings.photons
         self.is_offset = settings.offset
-        reads = 1 if settings.offset else _DIFFERENTIAL_READS
+        assert settings.light is not None
         # in electrons squared
-        self.read_variance = reads * settings.read_noise**2
+        self.read_variance = settings.light.reads * settings.read_noise**2
         self._own = empty_ranges(1, running.device)[0]
 
     def is_set(self) -> bool:

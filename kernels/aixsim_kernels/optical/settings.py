@@ -4,6 +4,41 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
+class Light(NamedTuple):
+    """How much light an operation has, `optical/light.py`.
+
+    Args:
+        photons_per_mac: detected photons a multiplication, above 0.
+        is_offset: signs are carried by an offset, not by the difference of two rails.
+        read_noise: of each read of a detector, in electrons rms.
+    """
+
+    photons_per_mac: float
+    is_offset: bool = False
+    read_noise: float = 0.0
+
+    @property
+    def reads(self) -> int:
+        """Reads of a detector that an output takes: of four passes, or of one."""
+        return 1 if self.is_offset else 4
+
+
+class Defects(NamedTuple):
+    """How the pixels of the second modulator differ, `optical/pixels.py`.
+
+    Args:
+        gain_std: spread of their brightness, of 1.
+        dead: share of them that are dark.
+        device: hash of layer and specimen.
+        is_offset: as in `Light`: what a dark pixel stands for.
+    """
+
+    gain_std: float
+    dead: float
+    device: int
+    is_offset: bool = False
+
+
 class Settings(NamedTuple):
     """Of an optical linear or attention.
 
@@ -49,6 +84,11 @@ class Settings(NamedTuple):
         return self.levels_out or self.levels
 
     @property
+    def light(self) -> Light | None:
+        """How much light there is; None = without end."""
+        return Light(self.photons, self.offset, self.read_noise) if self.photons else None
+
+    @property
     def has_light(self) -> bool:
         """Whether there is so little light that it has a state, and noise of its own."""
         return self.photons > 0
@@ -57,36 +97,6 @@ class Settings(NamedTuple):
     def has_defects(self) -> bool:
         """Whether pixels differ."""
         return self.gain_std > 0 or self.dead > 0
-
-
-class Light(NamedTuple):
-    """How much light an operation has, `optical/light.py`.
-
-    Args:
-        photons_per_mac: detected photons a multiplication, above 0.
-        is_offset: signs are carried by an offset, not by the difference of two rails.
-        read_noise: of each read of a detector, in electrons rms.
-    """
-
-    photons_per_mac: float
-    is_offset: bool = False
-    read_noise: float = 0.0
-
-
-class Defects(NamedTuple):
-    """How the pixels of the second modulator differ, `optical/pixels.py`.
-
-    Args:
-        gain_std: spread of their brightness, of 1.
-        dead: share of them that are dark.
-        device: hash of layer and specimen.
-        is_offset: as in `Light`: what a dark pixel stands for.
-    """
-
-    gain_std: float
-    dead: float
-    device: int
-    is_offset: bool = False
 
 
 def with_physics(settings: Settings, light: Light | None, defects: Defects | None) -> Settings:
