@@ -41,7 +41,7 @@ PARTS = {
 # parts of kernels' names on a GPU -> part of the step; the first that fits
 KERNELS = {
     "_settle": "observe ranges", "_code": "quantise", "_operand": "quantise",
-    "_pack": "quantise", "_product": "product with detector",
+    "_pack": "quantise", "_row_light": "quantise", "_product": "product with detector",
     "_backward_kernel": "sums of the gradient", "_input_grad": "clip masks",
     "_weight_grad": "clip masks", "row_pass": "attention", "value_pass": "attention",
     "query_grad_pass": "attention", "key_grad_pass": "attention", "mask_grad_pass": "attention",

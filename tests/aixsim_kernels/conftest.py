@@ -50,7 +50,7 @@ def integers():
 
 
 @pytest.fixture
-def compiled(tmp_path):
+def compiled(tmp_path, monkeypatch):
     """Compile a Triton kernel for an H100: (PTX, SASS instructions, those of each inner loop).
 
     The built function takes the kernel; types of what is not a float32 pointer or an int64 seed;
@@ -60,7 +60,18 @@ def compiled(tmp_path):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from triton.language import target_info
+
     from tests.aixsim_kernels.launches import loops, tool
+
+    target = GPUTarget("cuda", 90, 32)
+
+    def current_target():
+        return target
+
+    # kernels ask which machine they are for
+    current_target.__triton_builtin__ = True
+    monkeypatch.setattr(target_info, "current_target", current_target)
 
     def build(kernel, types, constants, aligned, tile):
         names = kernel.arg_names
@@ -73,7 +84,7 @@ def compiled(tmp_path):
         }
         made = triton.compile(
             ASTSource(kernel, kinds, constexprs=constants, attrs=attributes),
-            target=GPUTarget("cuda", 90, 32),
+            target=target,
             options={
                 "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False,
             },

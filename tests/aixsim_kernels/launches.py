@@ -70,7 +70,16 @@ def some_ranges(n, known):
 
 
 def linear_case(
-    dtype, out_dtype, rows=256, depth=128, columns=192, levels=256, key=KEY, known=False, bare=False
+    dtype,
+    out_dtype,
+    rows=256,
+    depth=128,
+    columns=192,
+    levels=256,
+    key=KEY,
+    known=False,
+    bare=False,
+    **light,
 ):
     """A forward and a backward; under autocast dtype is another than out_dtype.
 
@@ -78,11 +87,10 @@ def linear_case(
     """
     x, weight = torch.randn(rows, depth, dtype=dtype), torch.randn(columns, depth, dtype=dtype)
     bias = None if bare else torch.randn(columns, dtype=dtype)
-    how = Settings(7, levels, 0.0 if bare else 0.02, not bare)
-    y, _, used, codes, inside = linear.forward(
-        x, weight, bias, some_ranges(3, known), key, how, out_dtype
-    )
-    linear.backward(y, codes, inside, weight, used, how, dtype, True)
+    how = Settings(7, levels, 0.0 if bare else 0.02, not bare, **light)
+    ranges = some_ranges(4 if light else 3, known)
+    y, _, used, codes, inside = linear.forward(x, weight, bias, ranges, key, how, out_dtype)
+    linear.backward(y, codes, inside, weight, used, key, how, dtype, True)
 
 
 def attention_case(
@@ -96,15 +104,15 @@ def attention_case(
     known=False,
     is_causal=None,
     noise=True,
+    **light,
 ):
     """A forward and a backward of grouped heads; causal where there is no mask, or where asked."""
     q = torch.randn(2, 6, 256, head_dim, dtype=dtype)
     k, v = (torch.randn(2, 2, 256, head_dim, dtype=dtype) for _ in range(2))
     is_causal = mask is None if is_causal is None else is_causal
-    how = Settings(7, levels, 0.02, noise, None, head_dim**-0.5, is_causal, rowmax)
-    out, *_, used, rows, smooth = attention.forward(
-        q, k, v, mask, some_ranges(5, known), key, how, out_dtype
-    )
+    how = Settings(7, levels, 0.02, noise, None, head_dim**-0.5, is_causal, rowmax, **light)
+    ranges = some_ranges(7 if light else 5, known)
+    out, *_, used, rows, smooth = attention.forward(q, k, v, mask, ranges, key, how, out_dtype)
     wants_mask = mask is not None and mask.dtype != torch.bool
     attention.backward(out, q, k, v, mask, used, key, rows, smooth, how, wants_mask)
 
@@ -127,6 +135,10 @@ def cases():
     after = {"known": True}
     yield "linear, after the first step", linear_case, (FLOAT32, BFLOAT16), after
     yield "attention, after the first step", attention_case, (FLOAT32, BFLOAT16), after
+
+    light = {"known": True, "photons": 1.0}
+    yield "linear, light", linear_case, (FLOAT32, BFLOAT16), light
+    yield "attention, light", attention_case, (FLOAT32, BFLOAT16), light
 
 
 def more_cases():
@@ -157,6 +169,15 @@ def more_cases():
         causal = {"is_causal": True}
         yield f"attention, mask beside causal, {size}", attention_case, (*masked, padding), causal
         yield f"attention, mask that is added, {size}", attention_case, (*masked, bias), causal
+    for offset in (False, True):
+        light = {"photons": 1.0, "offset": offset, "read_noise": 3.0, "levels_out": 64}
+        kind = "offset" if offset else "differential"
+        yield f"linear, {kind} light", linear_case, (BFLOAT16, BFLOAT16), light
+        yield f"linear, {kind} light, float32", linear_case, (FLOAT32, FLOAT32), light
+        yield f"attention, {kind} light", attention_case, (BFLOAT16, BFLOAT16, 128), light
+        yield f"attention, {kind} light, float32", attention_case, (FLOAT32, FLOAT32), light
+        masked = (BFLOAT16, BFLOAT16, 64, padding)
+        yield f"attention, {kind} light, a mask", attention_case, masked, light
     for p_exp, p_frac, zero_out in ((0.0, 1.0, None), (1.0, 0.0, 1.5), (0.25, 0.0, None)):
         how = {"p_exp": p_exp, "p_frac": p_frac, "zero_out": zero_out}
         yield f"bitflip, {p_exp}, {p_frac}", bitflip_case, (torch.float16,), how

@@ -72,6 +72,11 @@ class Lamp:
         """The batch's own mean, float32 (2,), twice; the empty range where it is not finite."""
         return self._own
 
+    def of_kernels(self, settings: Settings) -> Tensor:
+        """e, and the variance of the reads of an output: float32 (2,); 0 without noise."""
+        electron = self.electron * settings.noise
+        return torch.stack([electron, electron**2 * self.read_variance])
+
     def on(
         self,
         *,

@@ -82,9 +82,12 @@ def linear_class(rows: int, columns: int, exact: bool) -> str:
     return "small" if min(rows, columns) <= 64 else "large"
 
 
-def linear_tile(device: torch.device, rows: int, columns: int, exact: bool) -> LinearTile:
-    """Launch parameters of a product."""
-    return LinearTile(*_of(device)["linear"][linear_class(rows, columns, exact)])
+def linear_tile(
+    device: torch.device, rows: int, columns: int, exact: bool, has_light: bool = False
+) -> LinearTile:
+    """Launch parameters of a product; one with light holds more at a time, of a smaller tile."""
+    tile = LinearTile(*_of(device)["linear"][linear_class(rows, columns, exact)])
+    return tile._replace(n=tile.n // 2) if has_light and tile.n > 64 else tile
 
 
 def padded(head_dim: int) -> int:
@@ -103,9 +106,21 @@ def attention_class(head_dim: int, exact: bool) -> str:
     return "exact" if exact else str(max(64, padded(head_dim)))
 
 
-def attention_tiles(device: torch.device, head_dim: int, exact: bool) -> AttentionTiles:
-    """Launch parameters of an attention's passes; raises as `attention_class`."""
-    found = _of(device)["attention"][attention_class(head_dim, exact)]
+def attention_tiles(
+    device: torch.device, head_dim: int, exact: bool, has_light: bool = False
+) -> AttentionTiles:
+    """Launch parameters of an attention's passes; raises as `attention_class`.
+
+    With light operands are there twice, and tiles are those of heads twice as wide.
+    """
+    name = attention_class(head_dim, exact)
+    if has_light and not exact:
+        name = attention_class(min(2 * int(name), MAX_HEAD_DIM), exact)
+    found = dict(_of(device)["attention"][name])
+    if has_light:
+        # its operands are as wide as before, and its scores are held twice
+        m, n, *rest = found["rows"]
+        found["rows"] = (m, min(n, 32), *rest)
     return AttentionTiles(**{name: AttentionTile(*tile) for name, tile in found.items()})
 
 

@@ -16,8 +16,25 @@ import torch
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import ORIGIN, add_uniform, digits_of_pairs, uniform
+from aixsim_kernels.common.triton_noise import (
+    ORIGIN,
+    add_uniform,
+    digits_of_pairs,
+    normal,
+    uniform,
+)
+from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.triton_ranges import candidates
+
+# what a kernel's NOISE says: that of a level or, from _SHOT on, of light with or without an offset
+_SILENT, _DITHER, _SHOT, _SHOT_OFFSET = range(4)
+
+
+def noise_kind(settings: Settings) -> int:
+    """What a kernel's NOISE is."""
+    if settings.has_light:
+        return _SHOT_OFFSET if settings.offset else _SHOT
+    return _DITHER if settings.noise else _SILENT
 
 
 def operand_type(out_dtype: torch.dtype, levels: int) -> torch.dtype:
@@ -101,10 +118,30 @@ def readout(acc, lo, step, per_level, keys, first, LEVELS: tl.constexpr, NOISE: 
         first: index of the first column, even.
     """
     read = (acc - lo) * per_level
-    if NOISE:
+    if NOISE == 1:
         PAIRS: tl.constexpr = acc.shape[1] // 2
         read += uniform(digits_of_pairs(keys, first // 2 + tl.arange(0, PAIRS)))
     return lo + step * whole(read, LEVELS)
+
+
+@triton.jit
+def shot(lit, electron, of_reads, digits):
+    """The noise of light, `Lit.deviation` times normal numbers.
+
+    Args:
+        lit: float32 (...), light on detectors, in levels.
+        electron: what one is worth, in levels.
+        of_reads: variance of the reads, in levels squared.
+        digits: of the noise, of the same shape.
+    """
+    deviation = tl.sqrt(tl.fma(tl.maximum(lit, 0.0), electron, of_reads))
+    return normal(digits) * deviation
+
+
+@triton.jit
+def scale_of(lo, hi, per_level, EXACT: tl.constexpr):
+    """Levels of an accumulator's unit: where `in_levels` left values what they are, 1."""
+    return per_level if EXACT else tl.where(lo < hi, per_level, 1.0)
 
 
 @triton.jit
@@ -124,7 +161,7 @@ def in_levels(product, by_row, by_column, added, lo, hi, per_level, NOISE: tl.co
     """
     is_set = lo < hi
     per_level = tl.where(is_set, per_level, 1.0)
-    origin = tl.where(is_set, ORIGIN if NOISE else 0.0, 0.0)
+    origin = tl.where(is_set, ORIGIN if NOISE == 1 else 0.0, 0.0)
     added = (added - tl.where(is_set, lo, 0.0)) * per_level - origin
     return product * per_level, by_row * per_level, by_column * per_level, added, origin
 
@@ -146,7 +183,7 @@ def row_values(low, high, mask, lo, hi, step, origin, EXACT: tl.constexpr):
 @triton.jit
 def level(x, keys, first, LEVELS: tl.constexpr, NOISE: tl.constexpr):
     """`readout` of what `in_levels` made, as a level; NaN stays NaN."""
-    if NOISE:
+    if NOISE == 1:
         PAIRS: tl.constexpr = x.shape[1] // 2
         x = add_uniform(x, digits_of_pairs(keys, first // 2 + tl.arange(0, PAIRS)))
     return whole(x, LEVELS)

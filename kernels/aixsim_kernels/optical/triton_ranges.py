@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.triton_launch import launch
-from aixsim_kernels.optical.ranges import are_known_set
+from aixsim_kernels.optical.ranges import are_known_set, note_set
 
 # ranges of the operation that has most
 _MOST_RANGES = 5
@@ -38,6 +38,7 @@ class Findings:
     Attributes:
         seen: float32 (n, 3), what was seen of the tensors, once the call has ended.
         used: float32 (n, 2), the ranges that were set, or the extremes; likewise.
+        known: whether the host knows that they were all set.
         at: float32 (n, 2), where kernels read the ranges to work with before that.
     """
 
@@ -45,11 +46,11 @@ class Findings:
         self._ranges, self._programs = ranges, list(programs)
         self._partial = torch.empty(sum(programs), 4, device=ranges.device)
         self._of_each = self._partial.split(self._programs)
-        self._known = are_known_set(ranges)
+        self.known = are_known_set(ranges)
         self.seen = ranges.new_empty(len(ranges), 3)
         # what was never set, and never seen, stays so
-        self.used = torch.empty_like(ranges) if self._known else ranges.clone()
-        self.at = ranges if self._known else self.used
+        self.used = torch.empty_like(ranges) if self.known else ranges.clone()
+        self.at = ranges if self.known else self.used
 
     def look(self, kernel: Any, index: int | tuple[int, ...], /, **arguments: Any) -> None:
         """Launch a kernel that looks at tensor `index`, or these tensors, and works in its range.
@@ -66,7 +67,7 @@ class Findings:
             "ranges_ptr": self._ranges,
             "used_ptr": self.at,
         }
-        for second in (False,) if self._known else (False, True):
+        for second in (False,) if self.known else (False, True):
             launch(kernel, sum(counts), **arguments, SECOND=second)
 
     def settle(self, mass: Tensor | None = None, kept_mass: Tensor | None = None) -> None:
@@ -89,6 +90,16 @@ class Findings:
             mass_ptr=mass,
             kept_mass_ptr=kept_mass,
         )
+
+
+def of_operands(ranges: Tensor, n: int) -> Tensor:
+    """The first n ranges of a call, of which the host knows what it knows of all."""
+    if len(ranges) == n:
+        return ranges
+    own = ranges[:n]
+    if are_known_set(ranges):
+        note_set(own)
+    return own
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def compare(run, inputs, mask, ranges, how, out_dtype=torch.float32, key=KEY):
         for i in (0, 1, 3):
             assert torch.equal(mine[i], theirs[i])
         assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
-    step = (used[4, 1] - used[4, 0]) / (how.levels - 1)
+    step = (used[4, 1] - used[4, 0]) / (how.detector_levels - 1)
     return (found[0] - out).abs() / step, (found[2] - kept).abs()
 
 
@@ -136,16 +136,68 @@ def test_16_bit_codes_of_every_case(run, unset, shape, mask, changes):
     assert kept <= 1e-3
 
 
-def gradients(run, inputs, mask, how, dtype, key=KEY):
+def gradients(run, inputs, mask, how, dtype, key=KEY, ranges=SET):
     """The kernel's gradients of q, k, v and an additive mask, and the CPU's."""
     wants_mask = mask is not None and mask.dtype != torch.bool
-    out, *_, used, rows, smooth = run(gpu.forward, *inputs, mask, SET, key, how, dtype)
+    out, *_, used, rows, smooth = run(gpu.forward, *inputs, mask, ranges, key, how, dtype)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     saved = (*inputs, mask, used, key)
     return (
         run(gpu.backward, grad, *saved, rows, smooth, how, wants_mask),
         cpu.backward(grad, *saved, how, wants_mask),
     )
+
+
+LIGHTS = [
+    {"photons": 2.0},
+    {"photons": 4.0, "offset": True, "levels_out": 64},
+    {"photons": 1.0, "read_noise": 2.0, "levels_out": 1000},
+    {"photons": 3.0, "offset": True, "read_noise": 5.0, "noise": False},
+]
+LIT = [CASES[0], CASES[1], CASES[5], CASES[7]]
+LAMPS = torch.tensor([[0.4, 0.6], [0.02, 0.04]])
+
+
+@pytest.mark.parametrize("unset", [(), (5, 6), (2, 4, 5)])
+@pytest.mark.parametrize("light", LIGHTS, ids=str)
+@pytest.mark.parametrize("case", range(len(LIT)))
+def test_light(run, case, light, unset):
+    shape, mask, changes = LIT[case]
+    batches, heads, _, queries, keys, *_ = shape
+    # all lights on the first, and each of the others once
+    if case and (case != LIGHTS.index(light) or unset == (2, 4, 5)):
+        return
+    mask = a_mask(mask, batches, heads, queries, keys)
+    ranges = torch.cat([SET, LAMPS])
+    ranges[list(unset)] = empty_ranges(1)
+    how = settings(shape[5], **changes | light)
+    difference, kept = compare(run, operands(*shape), mask, ranges, how)
+    # the noise is made of a logarithm: a last bit moves some scores across a tie
+    assert (difference > 0.5).float().mean() <= 0.02
+    assert difference.max() < 3 and kept <= 1e-4
+
+
+@pytest.mark.parametrize("light", LIGHTS[:3], ids=str)
+@pytest.mark.parametrize(("shape", "mask", "changes"), LIT[1:])
+def test_gradients_with_light(run, shape, mask, changes, light):
+    batches, heads, _, queries, keys, *_ = shape
+    mask, inputs = a_mask(mask, batches, heads, queries, keys), operands(*shape)
+    how, ranges = settings(shape[5], **changes | light), torch.cat([SET, LAMPS])
+    for mine, theirs in zip(
+        *gradients(run, inputs, mask, how, torch.float32, ranges=ranges), strict=True
+    ):
+        assert (mine - theirs).norm() <= 5e-3 * theirs.norm()
+        if not mine.numel():
+            continue
+        off = ~torch.isclose(mine, theirs, rtol=1e-3, atol=1e-4)
+        assert off.float().mean() <= 0.03
+
+
+def test_light_in_16_bits(run):
+    inputs = operands(1, 4, 2, 60, 60, 24, 24, torch.bfloat16)
+    how, ranges = settings(24, photons=2.0, levels_out=64), torch.cat([SET, LAMPS])
+    difference, kept = compare(run, inputs, None, ranges, how, torch.float16)
+    assert (difference > 0.5).float().mean() <= 0.02 and kept <= 1e-3
 
 
 @pytest.mark.parametrize(("shape", "mask", "changes"), CASES)

@@ -43,9 +43,10 @@ def compare(
     noise=True,
     out_dtype=torch.float32,
     key=KEY,
+    **physics,
 ):
     """Differences of the outputs in levels; everything else is checked here."""
-    how = (ranges, key, Settings(STREAM, levels, lut_min, noise), out_dtype)
+    how = (ranges, key, Settings(STREAM, levels, lut_min, noise, **physics), out_dtype)
     found = run(gpu.forward, x, weight, bias, *how)
     expected = cpu.forward(x, weight, bias, *how)
     y, seen, used, code, inside = expected
@@ -59,7 +60,7 @@ def compare(
     scale = observed[2].abs().max().clamp(max=1e6)
     for mine, theirs in ((observed_in(found[1]), observed), (found[2], used)):
         assert torch.allclose(mine, theirs, rtol=0, atol=float(scale) * 1e-5)
-    step = (used[2, 1] - used[2, 0]) / (levels - 1)
+    step = (used[2, 1] - used[2, 0]) / (how[2].detector_levels - 1)
     return (found[0] - y).abs() / step
 
 
@@ -68,6 +69,44 @@ def test_a_part_of_a_whole(run, place):
     operand = operands(42, 50, 33, torch.float32)
     difference = compare(run, *operand, SET, key=placed(KEY, place))
     assert difference.max() <= 0.01
+
+
+LIGHTS = [
+    {"photons": 0.5},
+    {"photons": 2.0, "offset": True, "levels_out": 64},
+    {"photons": 1.0, "read_noise": 2.0, "levels_out": 1000},
+    {"photons": 3.0, "offset": True, "read_noise": 5.0, "noise": False},
+]
+
+
+@pytest.mark.parametrize("unset", [(), (3,), (0, 1, 2, 3), (2, 3)])
+@pytest.mark.parametrize("light", LIGHTS, ids=str)
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16])
+def test_light(run, light, unset, out_dtype):
+    ranges = torch.cat([SET, torch.tensor([[0.04, 0.06]])])
+    ranges[list(unset)] = empty_ranges(1)
+    x, weight, bias = operands(37, 130, 34, torch.float32)
+    difference = compare(run, x, weight, bias, ranges, out_dtype=out_dtype, **light)
+    # noise of many levels, made of a logarithm: a last bit moves some across a tie
+    assert difference.max() < 1.5
+    rare = 2e-2 if out_dtype == torch.float16 or light.get("levels_out") == 1000 else 2e-3
+    assert (difference > 0.5).float().mean() <= rare
+
+
+def test_light_on_a_part_of_a_whole(run):
+    operand = operands(42, 50, 33, torch.float32)
+    ranges = torch.cat([SET, torch.tensor([[0.04, 0.06]])])
+    key = placed(KEY, Place(7, 30, 5, first_column=12))
+    assert (compare(run, *operand, ranges, key=key, photons=1.0) > 0.5).float().mean() < 2e-3
+
+
+def test_light_of_a_nan_sets_no_lamp(run):
+    x, weight, _ = operands(6, 10, 4, torch.float32)
+    x[2, 3] = float("nan")
+    how = (empty_ranges(4), KEY, HOW._replace(photons=1.0), torch.float32)
+    for forward in (gpu.forward, cpu.forward):
+        seen = run(forward, x, weight, None, *how)[1]
+        assert torch.equal(seen[3], empty_seen(1)[0])
 
 
 @pytest.mark.parametrize("unset", [False, True])
@@ -167,7 +206,7 @@ def test_gradients_of_nothing_while_no_range_was_ever_set(run, shape):
     x, weight, _ = operands(*shape, torch.float32)
     unset = empty_ranges(3)
     y, _, used, code, inside = run(gpu.forward, x, weight, None, unset, KEY, HOW, torch.float32)
-    grads = run(gpu.backward, y, code, inside, weight, used, HOW, torch.float32, True)
+    grads = run(gpu.backward, y, code, inside, weight, used, KEY, HOW, torch.float32, True)
     for grad, shape in zip(grads, (x.shape, weight.shape, (len(weight),)), strict=True):
         assert grad.shape == shape and not grad.any()
 
@@ -177,7 +216,7 @@ def test_gradients(run, dtype, rel):
     x, weight, bias = operands(24, 40, 18, dtype)
     *_, used, code, inside = cpu.forward(x, weight, bias, SET, KEY, HOW, torch.float32)
     grad = torch.randn(24, 18, generator=torch.Generator().manual_seed(3)).to(dtype)
-    saved = (code, inside, weight, used, HOW, dtype, True)
+    saved = (code, inside, weight, used, KEY, HOW, dtype, True)
     for mine, theirs in zip(
         run(gpu.backward, grad, *saved), cpu.backward(grad, *saved), strict=True
     ):

@@ -132,7 +132,8 @@ def _(q, k, v, mask, ranges, key, *settings_and_dtype):
 
 def _on_triton(q: Tensor, v: Tensor, settings: Settings) -> bool:
     fits = max(q.shape[3], v.shape[3]) <= MAX_HEAD_DIM and v.shape[2] > 0
-    return q.device.type == "cuda" and settings.quantiles is None and fits
+    plain = settings.quantiles is None and not settings.has_defects
+    return q.device.type == "cuda" and plain and fits
 
 
 @torch.library.custom_op(

@@ -29,9 +29,10 @@ from aixsim_kernels.optical.attention.triton_backward import (
     query_grad_pass,
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
+from aixsim_kernels.optical.light import Lamp, lamp_results
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
-from aixsim_kernels.optical.triton_grid import operand_type
+from aixsim_kernels.optical.triton_grid import noise_kind, operand_type
 from aixsim_kernels.optical.triton_operands import (
     Modulated,
     Operand,
@@ -40,7 +41,7 @@ from aixsim_kernels.optical.triton_operands import (
     operands,
     row_strides,
 )
-from aixsim_kernels.optical.triton_ranges import Findings
+from aixsim_kernels.optical.triton_ranges import Findings, of_operands
 
 # what a mask can be
 _NONE, _BOOL, _ADDITIVE = 0, 1, 2
@@ -65,10 +66,13 @@ def forward(
     """
     q, k, v = map(by_rows, (q, k, v))
     kind = operand_type(out_dtype, settings.levels)
-    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), kind == torch.float32)
+    widest, has_light = max(q.shape[3], v.shape[3]), settings.has_light
+    tiles = attention_tiles(q.device, widest, kind == torch.float32, has_light)
     of_q, of_k, of_v = map(operand_programs, (q, k, v))
     of_rows, of_values = (_programs(q, tile.m) for tile in (tiles.rows, tiles.values))
-    findings = Findings(ranges, [of_q, of_k, of_rows, of_v, of_values])
+    own = of_operands(ranges, 5)
+    lamps = [Lamp(one, settings) for one in ranges[5:]]
+    findings = Findings(own, [of_q, of_k, of_rows, of_v, of_values])
     tensors, q_operand, _ = _operands(q, k, v, mask, findings, settings, kind)
 
     out = q.new_empty(*q.shape[:3], v.shape[3], dtype=out_dtype)
@@ -79,16 +83,30 @@ def forward(
     tensors |= {"q_sum_ptr": q_operand.sums, "seed": seed_word(settings.stream, 0)}
     of_output: dict[str, Any] = {"out_ptr": out, "smooth_ptr": smooth, "mass_ptr": mass}
     of_output["output_seed"] = seed_word(settings.stream, 1)
-    passes: list[tuple[int, AttentionTile, Any, dict[str, Any]]] = [
-        (2, tiles.rows, row_pass, {}),
-        (4, tiles.values, value_pass, of_output),
-    ]
-    for index, tile, kernel, own in passes:
-        how = tensors | own | _shapes_and_settings(q, k, v, mask, key, settings, tile)
-        findings.look(kernel, index, **how)
+    how = tensors | _shapes_and_settings(q, k, v, mask, key, settings, tiles.rows)
+    # of each program the light of the scores, and how many; of the outputs
+    of_scores = q.new_empty(of_rows, 2, dtype=torch.float32) if lamps else None
+    of_outputs = q.new_empty(of_values, dtype=torch.float32) if lamps else None
+    # light is known when a pass has ended: where no lamp was ever set, it begins anew
+    times = 2 if lamps and not findings.known else 1
+    how |= {"lamp_ptr": None, "light_ptr": of_scores}
+    for _ in range(times):
+        how["lamp_ptr"] = lamps[0].of_kernels(settings) if lamps else None
+        findings.look(row_pass, 2, **how)
+        if of_scores is not None:
+            light, pairs = of_scores.sum(0, dtype=torch.float64)
+            lamps[0].see(light, pairs * q.shape[3])
+    how |= of_output | _shapes_and_settings(q, k, v, mask, key, settings, tiles.values)
+    how |= {"lamp_ptr": lamps[0].of_kernels(settings) if lamps else None, "light_ptr": of_outputs}
+    for _ in range(times):
+        how["own_lamp_ptr"] = lamps[1].of_kernels(settings) if lamps else None
+        findings.look(value_pass, 4, **how)
+        if of_outputs is not None:
+            lamps[1].see(of_outputs.sum(dtype=torch.float64), pairs * v.shape[3])
     kept_mass = q.new_empty((), dtype=torch.float32)
     findings.settle(mass, kept_mass)
-    return out, findings.seen, kept_mass, findings.used, rows, smooth
+    seen, used = lamp_results(lamps, findings.seen, findings.used)
+    return out, seen, kept_mass, used, rows, smooth
 
 
 def backward(
@@ -115,8 +133,11 @@ def backward(
     delta, by_row = torch.empty_like(rows)
     noise = torch.empty_like(delta, dtype=torch.int32)
     dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
-    tiles = attention_tiles(q.device, max(q.shape[3], v.shape[3]), exact)
+    widest = max(q.shape[3], v.shape[3])
+    tiles = attention_tiles(q.device, widest, exact, settings.has_light)
     tensors |= _rows(rows) | {"used_ptr": used, "key_ptr": key}
+    lamp = Lamp(used[5], settings).of_kernels(settings) if settings.has_light else None
+    tensors |= {"lamp_ptr": lamp}
     tensors |= {"grad_ptr": grad, "delta_ptr": delta, "noise_ptr": noise, "by_row_ptr": by_row}
     of_queries: dict[str, Any] = {"smooth_ptr": smooth, "out_ptr": dq, "q_sum_ptr": of_q.sums}
     of_queries |= {"x_ptr": q, "x_strides": row_strides(q)}
@@ -235,7 +256,8 @@ def _shapes_and_settings(
         "DV": v.shape[3],
         "REPEATS": heads // k.shape[1],
         "LEVELS": settings.levels,
-        "NOISE": settings.noise,
+        "LEVELS_OUT": settings.detector_levels,
+        "NOISE": noise_kind(settings),
         "PLACED": key.dim() > 0,
         "CAUSAL": settings.is_causal,
         "ROWMAX": settings.rowmax,

@@ -57,6 +57,7 @@ def query_grad_pass(
     x_strides,
     out_ptr,
     used_ptr,
+    lamp_ptr,
     key_ptr,
     seed,
     stride_b,
@@ -72,6 +73,7 @@ def query_grad_pass(
     DV,
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -86,7 +88,7 @@ def query_grad_pass(
     head, kv_head, mask_offset, rows, free, end, later = place(
         heads, M, L, stride_b, stride_h, REPEATS, key_ptr, CAUSAL, MASK, PLACED, BLOCK_M, BLOCK_N
     )
-    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at, lit = used_detector(used_ptr, lamp_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
     q, by_row, _, keys = load_queries(
         q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
     )
@@ -117,7 +119,9 @@ def query_grad_pass(
                 mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
-            score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+            score = detected(
+                q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
+            )  # [BLOCK_M, BLOCK_N]
             weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
             dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
@@ -152,6 +156,7 @@ def key_grad_pass(
     k_out_ptr,
     v_out_ptr,
     used_ptr,
+    lamp_ptr,
     key_ptr,
     stride_b,
     stride_h,
@@ -166,6 +171,7 @@ def key_grad_pass(
     DV,
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -181,7 +187,7 @@ def key_grad_pass(
     kv_head = (tl.program_id(0) // tiles).to(tl.int64)
     start = (tl.program_id(0) % tiles) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
-    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at, lit = used_detector(used_ptr, lamp_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
     _, _, of_k, _, _, _, _, _, _ = at
     k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
@@ -224,7 +230,7 @@ def key_grad_pass(
                     shut, M, L, later, CAUSAL, MASK,
                 )  # fmt: skip
                 score = detected_by_key(
-                    q, k, by_row, by_column, at, keys, columns, LEVELS, NOISE, EXACT
+                    q, k, by_row, by_column, at, lit, keys, columns, D, LEVELS_OUT, NOISE, EXACT
                 )
                 weights = exponentials(score, sees, added, shift[None, :], at, MASKED, MASK, EXACT)
                 p = probabilities(weights, share[None, :], ROWMAX, MASK, EXACT)
@@ -269,6 +275,7 @@ def mask_grad_pass(
     by_row_ptr,
     mask_out_ptr,
     used_ptr,
+    lamp_ptr,
     key_ptr,
     batches,
     stride_b,
@@ -288,6 +295,7 @@ def mask_grad_pass(
     ONE_COLUMN: tl.constexpr,
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -313,7 +321,7 @@ def mask_grad_pass(
     shared_heads = heads if ONE_HEAD else 1
     shared = shared_columns * shared_rows * shared_heads * (batches if ONE_BATCH else 1)
     EXACT: tl.constexpr = q_ptr.dtype.element_ty == tl.float32
-    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at, lit = used_detector(used_ptr, lamp_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
     v_step, _ = step_and_offset(used_ptr, 3, LEVELS)
     later = keys_before(key_ptr, M, L, PLACED)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -339,7 +347,9 @@ def mask_grad_pass(
             mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
             M, L, later, CAUSAL, MASK,
         )  # fmt: skip
-        score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+        score = detected(
+            q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
+        )  # [BLOCK_M, BLOCK_N]
         weights = exponentials(score, sees, added, shift[:, None], at, True, MASK, EXACT)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])

@@ -12,12 +12,15 @@ shape of a value, [] of a number.
 import triton
 import triton.language as tl
 
-from aixsim_kernels.common.triton_noise import row_keys
+from aixsim_kernels.common.triton_noise import digits_of_pairs, row_keys
 from aixsim_kernels.optical.attention.triton_scores import (
+    as_light,
     detected,
     detector,
     exponentials,
     in_exponent,
+    lamp_of,
+    light_unit,
     load_queries,
     load_softmax,
     load_tile,
@@ -30,7 +33,7 @@ from aixsim_kernels.optical.attention.triton_scores import (
     visible,
     with_total,
 )
-from aixsim_kernels.optical.triton_grid import nearest, readout, row_values, steps
+from aixsim_kernels.optical.triton_grid import nearest, readout, row_values, shot, steps, whole
 from aixsim_kernels.optical.triton_ranges import (
     are_clipped,
     candidates,
@@ -57,6 +60,8 @@ def row_pass(
     n_partial,
     ranges_ptr,
     used_ptr,
+    lamp_ptr,
+    light_ptr,
     key_ptr,
     seed,
     stride_b,
@@ -72,6 +77,7 @@ def row_pass(
     DV,
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -93,7 +99,8 @@ def row_pass(
         if lo <= hi:
             return
         lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 2, tl.program_id(0))
-    at = detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = detector(lo, hi, used_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
+    lit = lamp_of(lamp_ptr, lo, hi, used_ptr, LEVELS, LEVELS_OUT, NOISE, EXACT)
     _, _, _, _, _, step, _, _, origin = at
     q, by_row, _, keys = load_queries(
         q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
@@ -102,6 +109,7 @@ def row_pass(
     total = tl.zeros((BLOCK_M,), tl.float32)
     low = tl.full((BLOCK_M,), float("inf"), tl.float32)
     high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    light, pairs = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     # tiles that are seen whole, where there can be any, and then the others
     for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
         for start in range(free if MASKED else 0, end if MASKED else free, BLOCK_N):
@@ -113,9 +121,12 @@ def row_pass(
                 mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
-            raw, score = raw_and_detected(
-                q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT
-            )  # [BLOCK_M, BLOCK_N], twice
+            raw, score, lit_tile = raw_and_detected(
+                q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
+            )  # [BLOCK_M, BLOCK_N], three times
+            if light_ptr is not None:
+                light += tl.sum(tl.where(sees, lit_tile, 0.0), 1)
+                pairs += tl.sum(sees.to(tl.float32), 1)
             score = in_exponent(score, added, at, MASK, EXACT)
             raw_low, raw_high = raw, raw
             if MASKED:
@@ -139,6 +150,10 @@ def row_pass(
         clipped = are_clipped(low, high, ranges_ptr, 2)
         attending = (mask & (total > 0)).to(tl.float32)
         store_partial(partial_ptr, tl.program_id(0), low, high, clipped, attending)
+    if light_ptr is not None:
+        _, _, _, _, _, _, unit, _ = lit
+        tl.store(light_ptr + 2 * tl.program_id(0), tl.sum(light, 0) * unit)  # []
+        tl.store(light_ptr + 2 * tl.program_id(0) + 1, tl.sum(pairs, 0))  # []
 
 
 @triton.jit(do_not_specialize=["seed", "output_seed", "n_partial"])
@@ -158,6 +173,9 @@ def value_pass(
     n_partial,
     ranges_ptr,
     used_ptr,
+    lamp_ptr,
+    own_lamp_ptr,
+    light_ptr,
     key_ptr,
     seed,
     output_seed,
@@ -174,6 +192,7 @@ def value_pass(
     DV,
     REPEATS: tl.constexpr,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -194,14 +213,16 @@ def value_pass(
         if lo <= hi:
             return
         lo, hi = settled(partial_ptr, n_partial, ranges_ptr, used_ptr, 4, tl.program_id(0))
-    step, per_level = steps(lo, hi, LEVELS)
-    at = used_detector(used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    step, per_level = steps(lo, hi, LEVELS_OUT)
+    at, lit = used_detector(used_ptr, lamp_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
+    v_unit, v_factor, v_summand = light_unit(used_ptr, 3, LEVELS, NOISE)
     q, by_row, of_whole, keys = load_queries(
         q_ptr, q_sum_ptr, head, rows, heads, M, D, at, key_ptr, seed, PLACED, BLOCK_D
     )
     shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    light = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     count = tl.zeros((BLOCK_M,), tl.float32)
     sum_p = tl.zeros((BLOCK_M,), tl.float32)
     for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
@@ -215,7 +236,9 @@ def value_pass(
                 mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
-            score = detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+            score = detected(
+                q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
+            )  # [BLOCK_M, BLOCK_N]
             weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             p = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT)
             code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
@@ -225,6 +248,10 @@ def value_pass(
             acc = tl.dot(code.to(v.dtype), v, acc, input_precision="ieee")
             # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
             smooth = tl.dot(p.to(v.dtype), v, smooth, input_precision="ieee")
+            if light_ptr is not None:
+                v_light = as_light(v, v_factor, v_summand, DV, NOISE)
+                # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_V] -> [BLOCK_M, BLOCK_V]
+                light = tl.dot(code.to(v.dtype), v_light, light, input_precision="ieee")
     v_step, v_offset = step_and_offset(used_ptr, 3, LEVELS)
     acc = (v_step * acc + v_offset * count[:, None]) * (1.0 / (LEVELS - 1))
     smooth = v_step * smooth + v_offset * sum_p[:, None]
@@ -237,7 +264,17 @@ def value_pass(
         store_partial(partial_ptr, tl.program_id(0), low, high, clipped, here)
     factor = share if ROWMAX else (share > 0).to(tl.float32)
     keys = row_keys(of_whole, tl.load(key_ptr), output_seed)  # [BLOCK_M], of the key []
-    out = readout(acc, lo, step, per_level, keys, 0, LEVELS, NOISE) * factor[:, None]
+    if light_ptr is not None:
+        light *= v_unit * (1.0 / (LEVELS - 1))
+        tl.store(light_ptr + tl.program_id(0), tl.sum(tl.where(mask, light, 0.0)))  # []
+        electron = tl.load(own_lamp_ptr) * per_level  # []
+        of_reads = tl.load(own_lamp_ptr + 1) * per_level * per_level  # []
+        found = digits_of_pairs(keys, tl.arange(0, BLOCK_V // 2))
+        read = (acc - lo) * per_level + shot(light * per_level, electron, of_reads, found)
+        out = lo + step * whole(read, LEVELS_OUT)
+    else:
+        out = readout(acc, lo, step, per_level, keys, 0, LEVELS_OUT, NOISE)
+    out *= factor[:, None]
     offsets = (head * M + rows[:, None]) * DV + values[None, :]
     tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)  # [BLOCK_M, BLOCK_V]
     # [BLOCK_M, BLOCK_V]

@@ -13,11 +13,22 @@ import triton.language as tl
 from aixsim_kernels.common.triton_noise import (
     add_uniform,
     digits,
+    digits_of_pairs,
     global_rows,
     row_keys,
     uniform,
 )
-from aixsim_kernels.optical.triton_grid import grid, in_levels, inside, level, readout, steps, whole
+from aixsim_kernels.optical.triton_grid import (
+    grid,
+    in_levels,
+    inside,
+    level,
+    readout,
+    scale_of,
+    shot,
+    steps,
+    whole,
+)
 
 # exponents of 2 in those of e
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -40,21 +51,26 @@ def step_and_offset(used_ptr, index, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def used_detector(used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
-    """`detector` with the range that the first pass worked with."""
+def used_detector(
+    used_ptr, lamp_ptr, D, scale, LEVELS: tl.constexpr, LEVELS_OUT, NOISE: tl.constexpr, EXACT
+):
+    """`detector` and `lamp_of` with the range that the first pass worked with."""
     lo, hi = tl.load(used_ptr + 4), tl.load(used_ptr + 5)  # [], []
-    return detector(lo, hi, used_ptr, D, scale, LEVELS, NOISE, EXACT)
+    at = detector(lo, hi, used_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
+    return at, lamp_of(lamp_ptr, lo, hi, used_ptr, LEVELS, LEVELS_OUT, NOISE, EXACT)
 
 
 @triton.jit
-def detector(lo, hi, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT):
+def detector(
+    lo, hi, used_ptr, D, scale, LEVELS: tl.constexpr, LEVELS_OUT, NOISE: tl.constexpr, EXACT
+):
     """What makes detected scores of products, for `raw_and_detected` and what follows it.
 
     Returns nine numbers: factors of the product, of q's sums and of k's sums, what is added to all;
     lo, step and 1 / step; factor of a score in the exponent; and what a raw score counts from.
     With 16-bit operands raw scores are in levels of the detector, and exponents are those of 2.
     """
-    step, per_level = steps(lo, hi, LEVELS)
+    step, per_level = steps(lo, hi, LEVELS_OUT)
     q_step, q_offset = step_and_offset(used_ptr, 0, LEVELS)
     k_step, k_offset = step_and_offset(used_ptr, 1, LEVELS)
     product, of_q, of_k = q_step * k_step, q_step * k_offset, q_offset * k_step
@@ -70,28 +86,86 @@ def detector(lo, hi, used_ptr, D, scale, LEVELS: tl.constexpr, NOISE: tl.constex
 
 
 @triton.jit
-def raw_and_detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE: tl.constexpr, EXACT):
-    """A tile's raw scores, and those that the detector reads: values, or levels."""
+def light_unit(used_ptr, index, LEVELS: tl.constexpr, NOISE: tl.constexpr):
+    """How `as_light` makes light of an operand's c, in what unit: the unit, a factor, a summand."""
+    lo, step, _, centre = grid(used_ptr, index, LEVELS)
+    # of a range without width all light is in the summand
+    unit = tl.where(step == 0, 1.0, step)
+    dark = lo if NOISE == 3 else lo * 0.0
+    return unit, step / unit, (lo + centre * step - dark) / unit
+
+
+@triton.jit
+def as_light(c, factor, summand, width, NOISE: tl.constexpr):
+    """Light of a tile (rows, BLOCK) of c, 0 behind its `width` columns, in the type of c."""
+    light = tl.fma(c.to(tl.float32), factor, summand)
+    if NOISE == 2:
+        light = tl.abs(light)
+    columns = tl.arange(0, c.shape[1])
+    return tl.where(columns[None, :] < width, light, 0.0).to(c.dtype)
+
+
+@triton.jit
+def lamp_of(
+    lamp_ptr, lo, hi, used_ptr, LEVELS: tl.constexpr, LEVELS_OUT, NOISE: tl.constexpr, EXACT
+):
+    """What makes noise of the light on scores.
+
+    Returns eight numbers: what an electron is worth and the variance of reads, in levels of the
+    scores' detector; factor and summand of q's light, and of k's; the unit of their products, and
+    that in levels.
+    """
+    electron, of_reads = lo * 0.0, lo * 0.0
+    _, per_level = steps(lo, hi, LEVELS_OUT)
+    per = scale_of(lo, hi, per_level, EXACT)
+    q_unit, q_factor, q_summand = light_unit(used_ptr, 0, LEVELS, NOISE)
+    k_unit, k_factor, k_summand = light_unit(used_ptr, 1, LEVELS, NOISE)
+    if NOISE >= 2:
+        electron = tl.load(lamp_ptr) * per  # []
+        of_reads = tl.load(lamp_ptr + 1) * per * per  # []
+    unit = q_unit * k_unit
+    return electron, of_reads, q_factor, q_summand, k_factor, k_summand, unit, unit * per
+
+
+@triton.jit
+def raw_and_detected(q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT):
+    """A tile's raw scores, those that the detector reads, values or levels, and what light made
+    these, in the unit of `lit`."""
     product, _, of_k, _, lo, step, per_level, _, _ = at
     # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK_N] -> [BLOCK_M, BLOCK_N]
     acc = tl.dot(q, tl.trans(k), input_precision="ieee")
     if EXACT:
         raw = product * acc + by_row[:, None] + (of_k * k_sum)[None, :]
-        return raw, readout(raw, lo, step, per_level, keys, start, LEVELS, NOISE)
-    raw = tl.fma(acc, product, by_row[:, None] + (of_k * k_sum)[None, :])
-    return raw, level(raw, keys, start, LEVELS, NOISE)
+    else:
+        raw = tl.fma(acc, product, by_row[:, None] + (of_k * k_sum)[None, :])
+    if NOISE >= 2:
+        electron, of_reads, q_factor, q_summand, k_factor, k_summand, _, unit = lit
+        q_light = as_light(q, q_factor, q_summand, D, NOISE)
+        k_light = as_light(k, k_factor, k_summand, D, NOISE)
+        # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK_N] -> [BLOCK_M, BLOCK_N]
+        light = tl.dot(q_light, tl.trans(k_light), input_precision="ieee")
+        found = digits_of_pairs(keys, start // 2 + tl.arange(0, acc.shape[1] // 2))
+        noise = shot(light * unit, electron, of_reads, found)
+        if EXACT:
+            return raw, lo + step * whole((raw - lo) * per_level + noise, LEVELS_OUT), light
+        return raw, whole(raw + noise, LEVELS_OUT), light
+    if EXACT:
+        return raw, readout(raw, lo, step, per_level, keys, start, LEVELS_OUT, NOISE), raw
+    return raw, level(raw, keys, start, LEVELS_OUT, NOISE), raw
 
 
 @triton.jit
-def detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE: tl.constexpr, EXACT):
+def detected(q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT):
     """What the detector reads of a tile's scores: values, or levels."""
-    _, read = raw_and_detected(q, k, k_sum, by_row, at, keys, start, LEVELS, NOISE, EXACT)
+    _, read, _ = raw_and_detected(
+        q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
+    )
     return read
 
 
 @triton.jit
 def detected_by_key(
-    q, k, by_row, by_column, at, keys, columns, LEVELS: tl.constexpr, NOISE: tl.constexpr, EXACT
+    q, k, by_row, by_column, at, lit, keys, columns, D, LEVELS_OUT, NOISE: tl.constexpr, EXACT
 ):
     """`detected` of a tile whose rows are keys."""
     product, _, _, _, lo, step, per_level, _, _ = at
@@ -99,13 +173,20 @@ def detected_by_key(
     acc = tl.dot(k, tl.trans(q), input_precision="ieee")
     if EXACT:
         read = (product * acc + by_row[None, :] + by_column[:, None] - lo) * per_level
-        if NOISE:
-            read += uniform(digits(keys[None, :], columns[:, None]))
-        return lo + step * whole(read, LEVELS)
-    read = tl.fma(acc, product, by_row[None, :] + by_column[:, None])
-    if NOISE:
-        read = add_uniform(read, digits(keys[None, :], columns[:, None]))
-    return whole(read, LEVELS)
+    else:
+        read = tl.fma(acc, product, by_row[None, :] + by_column[:, None])
+    if NOISE >= 2:
+        electron, of_reads, q_factor, q_summand, k_factor, k_summand, _, unit = lit
+        q_light = as_light(q, q_factor, q_summand, D, NOISE)
+        k_light = as_light(k, k_factor, k_summand, D, NOISE)
+        # [BLOCK_N, BLOCK_D] @ [BLOCK_D, BLOCK_M] -> [BLOCK_N, BLOCK_M]
+        light = tl.dot(k_light, tl.trans(q_light), input_precision="ieee")
+        found = digits(keys[None, :], columns[:, None])
+        read += shot(light * unit, electron, of_reads, found)
+    if NOISE == 1:
+        found = digits(keys[None, :], columns[:, None])
+        read = read + uniform(found) if EXACT else add_uniform(read, found)
+    return lo + step * whole(read, LEVELS_OUT) if EXACT else whole(read, LEVELS_OUT)
 
 
 @triton.jit

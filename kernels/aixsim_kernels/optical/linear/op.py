@@ -78,7 +78,7 @@ def _forward(x, weight, bias, ranges, key, *settings_and_dtype):
     settings = Settings(*fields)
     # autocast would run the matmul inside in 16 bits; triton launches on the current device
     with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
-        if x.is_cuda and settings.quantiles is None:
+        if x.is_cuda and settings.quantiles is None and not settings.has_defects:
             from aixsim_kernels.optical.linear import triton
 
             return triton.forward(x, weight, bias, ranges, key, settings, out_dtype)
@@ -108,7 +108,7 @@ def _backward(grad, x_code, x_inside, weight, used, key, *settings_and_wishes):
     settings = Settings(*fields)
     saved = (x_code, x_inside, weight, used, key)
     with torch.autocast(grad.device.type, enabled=False), torch.cuda.device_of(grad):
-        if grad.is_cuda:
+        if grad.is_cuda and not settings.has_defects:
             from aixsim_kernels.optical.linear import triton
 
             return triton.backward(grad, *saved, settings, x_dtype, wants_bias)

@@ -27,7 +27,9 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
-from aixsim_kernels.common.triton_noise import global_rows, row_keys
+from aixsim_kernels.common.triton_noise import digits_of_pairs, global_rows, row_keys
+from aixsim_kernels.optical.light import Lamp, lamp_results
+from aixsim_kernels.optical.linear.triton_light import light_on
 from aixsim_kernels.optical.linear.triton_passes import (
     code,
     code_programs,
@@ -41,13 +43,23 @@ from aixsim_kernels.optical.triton_grid import (
     grid,
     in_levels,
     level,
+    noise_kind,
     operand_type,
     readout,
     row_values,
+    scale_of,
+    shot,
     steps,
+    whole,
 )
 from aixsim_kernels.optical.triton_operands import Modulated, by_rows, operand_programs, operands
-from aixsim_kernels.optical.triton_ranges import Findings, row_extremes, settled, store_partial
+from aixsim_kernels.optical.triton_ranges import (
+    Findings,
+    of_operands,
+    row_extremes,
+    settled,
+    store_partial,
+)
 
 
 def forward(
@@ -63,16 +75,24 @@ def forward(
     (rows, depth), columns, levels = x.shape, weight.shape[0], settings.levels
     x, weight = x.contiguous(), by_rows(weight)
     kind = operand_type(out_dtype, levels)
-    tile = linear_tile(x.device, rows, columns, kind == torch.float32)
+    tile = linear_tile(x.device, rows, columns, kind == torch.float32, settings.has_light)
     tiles: Any = triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n)
-    findings = Findings(ranges, [code_programs(x), operand_programs(weight), tiles])
+    own = of_operands(ranges, 3)
+    findings = Findings(own, [code_programs(x), operand_programs(weight), tiles])
     x_code, x_inside, x_sum = code(x, findings, levels)
     shown = Modulated(weight, 1, settings.lut_min, kind)
     ((w_operand, w_sum, _),) = operands([shown], findings, levels)
     y = x.new_empty(rows, columns, dtype=out_dtype)
+    lamps = [Lamp(one, settings) for one in ranges[3:]]
+    of_row, of_column = None, None
+    for lamp in lamps:
+        of_row, of_column = light_on(lamp, x_code, x_sum, w_operand, findings.at, settings)
     findings.look(
         _product,
         2,
+        lit_row_ptr=of_row,
+        lit_column_ptr=of_column,
+        lamp_ptr=lamps[0].of_kernels(settings) if lamps else None,
         code_ptr=x_code,
         w_ptr=w_operand,
         x_sum_ptr=x_sum,
@@ -85,14 +105,16 @@ def forward(
         N=columns,
         K=depth,
         LEVELS=levels,
-        NOISE=settings.noise,
+        LEVELS_OUT=settings.detector_levels,
+        NOISE=noise_kind(settings),
         PLACED=key.dim() > 0,
         EVEN=depth % tile.k == 0,
         WHOLE=rows % tile.m == 0 and columns % tile.n == 0,
         **_parameters(tile),
     )
     findings.settle()
-    return y, findings.seen, findings.used, x_code, x_inside
+    seen, used = lamp_results(lamps, findings.seen, findings.used)
+    return y, seen, used, x_code, x_inside
 
 
 def backward(
@@ -101,11 +123,12 @@ def backward(
     x_inside: Tensor,
     weight: Tensor,
     used: Tensor,
+    key: Tensor,
     settings: Settings,
     x_dtype: torch.dtype,
     wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `cpu.backward`.
+    """As `cpu.backward`, of pixels that are all alike.
 
     The products are the vendor library's, on the integers c, which the gradient's type holds
     exactly; steps and offsets are applied to their results.
@@ -152,7 +175,7 @@ def _parameters(tile: LinearTile) -> dict[str, Any]:
 
 @triton.jit
 def _found(
-    acc, row_mask, mask, lo, hi, step, origin, LEVELS: tl.constexpr, EXACT, WHOLE: tl.constexpr
+    acc, row_mask, mask, lo, hi, step, origin, LEVELS_OUT: tl.constexpr, EXACT, WHOLE: tl.constexpr
 ):
     """Extremes of each row of a tile, and how many of it lie beyond the range, if it was set."""
     low, high = acc, acc
@@ -162,12 +185,28 @@ def _found(
     first, last = lo, hi
     if not EXACT:
         first = tl.where(lo < hi, -origin, lo)
-        last = tl.where(lo < hi, LEVELS - 1.0 - origin, hi)
+        last = tl.where(lo < hi, LEVELS_OUT - 1.0 - origin, hi)
     # a NaN is beyond too
     beyond = tl.sum(tl.where((low >= first) & (high <= last), 0.0, 1.0), 1)
     low, high = row_extremes(low, high)
     low, high = row_values(low, high, row_mask, lo, hi, step, origin, EXACT)
     return low, high, tl.where(lo <= hi, beyond, 0.0)
+
+
+@triton.jit
+def _noise(acc, row, column, lamp_ptr, lo, hi, per_level, digits, NOISE: tl.constexpr, EXACT):
+    """Of the light on a tile, in levels; `Lit` says what row and column are."""
+    per = scale_of(lo, hi, per_level, EXACT)
+    electron = tl.load(lamp_ptr) * per  # []
+    of_reads = tl.load(lamp_ptr + 1) * per * per  # []
+    if NOISE == 2:
+        lit = row * per * column
+    elif EXACT:
+        lit = (acc + row + column) * per
+    else:
+        # levels count from the detector's lowest
+        lit = acc + (row + tl.where(lo < hi, lo, 0.0)) * per + column * per
+    return shot(lit, electron, of_reads, digits)
 
 
 # the seed is another number for every layer; 32 bits of it compile the kernel twice, no more
@@ -183,12 +222,16 @@ def _product(
     n_partial,
     ranges_ptr,
     used_ptr,
+    lit_row_ptr,
+    lit_column_ptr,
+    lamp_ptr,
     key_ptr,
     seed,
     M,
     N,
     K,
     LEVELS: tl.constexpr,
+    LEVELS_OUT: tl.constexpr,
     NOISE: tl.constexpr,
     PLACED: tl.constexpr,
     SECOND: tl.constexpr,
@@ -242,7 +285,7 @@ def _product(
     mask = row_mask[:, None] & column_mask[None, :]
     x_sum = tl.load(x_sum_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
     w_sum = tl.load(w_sum_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
-    step, per_level = steps(lo, hi, LEVELS)
+    step, per_level = steps(lo, hi, LEVELS_OUT)
     product, of_row, of_column = x_step * w_step, x_step * w_offset, x_offset * w_step
     of_all = K * x_offset * w_offset
     origin = 0.0
@@ -259,7 +302,9 @@ def _product(
         acc = tl.fma(acc, product, by_row[:, None] + by_column[None, :])
 
     if not SECOND:
-        low, high, beyond = _found(acc, row_mask, mask, lo, hi, step, origin, LEVELS, EXACT, WHOLE)
+        low, high, beyond = _found(
+            acc, row_mask, mask, lo, hi, step, origin, LEVELS_OUT, EXACT, WHOLE
+        )
         count = tl.where(row_mask, tl.minimum(N - n_first, BLOCK_N).to(tl.float32), 0.0)
         store_partial(partial_ptr, tl.program_id(0), low, high, beyond, count)
     of_whole, column = rows, n_first
@@ -269,10 +314,20 @@ def _product(
         column = n_first + tl.load(key_ptr + 6).to(tl.int32)  # []
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     # [BLOCK_M, BLOCK_N]
-    if EXACT:
-        y = readout(acc, lo, step, per_level, keys, column, LEVELS, NOISE)
+    if NOISE >= 2:
+        digits = digits_of_pairs(keys, column // 2 + tl.arange(0, BLOCK_N // 2))
+        lit_row = tl.load(lit_row_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
+        lit_column = tl.load(lit_column_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
+        noise = _noise(
+            acc, lit_row[:, None], lit_column[None, :], lamp_ptr, lo, hi, per_level, digits, NOISE,
+            EXACT,
+        )  # fmt: skip
+        acc = ((acc - lo) * per_level if EXACT else acc) + noise
+        y = tl.fma(whole(acc, LEVELS_OUT), step, lo)
+    elif EXACT:
+        y = readout(acc, lo, step, per_level, keys, column, LEVELS_OUT, NOISE)
     else:
-        y = tl.fma(level(acc, keys, column, LEVELS, NOISE), step, lo)
+        y = tl.fma(level(acc, keys, column, LEVELS_OUT, NOISE), step, lo)
     if bias_ptr is not None:
         # [1, BLOCK_N]
         y += tl.load(bias_ptr + columns, mask=column_mask, other=0.0).to(tl.float32)[None, :]

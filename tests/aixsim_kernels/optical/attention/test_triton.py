@@ -3,8 +3,9 @@
 import re
 
 import pytest
+import torch
+from aixsim_kernels.optical import tiles
 from aixsim_kernels.optical.attention import triton_backward, triton_forward
-from aixsim_kernels.optical.tiles import AttentionTile, table
 
 PASSES = {
     "rows": triton_forward.row_pass,
@@ -20,22 +21,33 @@ INSTRUCTIONS = {
     "query_grad": {64: (23.2, 27.0), 128: (30.5, 34.1)},
     "key_grad": {64: (38.0, 40.7), 128: (42.8, 47.4)},
 }
+# the same with light
+OF_LIGHT = {
+    "rows": {64: (69.1, 78.2), 128: (157.4, 162.8)},
+    "values": {64: (51.1, 55.4), 128: (222.0, 232.5)},
+    "query_grad": {64: (47.9, 51.7), 128: (165.2, 175.5)},
+    "key_grad": {64: (61.0, 65.6), 128: (116.6, 121.0)},
+}
 
 
 @pytest.fixture
 def built(compiled):
-    """(pass, head dimension, exact) -> the tile, and the pass compiled, as `compiled`."""
+    """(pass, head dimension, exact, noise) -> the tile, and the pass compiled, as `compiled`."""
 
-    def build(name, head_dim, exact=False):
+    def build(name, head_dim, exact=False, noise=1):
         kernel = PASSES[name]
-        shapes = "exact" if exact else str(head_dim)
-        tile = AttentionTile(*table()["9.0"]["attention"][shapes][name])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "capability", lambda device: "9.0")
+            device = torch.device("cpu")
+            tile = getattr(tiles.attention_tiles(device, head_dim, exact, noise > 1), name)
         constants = {
-            "REPEATS": 3, "LEVELS": 256, "NOISE": True, "PLACED": False, "CAUSAL": True,
-            "ROWMAX": False, "MASK": 0,
+            "REPEATS": 3, "LEVELS": 256, "LEVELS_OUT": 256, "NOISE": noise, "PLACED": False,
+            "CAUSAL": True, "ROWMAX": False, "MASK": 0,
             "BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_D": head_dim, "BLOCK_V": head_dim,
             "SECOND": False, "mask_ptr": None,
         }  # fmt: skip
+        if noise == 1:
+            constants |= dict.fromkeys(("lamp_ptr", "own_lamp_ptr", "light_ptr"))
         operands = ("q_ptr", "k_ptr", "v_ptr")
         values = ("out_ptr", "smooth_ptr", "grad_ptr", "x_ptr", "k_out_ptr", "v_out_ptr")
         values += ("k_value_ptr", "v_value_ptr")
@@ -62,9 +74,21 @@ def built(compiled):
 @pytest.mark.parametrize("name", PASSES)
 def test_compiled_for_sm_90(built, name, head_dim):
     tile, ptx, _, loops = built(name, head_dim)
+    check(tile, ptx, loops, INSTRUCTIONS[name][head_dim])
+    assert "wgmma" in ptx
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", PASSES)
+def test_light_compiled_for_sm_90(built, name, head_dim):
+    tile, ptx, _, loops = built(name, head_dim, noise=2)
+    check(tile, ptx, loops, OF_LIGHT[name][head_dim])
+
+
+def check(tile, ptx, loops, instructions):
+    """Products on tensor cores, nothing spilled, and how much is done for a score."""
     products = set(re.findall(r"(?:wgmma.mma_async|mma.sync)\S*", ptx))
     assert products and all("f32.f16.f16" in p or "f32.bf16.bf16" in p for p in products)
-    assert any("wgmma" in product for product in products)
     assert "tf32" not in ptx
     # the interpreter's minimum is NaN where an operand is; a GPU's has to be told
     assert {"min.NaN.f32", "max.NaN.f32"} <= set(re.findall(r"m\w\w\.NaN\.f32", ptx))
@@ -73,7 +97,7 @@ def test_compiled_for_sm_90(built, name, head_dim):
     scores = tile.m * tile.n / (tile.warps * 32)
     # product, noise, read-out, exponential, and what the pass is for
     found = sorted(len(loop) / scores for loop in loops)
-    assert found == pytest.approx(INSTRUCTIONS[name][head_dim], abs=0.5)
+    assert found == pytest.approx(instructions, abs=0.5)
 
 
 def test_float32_operands_are_not_rounded_to_tf32(built):
