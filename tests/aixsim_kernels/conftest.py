@@ -59,7 +59,6 @@ def compiled(tmp_path, monkeypatch):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-
     from triton.language import target_info
 
     from tests.aixsim_kernels.launches import loops, tool

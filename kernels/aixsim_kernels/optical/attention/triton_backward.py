@@ -119,9 +119,7 @@ def query_grad_pass(
                 mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
-            score = detected(
-                q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
-            )  # [BLOCK_M, BLOCK_N]
+            score = detected(q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT)
             weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
             dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])
@@ -188,7 +186,7 @@ def key_grad_pass(
     start = (tl.program_id(0) % tiles) * BLOCK_N
     columns = start + tl.arange(0, BLOCK_N)
     at, lit = used_detector(used_ptr, lamp_ptr, D, scale, LEVELS, LEVELS_OUT, NOISE, EXACT)
-    _, _, of_k, _, _, _, _, _, _ = at
+    of_k = at[2]
     k = load_tile(k_ptr, kv_head * L, columns, L, D, BLOCK_D)  # [BLOCK_N, BLOCK_D]
     v = load_tile(v_ptr, kv_head * L, columns, L, DV, BLOCK_V)  # [BLOCK_N, BLOCK_V]
     # [BLOCK_N]
@@ -199,8 +197,7 @@ def key_grad_pass(
     sum_ds = tl.zeros((BLOCK_N,), tl.float32)
     later = keys_before(key_ptr, M, L, PLACED)
     # queries before the first see none of these keys; from `free` on, in whole tiles, they see all
-    first = 0
-    free = M if start + BLOCK_N > L else 0
+    first, free = 0, M if start + BLOCK_N > L else 0
     if CAUSAL:
         first = tl.maximum(start - later, 0) // BLOCK_M * BLOCK_M
         free = tl.maximum(
@@ -221,8 +218,9 @@ def key_grad_pass(
                     q_of_grad = load_tile(q_of_grad_ptr, head * M, rows, M, D, BLOCK_D)
                 g = load_tile(grad_ptr, head * M, rows, M, DV, BLOCK_V)  # [BLOCK_M, BLOCK_V]
                 places = head * M + rows
+                here = rows < M
                 by_row, delta, keys = load_left_behind(
-                    by_row_ptr, delta_ptr, noise_ptr, places, rows < M
+                    by_row_ptr, delta_ptr, noise_ptr, places, here
                 )
                 shift, share = load_softmax(shift_ptr, total_ptr, places, rows < M)
                 sees, added = visible(
@@ -235,9 +233,7 @@ def key_grad_pass(
                 weights = exponentials(score, sees, added, shift[None, :], at, MASKED, MASK, EXACT)
                 p = probabilities(weights, share[None, :], ROWMAX, MASK, EXACT)
                 code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
-                shown = g
-                if ROWMAX:
-                    shown = (g.to(tl.float32) * share[:, None]).to(g.dtype)
+                shown = (g.to(tl.float32) * share[:, None]).to(g.dtype) if ROWMAX else g
                 # [BLOCK_N, BLOCK_M] @ [BLOCK_M, BLOCK_V] -> [BLOCK_N, BLOCK_V]
                 grad_v = tl.dot(code.to(g.dtype), shown, grad_v, input_precision="ieee")
                 # [BLOCK_N, BLOCK_V] @ [BLOCK_V, BLOCK_M] -> [BLOCK_N, BLOCK_M]
@@ -347,9 +343,7 @@ def mask_grad_pass(
             mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
             M, L, later, CAUSAL, MASK,
         )  # fmt: skip
-        score = detected(
-            q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
-        )  # [BLOCK_M, BLOCK_N]
+        score = detected(q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT)
         weights = exponentials(score, sees, added, shift[:, None], at, True, MASK, EXACT)
         # [BLOCK_M, BLOCK_V] @ [BLOCK_V, BLOCK_N] -> [BLOCK_M, BLOCK_N]
         dp = tl.fma(tl.dot(g, tl.trans(v), input_precision="ieee"), v_step, delta[:, None])

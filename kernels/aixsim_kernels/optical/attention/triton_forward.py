@@ -126,7 +126,7 @@ def row_pass(
             )  # [BLOCK_M, BLOCK_N], three times
             if light_ptr is not None:
                 light += tl.sum(tl.where(sees, lit_tile, 0.0), 1)
-                pairs += tl.sum(sees.to(tl.float32), 1)
+                pairs += tl.sum(tl.where(sees, 1.0, 0.0), 1)
             score = in_exponent(score, added, at, MASK, EXACT)
             raw_low, raw_high = raw, raw
             if MASKED:
@@ -154,6 +154,16 @@ def row_pass(
         _, _, _, _, _, _, unit, _ = lit
         tl.store(light_ptr + 2 * tl.program_id(0), tl.sum(light, 0) * unit)  # []
         tl.store(light_ptr + 2 * tl.program_id(0) + 1, tl.sum(pairs, 0))  # []
+
+
+@triton.jit
+def _with_light(acc, light, lamp_ptr, lo, step, per_level, keys, LEVELS_OUT: tl.constexpr):
+    """`readout` of outputs that get this light, in their unit."""
+    electron = tl.load(lamp_ptr) * per_level  # []
+    of_reads = tl.load(lamp_ptr + 1) * per_level * per_level  # []
+    found = digits_of_pairs(keys, tl.arange(0, acc.shape[1] // 2))
+    noise = shot(light * per_level, electron, of_reads, found)
+    return lo + step * whole((acc - lo) * per_level + noise, LEVELS_OUT)
 
 
 @triton.jit(do_not_specialize=["seed", "output_seed", "n_partial"])
@@ -221,10 +231,8 @@ def value_pass(
     )
     shift, share = load_softmax(shift_ptr, total_ptr, head * M + rows, rows < M)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    smooth = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    light = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    count = tl.zeros((BLOCK_M,), tl.float32)
-    sum_p = tl.zeros((BLOCK_M,), tl.float32)
+    smooth, light = acc, acc
+    count, sum_p = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     for MASKED in tl.static_range(1 if MASK != 0 else 0, 2):
         for start in range(free if MASKED else 0, end if MASKED else free, BLOCK_N):
             columns = start + tl.arange(0, BLOCK_N)
@@ -236,9 +244,7 @@ def value_pass(
                 mask_ptr, mask_offset, rows[:, None], columns[None, :], stride_m, stride_l, shut,
                 M, L, later, CAUSAL, MASK,
             )  # fmt: skip
-            score = detected(
-                q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT
-            )  # [BLOCK_M, BLOCK_N]
+            score = detected(q, k, k_sum, by_row, at, lit, keys, start, D, LEVELS_OUT, NOISE, EXACT)
             weights = exponentials(score, sees, added, shift[:, None], at, MASKED, MASK, EXACT)
             p = probabilities(weights, share[:, None], ROWMAX, MASK, EXACT)
             code = nearest((weights if ROWMAX else p) * (LEVELS - 1))
@@ -267,11 +273,7 @@ def value_pass(
     if light_ptr is not None:
         light *= v_unit * (1.0 / (LEVELS - 1))
         tl.store(light_ptr + tl.program_id(0), tl.sum(tl.where(mask, light, 0.0)))  # []
-        electron = tl.load(own_lamp_ptr) * per_level  # []
-        of_reads = tl.load(own_lamp_ptr + 1) * per_level * per_level  # []
-        found = digits_of_pairs(keys, tl.arange(0, BLOCK_V // 2))
-        read = (acc - lo) * per_level + shot(light * per_level, electron, of_reads, found)
-        out = lo + step * whole(read, LEVELS_OUT)
+        out = _with_light(acc, light, own_lamp_ptr, lo, step, per_level, keys, LEVELS_OUT)
     else:
         out = readout(acc, lo, step, per_level, keys, 0, LEVELS_OUT, NOISE)
     out *= factor[:, None]

@@ -194,8 +194,10 @@ def _found(
 
 
 @triton.jit
-def _noise(acc, row, column, lamp_ptr, lo, hi, per_level, digits, NOISE: tl.constexpr, EXACT):
-    """Of the light on a tile, in levels; `Lit` says what row and column are."""
+def _noise(acc, row, column, lamp_ptr, lo, hi, per_level, keys, first, NOISE: tl.constexpr, EXACT):
+    """Of the light on a tile, in levels; `Lit` says what row and column are, [rows], [columns]."""
+    row, column = row[:, None], column[None, :]
+    digits = digits_of_pairs(keys, first // 2 + tl.arange(0, acc.shape[1] // 2))
     per = scale_of(lo, hi, per_level, EXACT)
     electron = tl.load(lamp_ptr) * per  # []
     of_reads = tl.load(lamp_ptr + 1) * per * per  # []
@@ -315,13 +317,11 @@ def _product(
     keys = row_keys(of_whole, tl.load(key_ptr), seed)  # [BLOCK_M], of the key []
     # [BLOCK_M, BLOCK_N]
     if NOISE >= 2:
-        digits = digits_of_pairs(keys, column // 2 + tl.arange(0, BLOCK_N // 2))
         lit_row = tl.load(lit_row_ptr + rows, mask=row_mask, other=0.0)  # [BLOCK_M]
         lit_column = tl.load(lit_column_ptr + columns, mask=column_mask, other=0.0)  # [BLOCK_N]
         noise = _noise(
-            acc, lit_row[:, None], lit_column[None, :], lamp_ptr, lo, hi, per_level, digits, NOISE,
-            EXACT,
-        )  # fmt: skip
+            acc, lit_row, lit_column, lamp_ptr, lo, hi, per_level, keys, column, NOISE, EXACT
+        )
         acc = ((acc - lo) * per_level if EXACT else acc) + noise
         y = tl.fma(whole(acc, LEVELS_OUT), step, lo)
     elif EXACT:
