@@ -9,43 +9,28 @@ import typer
 
 from aixsim_cli.commands.flags import Command
 from aixsim_cli.commands.output import print_table, to_json
+from aixsim_cli.commands.sweep import sweep
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_atomic
 from aixsim_cli.options import (
     AsJson,
+    BatchSize,
+    CalibrationBatches,
+    CalibrationPath,
+    Dataset,
+    DatasetPath,
     DTypeName,
     NoTransform,
+    NumBatches,
+    Recalibrate,
+    SeqLen,
     Source,
     TransformConfigPath,
     TrustRemoteCode,
 )
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
-
-Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
-DatasetPath = Annotated[
-    str | None,
-    typer.Option(
-        help="Of dataset local: .txt, .jsonl, .json, .parquet; a file, a glob or a folder. All of "
-        "it is scored."
-    ),
-]
-BatchSize = Annotated[int, typer.Option(min=1)]
-NumBatches = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many; default: score everything.")
-]
-SeqLen = Annotated[int | None, typer.Option(min=1, help="Default: that of the model's training.")]
-CalibrationBatches = Annotated[
-    int,
-    typer.Option(min=1, help="Batches that set ranges which training did not set."),
-]
-CalibrationPath = Annotated[
-    str | None,
-    typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
-]
-Recalibrate = Annotated[
-    bool, typer.Option("--recalibrate", help="Set all ranges so, also those that training set.")
-]
+app.command(cls=Command)(sweep)
 
 
 @app.command(cls=Command)

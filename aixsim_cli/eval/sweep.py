@@ -1,0 +1,219 @@
+"""The loss of a model over parameters of its hardware, on the same tokens everywhere."""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aixsim_cli import __version__
+from aixsim_cli.errors import UserError
+from aixsim_cli.eval.kept import Kept, kept_in
+from aixsim_cli.eval.measure import Calibration, Text, calibrate_for, needs_ranges
+from aixsim_cli.eval.perplexity import Perplexity, perplexity
+from aixsim_cli.models.load import LanguageModel, load_model, simulated
+from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.vary import Axis, points_of, said
+
+logger = logging.getLogger("aixsim")
+
+
+def sweep(
+    source: str,
+    axes: Sequence[Axis],
+    text: Text,
+    calibration: Calibration,
+    transform: Choice = KEEP_OWN,
+    *,
+    repeats: int = 1,
+    folder: Path | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a model at every point of a grid of parameters.
+
+    Noise seed r draws the same noise at every point, as far as the hardware is the same. Seed 0 is
+    that of `measure`, which finds the same at a point as here.
+
+    Args:
+        source: torchtitan checkpoint, Hugging Face folder or hub name.
+        axes: what is varied.
+        text: to score.
+        calibration: at each point, of the ranges that training did not set, or of all.
+        transform: what is varied, and what the model is evaluated under unchanged.
+        repeats: noise seeds.
+        folder: where each loss is kept as it is found, and those that are there are not measured
+            again; None = nowhere.
+        dtype: of weights and activations.
+        trust_remote_code: run Python code that the model or its tokenizer brings.
+
+    Returns:
+        source, dataset, transform, transform_config, seq_len, dtype, repeats, tokens; `vary`, of
+        each axis its key, name, layers, values, scale and unit; and records, `digital`, `own` (the
+        transform unchanged) and a list `points`, each with values (of the axes, by their keys),
+        calibrated, nll (nats per token, the mean over the seeds), nlls, stdev (over the seeds, of
+        a sample; None of one), perplexity, delta (nats per token above the digital loss) and
+        delta_stderr (its standard error over the windows of the text, each compared with itself;
+        None of one window).
+
+    Raises:
+        UserError: the source, the transform or the text cannot be used, an axis does not fit, or
+            the folder is of another sweep.
+    """
+    logger.info("loading %s", source)
+    base, ranges = _transform_of(source, transform, dtype, trust_remote_code)
+    digital = load_model(source, DIGITAL, dtype=dtype, trust_remote_code=trust_remote_code)
+    axes, points = points_of(base, axes, digital.sites)
+    most = None if text.num_batches is None else text.num_batches * text.batch_size
+    windows = list(islice(text.windows(digital), most))
+    inputs = _Inputs(digital, ranges, windows, text, calibration)
+    plan = [(None, None), ({}, base), *((point.values, point.transform) for point in points)]
+    records: list[dict[str, Any]] = []
+    reference: Perplexity | None = None
+    with kept_in(folder, inputs.identity(base, dtype)) as kept:
+        for place, (values, config) in enumerate(plan, start=1):
+            began = time.monotonic()
+            runs, calibrated = inputs.losses(values, config, repeats, kept)
+            reference = runs[0] if reference is None else reference
+            record = {"values": values or {}, "calibrated": calibrated}
+            records.append(record | inputs.summary(runs, reference))
+            logger.info(
+                "%d of %d: %s: nll %.5f, %+.5f to digital%s (%.1f s)",
+                place,
+                len(plan),
+                name_of(values),
+                records[-1]["nll"],
+                records[-1]["delta"],
+                ", ranges set" if calibrated else "",
+                time.monotonic() - began,
+            )
+    return {
+        "source": source,
+        "dataset": text.path or text.dataset,
+        "transform": base.name,
+        "transform_config": transform.source if isinstance(transform, TransformConfig) else None,
+        "seq_len": text.seq_len or digital.seq_len,
+        "dtype": dtype,
+        "repeats": repeats,
+        "tokens": runs[0].tokens,
+        "vary": [asdict(axis) | {"key": axis.key} for axis in axes],
+        "digital": records[0],
+        "own": records[1],
+        "points": records[2:],
+    }
+
+
+def _transform_of(
+    source: str, choice: Choice, dtype: str, trust_remote_code: bool
+) -> tuple[TransformConfig, dict[str, Tensor]]:
+    """The transform that is varied, and the ranges that the model has for it."""
+    own = load_model(source, choice, dtype=dtype, trust_remote_code=trust_remote_code)
+    if own.transform is None:
+        raise UserError(
+            f"{source}: is digital, and has no parameters to vary; expected --transform-config"
+        )
+    return own.transform, own.ranges
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is the same at every point."""
+
+    digital: LanguageModel
+    ranges: Mapping[str, Tensor]
+    windows: list[tuple[Tensor, Tensor]]
+    text: Text
+    calibration: Calibration
+
+    def identity(self, transform: TransformConfig, dtype: str) -> dict[str, Any]:
+        """What tells a loss from one of something else, by the names that messages give it."""
+        weights = dict(self.digital.module.named_parameters()) | dict(self.ranges)
+        return {
+            "model (its weights or ranges)": _digest(weights.values()),
+            "transform": dict(transform.mapping),
+            "text (by its tokens)": _digest(part for window in self.windows for part in window),
+            "--batch-size": self.text.batch_size,
+            "--dtype": dtype,
+            "calibration": asdict(self.calibration),
+            "device": next(self.digital.module.parameters()).device.type,
+            "version of aixsim": __version__,
+            "version of torch": torch.__version__,
+        }
+
+    def losses(
+        self,
+        values: Mapping[str, Any] | None,
+        transform: TransformConfig | None,
+        repeats: int,
+        kept: Kept,
+    ) -> tuple[list[Perplexity], bool]:
+        """The loss of every noise seed, those that are not kept measured now; and whether
+        the model was calibrated for it.
+        """
+        found = [kept.get(values, seed) for seed in range(1 if transform is None else repeats)]
+        missing = [seed for seed, loss in enumerate(found) if loss is None]
+        calibrated, model = False, self.digital
+        if transform is not None:
+            model = simulated(self.digital, transform, self.ranges)
+            calibrated = needs_ranges(model, self.calibration)
+        if missing and calibrated:
+            calibrate_for(model, self.text, self.calibration)
+        for seed in missing:
+            found[seed] = loss = perplexity(
+                model,
+                self.windows,
+                batch_size=self.text.batch_size,
+                num_batches=self.text.num_batches,
+                noise_seed=seed,
+            )
+            kept.add(values, seed, loss)
+        return [loss for loss in found if loss is not None], calibrated
+
+    def summary(self, runs: Sequence[Perplexity], digital: Perplexity) -> dict[str, Any]:
+        """The losses of the noise seeds of a point in a few numbers."""
+        nlls = [run.nll for run in runs]
+        nll = math.fsum(nlls) / len(nlls)
+        squares = math.fsum((value - nll) ** 2 for value in nlls)
+        return {
+            "nll": nll,
+            "nlls": nlls,
+            "stdev": math.sqrt(squares / (len(nlls) - 1)) if len(nlls) > 1 else None,
+            "perplexity": Perplexity(digital.tokens, nll).perplexity,
+            "delta": nll - digital.nll,
+            "delta_stderr": self._error(runs, digital),
+        }
+
+    def _error(self, runs: Sequence[Perplexity], digital: Perplexity) -> float | None:
+        """The standard error of a mean over tokens, whose windows are what was sampled."""
+        count = len(digital.windows)
+        if count < 2:
+            return None
+        lengths = torch.tensor([len(labels) for _, labels in self.windows[:count]]).double()
+        nats = torch.tensor([run.windows for run in runs]).double().mean(0)
+        above = nats - torch.tensor(digital.windows).double()
+        # of a ratio of two sums, nats over tokens
+        residuals = above - lengths * (above.sum() / lengths.sum())
+        variance = count / (count - 1) * residuals.square().sum() / lengths.sum() ** 2
+        return variance.sqrt().item()
+
+
+def _digest(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(str((plain.dtype, tuple(plain.shape))).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def name_of(values: Mapping[str, Any] | None) -> str:
+    """What a loss is of, as a table and messages say it."""
+    return "digital" if values is None else said(values) or "as it is"
