@@ -8,7 +8,7 @@ from typing import Any
 
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.files import check_new
-from aixsim_cli.transforms.vary import as_word, said
+from aixsim_cli.transforms.vary import as_word
 
 
 def check_plot(path: Path) -> None:
@@ -56,6 +56,8 @@ _LINES = ("-", "--", "-.", ":")
 # what a journal's column takes: inches, points
 _SIZE, _FONT_SIZE = (5.0, 3.6), 9
 _POINTS_AN_INCH = 72
+# of a label, in characters: three such stand beside each other
+_SHORT = 16
 _GREY = "0.45"
 # between the ends of an axis, from which on a label a decade is enough
 _MANY = 100
@@ -76,15 +78,13 @@ def plot_sweep(found: dict[str, Any], path: Path) -> None:
     first, *others = found["vary"]
     lines: dict[str, list[dict[str, Any]]] = {}
     for point in found["points"]:
-        of_others = {axis["key"]: point["values"][axis["key"]] for axis in others}
-        # of one parameter the values, under its name
-        alone = as_word(next(iter(of_others.values()))) if len(others) == 1 else said(of_others)
-        lines.setdefault(alone or found["transform"], []).append(point)
-    columns = 1 if len(lines) < 2 else 3 if len(others) == 1 else 2
-    rows = math.ceil((len(lines) + 2) / columns) if others else 0
+        words = [as_word(point["values"][axis["key"]]) for axis in others]
+        lines.setdefault(", ".join(words) or found["transform"], []).append(point)
+    columns = 3 if max(map(len, lines)) < _SHORT else 2
+    rows = math.ceil((len(lines) + 2) / columns) + 1 if others else 0
     # text in a vector format stays text
     with rc_context({"font.size": _FONT_SIZE, "pdf.fonttype": 42, "svg.fonttype": "none"}):
-        size = (_SIZE[0], _SIZE[1] + rows * _FONT_SIZE * 1.7 / _POINTS_AN_INCH)
+        size = (_SIZE[0], _SIZE[1] + rows * _FONT_SIZE * 1.6 / _POINTS_AN_INCH)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         drawn = [
@@ -102,9 +102,8 @@ def plot_sweep(found: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         style = {"frameon": False, "fontsize": _FONT_SIZE - 1, "handlelength": 3.2}
         if others:
-            title = _titled(others[0]) if len(others) == 1 else None
-            style |= {"loc": "outside upper center", "ncols": columns, "title": title}
-            figure.legend(handles=drawn, title_fontsize=_FONT_SIZE - 1, **style)
+            style |= {"title": ", ".join(map(_titled, others)), "title_fontsize": _FONT_SIZE - 1}
+            figure.legend(handles=drawn, loc="outside upper center", ncols=columns, **style)
         else:
             axes.legend(handles=drawn, **style)
         _save(figure, path)
