@@ -94,6 +94,7 @@ class Counts:
         digital_ops: additions and the like around the product.
         digital_macs: multiplications that are digital.
         shots: times that the arrays are used one after the other.
+        samples: that a detector's converter takes one after the other.
     """
 
     photons: float | None = None
@@ -108,3 +109,4 @@ class Counts:
     digital_ops: float = 0.0
     digital_macs: float = 0.0
     shots: float = 0.0
+    samples: float = 0.0

@@ -146,4 +146,5 @@ class Optical(Paradigm):
             # decoding an output, and adding up what was read of it
             digital_ops=product.outputs + product.read * reads + sums,
             shots=product.shots * shows,
+            samples=product.shots * reads,
         )
