@@ -4,8 +4,8 @@ from typing import Any
 
 from aixsim_cli.config.flavors import find_flavor
 from aixsim_cli.models.kind import check_hf_source
-from aixsim_cli.transforms.apply import TransformReport, plan_transform
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.plan import TransformReport, plan_transform
 
 
 def of_flavor(transform: TransformConfig, arch: str, flavor: str) -> TransformReport:
