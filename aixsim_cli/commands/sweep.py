@@ -35,6 +35,10 @@ def sweep(
             "Given several times: every combination."
         ),
     ],
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Price list of the energy of a token: engineered, …, or a file."),
+    ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Noise seeds, the same at every point; mean and deviation.")
     ] = 1,
@@ -62,12 +66,14 @@ def sweep(
 
     Beside it are the loss of the digital model and that under its transform unchanged. "to digital"
     is the difference in nats per token, with its standard error over the windows of the text.
+    Where light is counted, or hardware has prices, photons and energy of a token's forward follow.
     """
     if plot is not None:
         from aixsim_cli.eval.plot import check_plot
 
         # now, not when everything has been evaluated
         check_plot(plot)
+    from aixsim_cli.energy.hardware import read_hardware
     from aixsim_cli.eval import sweep as library
     from aixsim_cli.eval.measure import Calibration, Text
     from aixsim_cli.run import log
@@ -75,6 +81,7 @@ def sweep(
     from aixsim_cli.transforms.vary import parse_axis
 
     axes = [parse_axis(text) for text in vary]
+    prices = None if hardware is None else read_hardware(hardware)
     log.set_up(is_main=True)
     found = library.sweep(
         source,
@@ -84,6 +91,7 @@ def sweep(
         read_choice(transform_config),
         repeats=repeats,
         folder=output,
+        hardware=prices,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
     )
@@ -106,27 +114,39 @@ def _print(found: dict[str, Any]) -> None:
     from aixsim_cli.transforms.vary import as_word
 
     keys = [axis["key"] for axis in found["vary"]]
-    rows = [
-        ["digital", *[""] * (len(keys) - 1), *_cells(found["digital"])],
-        ["as it is", *[""] * (len(keys) - 1), *_cells(found["own"])],
+    all_rows = [found["digital"], found["own"], *found["points"]]
+    has_light = any(row["photons_per_token"] is not None for row in all_rows)
+    columns = [
+        *keys,
+        "nll",
+        f"± ({found['repeats']} seeds)",
+        "to digital",
+        "± (text)",
+        "perplexity",
     ]
-    for point in found["points"]:
-        rows.append([*(as_word(point["values"][key]) for key in keys), *_cells(point)])
-    seeds = found["repeats"]
-    columns = (*keys, "nll", f"± over {seeds} seeds", "to digital", "±", "perplexity")
-    title = f"{found['source']} on {found['dataset']} ({found['transform']}), "
-    print_table(columns, rows, f"{title}{found['tokens']:,} tokens")
-
-
-def _cells(record: dict[str, Any]) -> list[str]:
-    return [
-        f"{record['nll']:.5f}",
-        _deviation(record["stdev"]),
-        f"{record['delta']:+.5f}",
-        _deviation(record["delta_stderr"]),
-        f"{record['perplexity']:.4f}",
-    ]
+    columns += ["photons/token"] * has_light
+    columns += ["µJ/token", "low to high"] * bool(found["hardware"])
+    names = [["digital"], ["as it is"]]
+    names += [[as_word(point["values"][key]) for key in keys] for point in found["points"]]
+    rows = []
+    for name, row in zip(names, all_rows, strict=True):
+        cells = [*name, *[""] * (len(keys) - len(name))]
+        cells += [f"{row['nll']:.5f}", _deviation(row["stdev"]), f"{row['delta']:+.5f}"]
+        cells += [_deviation(row["delta_stderr"]), f"{row['perplexity']:.4f}"]
+        if has_light:
+            cells.append(_significant(row["photons_per_token"]))
+        if joules := row.get("joules_per_token"):
+            low, nominal, high = (_significant(joules[k] * 1e6) for k in ("low", "nominal", "high"))
+            cells += [nominal, f"{low} to {high}"]
+        rows.append(cells)
+    prices = f" on {found['hardware']}" if found["hardware"] else ""
+    title = f"{found['source']} ({found['transform']}{prices}) on {found['dataset']}"
+    print_table(columns, rows, f"{title}, {found['tokens']:,} tokens")
 
 
 def _deviation(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
+
+
+def _significant(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

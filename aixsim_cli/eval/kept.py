@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aixsim_cli.errors import RunError, UserError, shown
+from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.eval.perplexity import Perplexity
 from aixsim_cli.files import kind_of, write_atomic
 from aixsim_cli.run.folder import check_places, locked
@@ -128,7 +128,7 @@ def _check_same(folder: Path, kept: Mapping[str, Any], asked: Mapping[str, Any])
     names = [name for name in {**asked, **kept} if asked.get(name) != kept.get(name)]
     if names:
         told = [
-            f"{name} ({shown(kept.get(name))} there, {shown(asked.get(name))} here)"
+            f"{name} ({kept.get(name)} there, {asked.get(name)} here)"
             if _is_short(kept.get(name)) and _is_short(asked.get(name))
             else name
             for name in names

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from aixsim_cli import __version__
+from aixsim_cli.energy.account import light_per_token, token_energy
+from aixsim_cli.energy.hardware import Hardware
+from aixsim_cli.energy.source import shape_of_source
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.kept import Kept, kept_in
 from aixsim_cli.eval.measure import Calibration, Text, calibrate_for, needs_ranges
@@ -35,6 +38,7 @@ def sweep(
     *,
     repeats: int = 1,
     folder: Path | None = None,
+    hardware: Hardware | None = None,
     dtype: str = "float32",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -52,17 +56,20 @@ def sweep(
         repeats: noise seeds.
         folder: where each loss is kept as it is found, and those that are there are not measured
             again; None = nowhere.
+        hardware: prices of the energy of a token; None = no energy.
         dtype: of weights and activations.
         trust_remote_code: run Python code that the model or its tokenizer brings.
 
     Returns:
-        source, dataset, transform, transform_config, seq_len, dtype, repeats, tokens; `vary`, of
-        each axis its key, name, layers, values, scale and unit; and records, `digital`, `own` (the
-        transform unchanged) and a list `points`, each with values (of the axes, by their keys),
-        calibrated, nll (nats per token, the mean over the seeds), nlls, stdev (over the seeds, of
-        a sample; None of one), perplexity, delta (nats per token above the digital loss) and
+        source, dataset, transform, transform_config, hardware, seq_len, dtype, repeats, tokens;
+        `vary`, of each axis its key, name, layers, values, scale and unit; and records, `digital`,
+        `own` (the transform unchanged) and a list `points`. Each has values (of the axes, by their
+        keys), calibrated, nll (nats per token, the mean over the seeds), nlls, stdev (over the
+        seeds, of a sample; None of one), perplexity, delta (nats per token above the digital loss),
         delta_stderr (its standard error over the windows of the text, each compared with itself;
-        None of one window).
+        None of one window), and of the forward of a token in windows as long as these:
+        photons_per_token (detected; None = there is no light, or its amount is not said) and, of
+        hardware, joules_per_token (low, nominal, high).
 
     Raises:
         UserError: the source, the transform or the text cannot be used, an axis does not fit, or
@@ -75,7 +82,10 @@ def sweep(
     most = None if text.num_batches is None else text.num_batches * text.batch_size
     windows = list(islice(text.windows(digital), most))
     inputs = _Inputs(digital, ranges, windows, text, calibration)
+    plan: list[tuple[Mapping[str, Any] | None, TransformConfig | None]]
     plan = [(None, None), ({}, base), *((point.values, point.transform) for point in points)]
+    seq_len = text.seq_len or digital.seq_len
+    cost = _costs(source, [config for _, config in plan], hardware, seq_len, trust_remote_code)
     records: list[dict[str, Any]] = []
     reference: Perplexity | None = None
     with kept_in(folder, inputs.identity(base, dtype)) as kept:
@@ -84,14 +94,15 @@ def sweep(
             runs, calibrated = inputs.losses(values, config, repeats, kept)
             reference = runs[0] if reference is None else reference
             record = {"values": values or {}, "calibrated": calibrated}
-            records.append(record | inputs.summary(runs, reference))
+            record |= inputs.summary(runs, reference) | cost(config)
+            records.append(record)
             logger.info(
                 "%d of %d: %s: nll %.5f, %+.5f to digital%s (%.1f s)",
                 place,
                 len(plan),
                 name_of(values),
-                records[-1]["nll"],
-                records[-1]["delta"],
+                record["nll"],
+                record["delta"],
                 ", ranges set" if calibrated else "",
                 time.monotonic() - began,
             )
@@ -100,7 +111,8 @@ def sweep(
         "dataset": text.path or text.dataset,
         "transform": base.name,
         "transform_config": transform.source if isinstance(transform, TransformConfig) else None,
-        "seq_len": text.seq_len or digital.seq_len,
+        "hardware": hardware and hardware.name,
+        "seq_len": seq_len,
         "dtype": dtype,
         "repeats": repeats,
         "tokens": runs[0].tokens,
@@ -109,6 +121,35 @@ def sweep(
         "own": records[1],
         "points": records[2:],
     }
+
+
+def _costs(
+    source: str,
+    transforms: Sequence[TransformConfig | None],
+    hardware: Hardware | None,
+    seq_len: int,
+    trust_remote_code: bool,
+) -> Callable[[TransformConfig | None], dict[str, Any]]:
+    """Tells light and energy of a token's forward under each of these transforms."""
+    if hardware is None and not any(map(_has_light, transforms)):
+        # the shape of a model may be one that nobody can count
+        return lambda _: {"photons_per_token": None}
+    shape, _ = shape_of_source(source, DIGITAL, trust_remote_code=trust_remote_code)
+
+    def cost(transform: TransformConfig | None) -> dict[str, Any]:
+        if hardware is None:
+            light = light_per_token(shape, transform, seq_len=seq_len)
+            return {"photons_per_token": sum(light.values()) if light else None}
+        found = token_energy(shape, transform, hardware, seq_len=seq_len)
+        joules = dict(zip(("low", "nominal", "high"), found.joules_per_token, strict=True))
+        return {"photons_per_token": found.photons_per_token, "joules_per_token": joules}
+
+    return cost
+
+
+def _has_light(transform: TransformConfig | None) -> bool:
+    rules = [rule for part in transform.transforms for rule in part.rules] if transform else []
+    return any(getattr(rule.params, "photons_per_mac", None) is not None for rule in rules)
 
 
 def _transform_of(

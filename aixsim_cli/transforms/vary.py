@@ -7,6 +7,7 @@ NAME@PATTERN=…          in the modules alone whose name the regular expression
 """
 
 import itertools
+import json
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from typing import Any, Literal
 
 from aixsim_cli.errors import UserError, nearest, shown
 from aixsim_cli.settings.build import build_dataclass
-from aixsim_cli.settings.formats import dump_yaml, parse_yaml
-from aixsim_cli.transforms.apply import Simulation, plan_transform
+from aixsim_cli.settings.formats import parse_yaml
 from aixsim_cli.transforms.config import LIST_KEY, TransformConfig
 from aixsim_cli.transforms.patterns import Matcher, problems_of
+from aixsim_cli.transforms.plan import Simulation, plan_transform
 from aixsim_cli.transforms.protocol import Site, as_in_file
 from aixsim_cli.transforms.read import parse_transform
 
@@ -78,7 +79,8 @@ def as_word(value: Any) -> str:
     """A value as `--vary` takes it; numbers in their shortest form."""
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return value if isinstance(value, str) else dump_yaml(value).split("\n")[0]
+    # JSON's words for the rest are YAML's too
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def parse_axis(text: str) -> Axis:
