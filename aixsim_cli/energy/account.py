@@ -17,7 +17,7 @@ from aixsim_cli.transforms.plan import Simulation, plan_transform
 PARTS = ("light", "DAC", "weights", "ADC", "buffer", "digital")
 DIGITAL = "digital"
 # the row of what is no product
-AROUND = "norms, softmax"
+AROUND = "others"
 
 
 @dataclass

@@ -63,7 +63,6 @@ class Shape:
         parameters: without the input embedding, as token budgets count them.
         ops: operations that are neither a product nor a softmax: norms, rotary embedding,
             activations, residual sums.
-        seq_len: tokens that it was made for; None = not known.
         notes: what is not counted.
     """
 
@@ -71,7 +70,6 @@ class Shape:
     places: tuple[Place, ...]
     parameters: int
     ops: int
-    seq_len: int | None = None
     notes: tuple[str, ...] = ()
 
     @cached_property

@@ -84,6 +84,7 @@ class Counts:
     Args:
         photons: detected ones; None = there is no light, or its amount is not said.
         dot_products: sums that are made with light.
+        read_variance: of the read-outs of a sum, electrons².
         inputs: samples of the first operand's converters.
         weights: samples of the second operand's converters.
         outputs: samples of the detectors' converters.
@@ -99,6 +100,7 @@ class Counts:
 
     photons: float | None = None
     dot_products: float = 0.0
+    read_variance: float = 0.0
     inputs: float = 0.0
     weights: float = 0.0
     outputs: float = 0.0

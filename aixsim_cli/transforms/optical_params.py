@@ -136,6 +136,7 @@ class Optical(Paradigm):
         return Counts(
             photons=None if light is None else light * product.macs,
             dot_products=product.macs / product.k,
+            read_variance=product.read / product.outputs * reads * params.read_noise**2,
             inputs=product.shown * shows,
             weights=product.loads * pixels,
             outputs=product.read * reads,

@@ -1,0 +1,138 @@
+"""The shape of a model that is there, by its config: no weight is read."""
+
+from pathlib import Path
+from typing import Any
+
+from aixsim_cli.config.flavors import FLAVORS, model_vocab_size
+from aixsim_cli.energy.shape import (
+    Attention,
+    Linear,
+    Place,
+    Shape,
+    other_ops,
+    shape_of_flavor,
+)
+from aixsim_cli.errors import UserError, closest
+from aixsim_cli.models.kind import SourceKind, find_source
+from aixsim_cli.transforms.choice import KEEP_OWN, Choice
+from aixsim_cli.transforms.config import TransformConfig
+
+
+def find_shape(
+    name: str, choice: Choice, *, vocab_size: int, trust_remote_code: bool = False
+) -> tuple[Shape, TransformConfig | None]:
+    """The shape of a flavor or of a model, and the transform that it is used with.
+
+    Args:
+        name: "60M", "llama3/8B", or a source: checkpoint, Hugging Face folder, hub name.
+        choice: of the transform; a flavor has none of its own.
+        vocab_size: of a flavor's tokenizer; a llama3 flavor has its own.
+        trust_remote_code: run Python code that a model brings.
+
+    Raises:
+        UserError: there is no such flavor or model, or its config cannot be used.
+    """
+    arch, _, flavor = name.rpartition("/")
+    arch = arch or "aixsim"
+    given = choice if isinstance(choice, TransformConfig) else None
+    if flavor in FLAVORS.get(arch, {}) and not Path(name).exists():
+        # the tokenizer of a llama3 flavor is not asked for
+        rows = model_vocab_size(arch, flavor, vocab_size if arch == "aixsim" else 0)
+        return shape_of_flavor(arch, flavor, rows), given
+    meant = closest(name, [*FLAVORS["aixsim"], *(f"llama3/{size}" for size in FLAVORS["llama3"])])
+    if meant is not None and not Path(name).exists():
+        raise UserError(f"{name}: no flavor and no folder; did you mean '{meant}'?")
+    shape, own = shape_of_source(name, choice, trust_remote_code=trust_remote_code)
+    return shape, own if choice is KEEP_OWN else given
+
+
+def shape_of_source(
+    source: str, choice: Choice = KEEP_OWN, *, trust_remote_code: bool = False
+) -> tuple[Shape, TransformConfig | None]:
+    """The shape of a model, and its own transform where it is asked for.
+
+    Args:
+        source: torchtitan checkpoint, Hugging Face folder or hub name.
+        choice: its own transform is read where it is kept.
+        trust_remote_code: run Python code that the model brings.
+
+    Returns:
+        The shape; the transform that the model was saved with, None = digital, or not asked for.
+
+    Raises:
+        UserError: the config cannot be used.
+    """
+    if find_source(source) is SourceKind.TITAN:
+        return _of_titan(Path(source), choice)
+    from aixsim_cli.models.hf.saved import TRANSFORM_FILE, transform_in
+    from aixsim_cli.models.preview import meta_model_of
+    from aixsim_cli.transforms.read import read_transform
+
+    own, beside = None, Path(source) / TRANSFORM_FILE
+    if choice is KEEP_OWN:
+        own = read_transform(beside, saved=True) if beside.is_file() else transform_in(Path(source))
+    model = meta_model_of(source, trust_remote_code=trust_remote_code)
+    return _of_transformers(source, model), own
+
+
+def _of_titan(folder: Path, choice: Choice) -> tuple[Shape, TransformConfig | None]:
+    from aixsim_cli.config.pretrain import CONFIG_FILE, load_config
+    from aixsim_cli.models.titan.storage import CheckpointReader
+    from aixsim_cli.transforms.choice import DIGITAL
+
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: has no config.yaml that names its flavor; convert it with "
+            "aixsim convert-ckpt first"
+        )
+    config = load_config(path) if choice is KEEP_OWN else load_config(path, transform=DIGITAL)
+    metadata: Any = CheckpointReader(folder).read_metadata().state_dict_metadata
+    if "tok_embeddings.weight" not in metadata:
+        raise UserError(f"{folder}: holds no model (no tok_embeddings.weight)")
+    rows = metadata["tok_embeddings.weight"].size[0]
+    shape = shape_of_flavor(config.model.name, config.model.flavor, rows)
+    return shape, config.transform_config
+
+
+def _of_transformers(source: str, model: Any) -> Shape:
+    """By its modules; an attention by the numbers of the config."""
+    from aixsim_cli.models.hf.sites import hf_sites, out_of_reach
+
+    config = model.config.get_text_config()
+    dim, heads = config.hidden_size, getattr(config, "num_attention_heads", 0)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or (dim // heads if heads else 0)
+    places: list[Place] = []
+    for site in hf_sites(model):
+        if site.kind == "attention":
+            places.append(Attention(heads, kv_heads, head_dim, site))
+            continue
+        weight = model.get_submodule(site.name).weight
+        # transformers' Conv1D holds its weight the other way round
+        transposed = type(model.get_submodule(site.name)).__name__ == "Conv1D"
+        k, n = weight.shape if transposed else weight.shape[::-1]
+        kind = "output" if site.is_head else site.names[-1].rpartition(".")[2]
+        places.append(Linear(kind, k, n, site))
+    others = out_of_reach(model)
+    unreached = [name for name, kind in others.items() if kind.split(" ")[0].endswith("Attention")]
+    places += [Attention(heads, kv_heads, head_dim, None) for _ in unreached]
+    missing = [name for name in others if name not in unreached]
+    notes = (f"not counted: {', '.join(missing[:3])}, {len(missing)} modules out of reach",)
+    gated = any(isinstance(p, Linear) and p.kind in ("w3", "up_proj") for p in places)
+    rotary = any(hasattr(config, key) for key in ("rope_parameters", "rope_theta"))
+    embedding = model.get_input_embeddings().weight
+    return Shape(
+        source,
+        tuple(places),
+        parameters=sum(p.numel() for p in model.parameters() if p is not embedding),
+        ops=other_ops(
+            dim=dim,
+            layers=config.num_hidden_layers,
+            heads=(heads + kv_heads) * head_dim,
+            ffn=getattr(config, "intermediate_size", None) or 4 * dim,
+            gated=gated,
+            rotary=rotary,
+        ),
+        notes=notes if missing else (),
+    )
