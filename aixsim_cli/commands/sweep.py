@@ -37,7 +37,9 @@ def sweep(
     ],
     hardware: Annotated[
         str | None,
-        typer.Option(help="Price list of the energy of a token: engineered, …, or a file."),
+        typer.Option(
+            help="Energy of a token too, by a price list: engineered, tiles-512, …, or a file."
+        ),
     ] = None,
     repeats: Annotated[
         int, typer.Option(min=1, help="Noise seeds, the same at every point; mean and deviation.")
@@ -136,7 +138,7 @@ def _print(found: dict[str, Any]) -> None:
         if has_light:
             cells.append(_significant(row["photons_per_token"]))
         if joules := row.get("joules_per_token"):
-            low, nominal, high = (_significant(joules[k] * 1e6) for k in ("low", "nominal", "high"))
+            low, nominal, high = (_significant(each * 1e6) for each in joules)
             cells += [nominal, f"{low} to {high}"]
         rows.append(cells)
     prices = f" on {found['hardware']}" if found["hardware"] else ""

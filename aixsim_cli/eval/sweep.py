@@ -141,7 +141,7 @@ def _costs(
             light = light_per_token(shape, transform, seq_len=seq_len)
             return {"photons_per_token": sum(light.values()) if light else None}
         found = token_energy(shape, transform, hardware, seq_len=seq_len)
-        joules = dict(zip(("low", "nominal", "high"), found.joules_per_token, strict=True))
+        joules = list(found.joules_per_token)
         return {"photons_per_token": found.photons_per_token, "joules_per_token": joules}
 
     return cost
@@ -237,13 +237,17 @@ class _Inputs:
         count = len(digital.windows)
         if count < 2:
             return None
-        lengths = torch.tensor([len(labels) for _, labels in self.windows[:count]]).double()
-        nats = torch.tensor([run.windows for run in runs]).double().mean(0)
-        above = nats - torch.tensor(digital.windows).double()
+        lengths = _float64([len(labels) for _, labels in self.windows[:count]])
+        nats = _float64([run.windows for run in runs]).mean(0)
+        above = nats - _float64(digital.windows)
         # of a ratio of two sums, nats over tokens
         residuals = above - lengths * (above.sum() / lengths.sum())
         variance = count / (count - 1) * residuals.square().sum() / lengths.sum() ** 2
         return variance.sqrt().item()
+
+
+def _float64(numbers: Any) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _digest(tensors: Any) -> str:

@@ -6,19 +6,24 @@ import os
 import re
 import shutil
 import statistics
+from typing import cast
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedModel
 
-from aixsim_cli.data.tokenizer import vocab_size
+from aixsim_cli.data.tokenizer import resolve_tokenizer, vocab_size
 from aixsim_cli.energy.account import token_energy
 from aixsim_cli.energy.hardware import read_hardware
 from aixsim_cli.energy.shape import shape_of_flavor
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval import sweep as library
 from aixsim_cli.eval.kept import Kept, kept_in
-from aixsim_cli.eval.measure import Calibration, Text, measure
+from aixsim_cli.eval.measure import Calibration, Text, calibrate_for, measure, needs_ranges
 from aixsim_cli.eval.perplexity import Perplexity
+from aixsim_cli.models.hf.saved import write_model
+from aixsim_cli.models.load import load_model, simulated
 from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, read_choice
 from aixsim_cli.transforms.read import parse_transform
 from aixsim_cli.transforms.vary import parse_axis
@@ -46,18 +51,48 @@ def swept(source, *texts, choice=KEEP_OWN, text=TEXT, **options):
     return library.sweep(source, list(map(parse_axis, texts)), text, SET, choice, **options)
 
 
-@pytest.mark.parametrize("kind", ["titan", "trained", "calibrated", "anew"])
+@pytest.fixture(scope="module")
+def strict(trained, tmp_path_factory):
+    return in_form("strict", trained, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def plain(trained, tmp_path_factory):
+    return in_form("plain", trained, tmp_path_factory)
+
+
+def in_form(form, source, tmp_path_factory):
+    folder, model = tmp_path_factory.mktemp("forms") / form, load_model(source)
+    write_model(cast(PreTrainedModel, model.module), folder, form)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def transposed(tmp_path_factory):
+    """A GPT-2, whose linears hold their weights the other way round, and no ranges."""
+    folder = tmp_path_factory.mktemp("gpt2") / "m"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=4096, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["titan", "trained", "strict", "plain", "calibrated", "transposed", "anew"]
+)
 def test_each_point_is_what_ppl_finds_there(kind, request, coarse, tmp_path):
     model = {"calibrated": "clean", "anew": "trained"}.get(kind, kind)
     source = request.getfixturevalue(model)
-    own = 256 if kind == "titan" else 16
-    choice = read_choice(coarse) if kind == "calibrated" else KEEP_OWN
+    own, is_new = 256 if kind == "titan" else 16, kind in ("calibrated", "transposed")
+    choice = read_choice(coarse) if is_new else KEEP_OWN
     calibration = Calibration(1, None, anew=kind == "anew")
     axis = parse_axis(f"q_levels={own},4")
     found = library.sweep(source, [axis], TEXT, calibration, choice)
     as_it_is = measure(source, TEXT, calibration, choice)
     assert found["own"]["nll"] == found["points"][0]["nll"] == as_it_is["nll"]
-    assert found["own"]["calibrated"] == as_it_is["calibrated"] == (kind in ("calibrated", "anew"))
+    assert found["own"]["calibrated"] == as_it_is["calibrated"] == (is_new or kind == "anew")
     assert found["digital"]["nll"] == measure(source, TEXT, SET, DIGITAL)["nll"]
     path = tmp_path / "four.yaml"
     before = "[0.0, 0.9]"
@@ -67,6 +102,22 @@ def test_each_point_is_what_ppl_finds_there(kind, request, coarse, tmp_path):
     there = measure(source, TEXT, calibration, read_choice(path))
     assert found["points"][1]["nll"] == there["nll"] != as_it_is["nll"]
     assert found["tokens"] == there["tokens"] and found["seq_len"] == 16
+
+
+def test_ranges_that_training_did_not_set_are_set_and_the_others_stay(trained):
+    own, digital = load_model(trained), load_model(trained, DIGITAL)
+    assert own.transform is not None
+    known = {name: ranges[:2].clone() for name, ranges in own.ranges.items()}
+    model = simulated(digital, own.transform, known)
+    assert model.ranges.keys() == known.keys() and needs_ranges(model, SET)
+    assert calibrate_for(model, TEXT, SET) and not needs_ranges(model, SET)
+    for name, ranges in model.ranges.items():
+        assert torch.equal(ranges[:2], known[name]) and ranges.isfinite().all()
+    # the digital model is as it was, and its weights are not copied
+    assert digital.state is None and not digital.ranges
+    assert {id(p) for p in model.module.parameters()} == {
+        id(p) for p in digital.module.parameters()
+    }
 
 
 def test_flips_and_layers_can_be_varied(clean):
@@ -95,7 +146,7 @@ def test_the_error_of_the_difference_is_over_windows_each_compared_with_itself(
     clean, coarse, tmp_path
 ):
     path = tmp_path / "t.txt"
-    path.write_text("the value of an expression is its result " * 6)
+    path.write_text("the value of an expression is its result " * 7)
     text, calibration = Text("local", str(path), 2, None, 16), Calibration(1, str(path))
     axes = [parse_axis("q_levels=4")]
     options = {"repeats": 2, "folder": tmp_path / "o"}
@@ -259,10 +310,10 @@ def test_light_and_energy_stand_beside_the_loss(aixsim, titan, tmp_path):
         config = parse_transform(transform, source="t")
         expected = token_energy(shape, config, prices, seq_len=16)
         assert point["photons_per_token"] == pytest.approx(expected.photons_per_token)
-        assert list(point["joules_per_token"].values()) == pytest.approx(expected.joules_per_token)
+        assert point["joules_per_token"] == pytest.approx(expected.joules_per_token)
     assert found["points"][0]["photons_per_token"] is None
     digital = token_energy(shape, None, prices, seq_len=16).joules_per_token
-    assert list(found["digital"]["joules_per_token"].values()) == pytest.approx(digital)
+    assert found["digital"]["joules_per_token"] == pytest.approx(digital)
     # without prices the light alone, and no light where none is counted
     shown = aixsim(*words).stdout
     assert "photons/token" in shown and "µJ/token" not in shown
