@@ -121,11 +121,14 @@ def _of_transformers(source: str, model: Any) -> Shape:
     notes = (f"not counted: {', '.join(missing[:3])}, {len(missing)} modules out of reach",)
     gated = any(isinstance(p, Linear) and p.kind in ("w3", "up_proj") for p in places)
     rotary = any(hasattr(config, key) for key in ("rope_parameters", "rope_theta"))
-    embedding = model.get_input_embeddings().weight
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # a budget counts the output projection, whether or not it is the embedding
+    tied = head is not None and head.weight is embedding.weight
+    table = 0 if tied else embedding.weight.numel()
     return Shape(
         source,
         tuple(places),
-        parameters=sum(p.numel() for p in model.parameters() if p is not embedding),
+        parameters=sum(p.numel() for p in model.parameters()) - table,
         ops=other_ops(
             dim=dim,
             layers=config.num_hidden_layers,
