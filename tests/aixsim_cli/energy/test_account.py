@@ -11,7 +11,6 @@ from aixsim_cli.energy.layout import Work, products
 from aixsim_cli.energy.report import report
 from aixsim_cli.energy.shape import Linear, shape_of_flavor, shape_of_llama
 from aixsim_cli.errors import ConfigError
-from aixsim_cli.transforms import registry
 from aixsim_cli.transforms.counts import Arrays
 from aixsim_cli.transforms.optical_params import Optical, OpticalParams
 from aixsim_cli.transforms.read import parse_transform
@@ -164,7 +163,7 @@ def test_linears_alone_leave_attention_and_head_digital():
     assert rows["q kᵀ"] == rows["p v"] == rows["output"] == "digital"
 
 
-def test_a_paradigm_that_counts_nothing_is_digital(monkeypatch):
+def test_a_paradigm_that_counts_nothing_is_digital():
     transform = parse_transform({"transform": "bitflip", "fc": {"w_p_frac": 0.1}}, source="test")
     found = token_energy(SHAPE, transform, ENGINEERED)
     same = token_energy(SHAPE, None, ENGINEERED)
@@ -178,7 +177,6 @@ def test_a_third_partys_count_is_used(monkeypatch):
         def count(params, product):
             return replace(Optical.count(params, product), digital_macs=product.macs / 2)
 
-    monkeypatch.setattr(registry, "get_paradigm", lambda name: Half)
     monkeypatch.setattr("aixsim_cli.transforms.read.get_paradigm", lambda name: Half)
     more = nominal(SHAPE, optical(), ENGINEERED)["w1"]["digital"]
     monkeypatch.undo()
