@@ -99,13 +99,22 @@ def compare(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the perplexities: file.png.")] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="Add light and energy a token, by this price list.")
+    ] = None,
 ) -> None:
     """One table of several models and transforms, on the same tokens.
 
     Every source is evaluated as it is, and again under each --transform-config and, with
     --no-transform, digitally. "nll to first" is the change of the nll from the first row's, in per
-    cent of that.
+    cent of that. --energy adds detected photons and joules a token, of a causal forward on the
+    hardware of that price list (`aixsim energy`).
     """
+    prices = None
+    if energy is not None:
+        from aixsim_cli.energy.hardware import read_hardware
+
+        prices = read_hardware(energy)
     if plot is not None:
         from aixsim_cli.eval.plot import check_plot
 
@@ -134,12 +143,15 @@ def compare(
                     trust_remote_code=trust_remote_code,
                 )
             )
+            if prices is not None:
+                records[-1] |= _energy(records[-1], choice, prices, trust_remote_code)
             # the same tokens for all: windows as long as the first model's
             text = replace(text, seq_len=records[0]["seq_len"])
     if as_json:
         typer.echo(to_json(records))
     else:
-        columns = ("source", "transform", "tokens", "nll", "perplexity", "nll to first")
+        columns = ["source", "transform", "tokens", "nll", "perplexity", "nll to first"]
+        columns += ["photons/token", "energy/token"] if prices is not None else []
         print_table(columns, [_row(record, records[0]) for record in records])
     if plot is not None:
         from aixsim_cli.eval.plot import plot_perplexities
@@ -232,6 +244,25 @@ def _check_finite(records: list[dict[str, Any]]) -> None:
         raise loss_not_finite(f"{', '.join(wrong)}: the loss")
 
 
+def _energy(
+    record: dict[str, Any], choice: Any, prices: Any, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Light (None = none, or not said) and [low, nominal, high] joules of a record's model."""
+    from aixsim_cli.energy.account import token_energy
+    from aixsim_cli.energy.source import shape_of_source
+    from aixsim_cli.transforms.config import TransformConfig
+
+    trust = trust_remote_code
+    shape, own = shape_of_source(record["source"], choice, trust_remote_code=trust)
+    transform = choice if isinstance(choice, TransformConfig) else own
+    found = token_energy(shape, transform, prices, seq_len=record["seq_len"])
+    return {
+        "hardware": prices.name,
+        "photons_per_token": found.photons_per_token,
+        "joules_per_token": found.joules_per_token,
+    }
+
+
 def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
     name = record["transform"] or "digital"
     if record["transform_config"]:
@@ -243,7 +274,17 @@ def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
         f"{record['nll']:.5f}",
         f"{record['perplexity']:.4f}",
         _change(record["nll"], first["nll"]),
+        *_light_and_energy(record),
     ]
+
+
+def _light_and_energy(record: dict[str, Any]) -> list[str]:
+    if "joules_per_token" not in record:
+        return []
+    photons = record["photons_per_token"]
+    low, nominal, high = (joules * 1e6 for joules in record["joules_per_token"])
+    light = "-" if photons is None else f"{photons:.2e}"
+    return [light, f"{nominal:.3g} µJ ({low:.3g} to {high:.3g})"]
 
 
 def _change(nll: float, first: float) -> str:

@@ -110,11 +110,11 @@ def token_energy(
         row.macs += product.macs
         row.photons = _light((row.photons, counts.photons))
         row.seconds += _seconds(counts, hardware)
-        for part, joules in _priced(counts, hardware).items():
+        for part, joules in price_of(counts, hardware).items():
             row.joules[part] = _sum(row.joules[part], joules)
     around = Row(AROUND, DIGITAL)
     ops = Counts(digital_ops=shape.digital_ops(work.seen))
-    around.joules |= _priced(ops, hardware)
+    around.joules |= price_of(ops, hardware)
     return TokenEnergy([*rows.values(), around], laid)
 
 
@@ -158,8 +158,13 @@ def _laid(
                 yield product, by, by.transform.paradigm.count(by.rule.params, product)
 
 
-def _priced(counts: Counts, hardware: Hardware) -> dict[str, Band]:
-    """Joules of each part."""
+def price_of(counts: Counts, hardware: Hardware) -> dict[str, Band]:
+    """Joules of each part of what a product takes: low, nominal, high.
+
+    Args:
+        counts: a token.
+        hardware: its prices.
+    """
     of = hardware
     show = _sum(of.dac.joules(counts.bits), of.modulator.joules())
     read = _sum(of.tia.joules(counts.bits_out), of.adc.joules(counts.bits_out))

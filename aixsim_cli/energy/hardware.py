@@ -208,7 +208,7 @@ def _find(name: str, folder: Path) -> Path:
         return path
     if "/" in name or name.endswith((".yaml", ".yml")):
         raise UserError(f"{path}: no such price list; expected a .yaml file")
-    raise UserError(f"hardware: got {name!r}{nearest(name, shipped_hardware())}; or a file")
+    raise UserError(f"hardware: got {name!r}{nearest(name, shipped_hardware())}")
 
 
 def _read(path: Path, *, depth: int) -> tuple[dict[str, Any], Hardware]:

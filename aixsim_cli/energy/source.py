@@ -64,15 +64,28 @@ def shape_of_source(
     """
     if find_source(source) is SourceKind.TITAN:
         return _of_titan(Path(source), choice)
-    from aixsim_cli.models.hf.saved import TRANSFORM_FILE, transform_in
     from aixsim_cli.models.preview import meta_model_of
+
+    trust = trust_remote_code
+    own = _own_transform(source, trust_remote_code=trust) if choice is KEEP_OWN else None
+    return _of_transformers(source, meta_model_of(source, trust_remote_code=trust)), own
+
+
+def _own_transform(source: str, *, trust_remote_code: bool) -> TransformConfig | None:
+    """Of a Hugging Face model, in whichever form it was saved."""
+    from aixsim_cli.models.hf.config import METHOD, AixsimConfig
+    from aixsim_cli.models.hf.saved import TRANSFORM_FILE, load_config
     from aixsim_cli.transforms.read import read_transform
 
-    own, beside = None, Path(source) / TRANSFORM_FILE
-    if choice is KEEP_OWN:
-        own = read_transform(beside, saved=True) if beside.is_file() else transform_in(Path(source))
-    model = meta_model_of(source, trust_remote_code=trust_remote_code)
-    return _of_transformers(source, model), own
+    beside = Path(source) / TRANSFORM_FILE
+    if beside.is_file():
+        return read_transform(beside, saved=True)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    section = getattr(config, "quantization_config", None) or {}
+    if section.get("quant_method") != METHOD:
+        return None
+    saved: Any = AixsimConfig.from_dict(section)
+    return saved.transform_config
 
 
 def _of_titan(folder: Path, choice: Choice) -> tuple[Shape, TransformConfig | None]:
@@ -121,11 +134,14 @@ def _of_transformers(source: str, model: Any) -> Shape:
     notes = (f"not counted: {', '.join(missing[:3])}, {len(missing)} modules out of reach",)
     gated = any(isinstance(p, Linear) and p.kind in ("w3", "up_proj") for p in places)
     rotary = any(hasattr(config, key) for key in ("rope_parameters", "rope_theta"))
-    embedding = model.get_input_embeddings().weight
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # a budget counts the output projection, whether or not it is the embedding
+    tied = head is not None and head.weight is embedding.weight
+    table = 0 if tied else embedding.weight.numel()
     return Shape(
         source,
         tuple(places),
-        parameters=sum(p.numel() for p in model.parameters() if p is not embedding),
+        parameters=sum(p.numel() for p in model.parameters()) - table,
         ops=other_ops(
             dim=dim,
             layers=config.num_hidden_layers,

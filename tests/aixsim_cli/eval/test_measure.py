@@ -328,3 +328,24 @@ def test_windows_longer_than_the_model_reads_are_refused(clean, length):
 def test_what_would_score_nothing_is_refused(clean, options, said):
     done = CliRunner().invoke(app, ["eval", "lm-eval", clean, *options])
     assert isinstance(done.exception, UserError) and said in str(done.exception)
+
+
+def test_compare_adds_light_and_energy_of_what_each_row_is(aixsim, clean, trained, tmp_path):
+    lit = tmp_path / "lit.yaml"
+    lit.write_text("transform: optical\nfc: {photons_per_mac: 3}\n")
+    words = ("eval", "compare", clean, trained, "--transform-config", lit, "--num-batches", 1)
+    words += ("--batch-size", 1, "--energy", "engineered")
+    found = json.loads(aixsim(*words, "--json").stdout)
+    light = [record["photons_per_token"] for record in found]
+    # of all linears but the head, 2 x (3 x 32^2 and 2 x 32 x 16 and 3 x 32 x 64) and 3 each
+    macs = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert light == [None, 3 * macs, None, 3 * macs]
+    digital, *others = (record["joules_per_token"][1] for record in found)
+    assert others[0] == others[2] != others[1] != digital
+    table = aixsim(*words).stdout
+    assert "photons/token" in table and "energy/token" in table and "µJ (" in table
+
+
+def test_compare_asks_for_the_price_list_before_anything_else(aixsim):
+    done = aixsim("eval", "compare", "nowhere", "--energy", "engineerd", code=2)
+    assert "did you mean 'engineered'" in done.stderr
