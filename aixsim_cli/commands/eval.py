@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from aixsim_cli.commands.flags import Command
-from aixsim_cli.commands.output import print_table, to_json
+from aixsim_cli.commands.output import energy_cell, light_cell, print_table, to_json
 from aixsim_cli.commands.sweep import sweep
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_atomic
@@ -281,10 +281,7 @@ def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
 def _light_and_energy(record: dict[str, Any]) -> list[str]:
     if "joules_per_token" not in record:
         return []
-    photons = record["photons_per_token"]
-    low, nominal, high = (joules * 1e6 for joules in record["joules_per_token"])
-    light = "-" if photons is None else f"{photons:.2e}"
-    return [light, f"{nominal:.3g} µJ ({low:.3g} to {high:.3g})"]
+    return [light_cell(record["photons_per_token"]), energy_cell(record["joules_per_token"])]
 
 
 def _change(nll: float, first: float) -> str:

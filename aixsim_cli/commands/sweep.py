@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aixsim_cli.commands.output import print_table, to_json
+from aixsim_cli.commands.output import energy_cell, light_cell, print_table, to_json
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.options import (
     AsJson,
@@ -126,8 +126,7 @@ def _print(found: dict[str, Any]) -> None:
         "± (text)",
         "perplexity",
     ]
-    columns += ["photons/token"] * has_light
-    columns += ["µJ/token", "low to high"] * bool(found["hardware"])
+    columns += ["photons/token"] * has_light + ["energy/token"] * bool(found["hardware"])
     names = [["digital"], ["as it is"]]
     names += [[as_word(point["values"][key]) for key in keys] for point in found["points"]]
     rows = []
@@ -136,10 +135,9 @@ def _print(found: dict[str, Any]) -> None:
         cells += [f"{row['nll']:.5f}", _deviation(row["stdev"]), f"{row['delta']:+.5f}"]
         cells += [_deviation(row["delta_stderr"]), f"{row['perplexity']:.4f}"]
         if has_light:
-            cells.append(_significant(row["photons_per_token"]))
+            cells.append(light_cell(row["photons_per_token"]))
         if joules := row.get("joules_per_token"):
-            low, nominal, high = (_significant(each * 1e6) for each in joules)
-            cells += [nominal, f"{low} to {high}"]
+            cells.append(energy_cell(joules))
         rows.append(cells)
     prices = f" on {found['hardware']}" if found["hardware"] else ""
     title = f"{found['source']} ({found['transform']}{prices}) on {found['dataset']}"
@@ -148,7 +146,3 @@ def _print(found: dict[str, Any]) -> None:
 
 def _deviation(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
-
-
-def _significant(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

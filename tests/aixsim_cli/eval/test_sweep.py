@@ -316,7 +316,7 @@ def test_light_and_energy_stand_beside_the_loss(aixsim, titan, tmp_path):
     assert found["digital"]["joules_per_token"] == pytest.approx(digital)
     # without prices the light alone, and no light where none is counted
     shown = aixsim(*words).stdout
-    assert "photons/token" in shown and "µJ/token" not in shown
+    assert "photons/token" in shown and "energy/token" not in shown
     shown = aixsim("eval", "sweep", titan, "--vary", "q_levels=8", *SHORT).stdout
     assert "photons/token" not in shown
 
@@ -330,7 +330,7 @@ def test_the_table_and_what_is_said_meanwhile(aixsim, trained):
         ["q_levels", "q_lut_min"], ["digital", ""], ["as it is", ""],
         ["4", "null"], ["4", "0.1"], ["8", "null"], ["8", "0.1"],
     ]  # fmt: skip
-    assert "µJ/token" in done.stdout and "(optical on engineered)" in done.stdout
+    assert "energy/token" in done.stdout and "(optical on engineered)" in done.stdout
     said = done.stderr.splitlines()
     assert said[0] == f"loading {trained}"
     assert [line.partition(": nll")[0] for line in said[1:]] == [
