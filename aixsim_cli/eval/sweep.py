@@ -22,6 +22,7 @@ from aixsim_cli.eval.kept import Kept, kept_in
 from aixsim_cli.eval.measure import Calibration, Text, calibrate_for, needs_ranges
 from aixsim_cli.eval.perplexity import Perplexity, perplexity
 from aixsim_cli.models.load import LanguageModel, load_model, simulated
+from aixsim_cli.run.log import each_once
 from aixsim_cli.transforms.choice import DIGITAL, KEEP_OWN, Choice
 from aixsim_cli.transforms.config import TransformConfig
 from aixsim_cli.transforms.vary import Axis, points_of, said
@@ -29,6 +30,8 @@ from aixsim_cli.transforms.vary import Axis, points_of, said
 logger = logging.getLogger("aixsim")
 
 
+# what is noted of the model would be noted at every point
+@each_once()
 def sweep(
     source: str,
     axes: Sequence[Axis],

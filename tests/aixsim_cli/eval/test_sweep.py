@@ -110,6 +110,7 @@ def test_ranges_that_training_did_not_set_are_set_and_the_others_stay(trained):
     known = {name: ranges[:2].clone() for name, ranges in own.ranges.items()}
     model = simulated(digital, own.transform, known)
     assert model.ranges.keys() == known.keys() and needs_ranges(model, SET)
+    assert not any(module.training for module in model.module.modules())
     assert calibrate_for(model, TEXT, SET) and not needs_ranges(model, SET)
     for name, ranges in model.ranges.items():
         assert torch.equal(ranges[:2], known[name]) and ranges.isfinite().all()
@@ -338,6 +339,13 @@ def test_the_table_and_what_is_said_meanwhile(aixsim, trained):
         "3 of 6: q_levels=4, q_lut_min=null", "4 of 6: q_levels=4, q_lut_min=0.1",
         "5 of 6: q_levels=8, q_lut_min=null", "6 of 6: q_levels=8, q_lut_min=0.1",
     ]  # fmt: skip
+
+
+def test_what_is_said_of_every_point_is_said_once(transposed, coarse, caplog):
+    swept(transposed, "q_levels=4,8", choice=read_choice(coarse))
+    said = [record.message for record in caplog.records if record.name == "aixsim"]
+    assert len([message for message in said if "dropout" in message]) == 1
+    assert len(said) == len(set(said))
 
 
 def test_a_digital_model_has_nothing_to_vary(clean):
