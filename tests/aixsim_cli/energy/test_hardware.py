@@ -78,6 +78,7 @@ def test_without_a_base_everything_is_needed(tmp_path):
     [
         ("engineerd", "did you mean 'engineered'"),
         ("./no.yaml", "no.yaml: no such price list"),
+        ("configs/transforms/optical.yaml", "is a transform file .*; expected a price list"),
     ],
 )
 def test_a_list_that_is_not_there_is_told(name, said):
