@@ -43,7 +43,6 @@ def energy(
     Of a flavor nothing is loaded; of a model, its config. What a transform leaves digital has the
     price of digital hardware. Every number of a price list has a source, printed at the end.
     """
-    from aixsim_cli.data.tokenizer import vocab_size as vocab_size_of
     from aixsim_cli.energy.hardware import read_hardware
     from aixsim_cli.energy.layout import Work
     from aixsim_cli.energy.report import report
@@ -54,7 +53,7 @@ def energy(
     shape, transform = find_shape(
         model,
         read_choice(transform_config, no_transform),
-        vocab_size=vocab_size or vocab_size_of(RECIPE.model.hf_assets_path),
+        vocab_size=vocab_size,
         trust_remote_code=trust_remote_code,
     )
     found = report(shape, transform, prices, Work(seq_len, batch, decode))
@@ -129,8 +128,12 @@ def _show_references(found: dict[str, Any], scale: float, unit: str) -> None:
         ]
         for row in found["references"]
     ]
-    columns = ("digital", "pJ/MAC", unit, "to this", "source")
-    print_table(columns, rows, "digital machines, a token, with the same operations around")
+    columns = ("digital", "pJ/MAC", unit, "over this", "source")
+    print_table(
+        columns,
+        rows,
+        "digital machines with the same operations around; over this one, and its ends",
+    )
 
 
 def _show_training(run: dict[str, Any]) -> None:

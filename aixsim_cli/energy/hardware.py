@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_type_hints
 
 from aixsim_cli.errors import ConfigError, UserError, nearest, shown
 from aixsim_cli.settings.build import build
-from aixsim_cli.settings.document import Document, load_yaml
+from aixsim_cli.settings.document import HARDWARE, Document, check_purpose, load_yaml
 from aixsim_cli.transforms.counts import Arrays
 
 PRICES = Path(__file__).parent / "prices"
@@ -214,6 +214,7 @@ def _find(name: str, folder: Path) -> Path:
 def _read(path: Path, *, depth: int) -> tuple[dict[str, Any], Hardware]:
     """What a file says with what its base says, and the price list that this is."""
     document = load_yaml(path)
+    check_purpose(document.data, document.source, HARDWARE)
     data = dict(document.data)
     inherited: dict[str, Any] = {}
     base = data.pop("base", None)

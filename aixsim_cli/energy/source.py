@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from aixsim_cli.config.flavors import FLAVORS, model_vocab_size
+from aixsim_cli.config.recipe import RECIPE
+from aixsim_cli.data.tokenizer import vocab_size as tokenizer_size
 from aixsim_cli.energy.shape import (
     Attention,
     Linear,
@@ -19,28 +21,32 @@ from aixsim_cli.transforms.config import TransformConfig
 
 
 def find_shape(
-    name: str, choice: Choice, *, vocab_size: int, trust_remote_code: bool = False
+    name: str, choice: Choice, *, vocab_size: int | None = None, trust_remote_code: bool = False
 ) -> tuple[Shape, TransformConfig | None]:
     """The shape of a flavor or of a model, and the transform that it is used with.
 
     Args:
         name: "60M", "llama3/8B", or a source: checkpoint, Hugging Face folder, hub name.
         choice: of the transform; a flavor has none of its own.
-        vocab_size: of a flavor's tokenizer; a llama3 flavor has its own.
+        vocab_size: of a flavor's tokenizer; None = that of the recipe's. A llama3 flavor and a
+            model have their own.
         trust_remote_code: run Python code that a model brings.
 
     Raises:
         UserError: there is no such flavor or model, or its config cannot be used.
     """
     arch, _, flavor = name.rpartition("/")
-    arch = arch or "aixsim"
+    arch, is_there = arch or "aixsim", Path(name).exists()
     given = choice if isinstance(choice, TransformConfig) else None
-    if flavor in FLAVORS.get(arch, {}) and not Path(name).exists():
-        # the tokenizer of a llama3 flavor is not asked for
-        rows = model_vocab_size(arch, flavor, vocab_size if arch == "aixsim" else 0)
-        return shape_of_flavor(arch, flavor, rows), given
+    is_flavor = flavor in FLAVORS.get(arch, {}) and not is_there
+    if vocab_size is not None and not (is_flavor and arch == "aixsim"):
+        raise UserError(f"--vocab-size: got {vocab_size}; {name} has its own: expected none")
+    if is_flavor:
+        # a llama3 flavor is asked for without a tokenizer
+        tokens = vocab_size or tokenizer_size(RECIPE.model.hf_assets_path) * (arch == "aixsim")
+        return shape_of_flavor(arch, flavor, model_vocab_size(arch, flavor, tokens)), given
     meant = closest(name, [*FLAVORS["aixsim"], *(f"llama3/{size}" for size in FLAVORS["llama3"])])
-    if meant is not None and not Path(name).exists():
+    if meant is not None and not is_there:
         raise UserError(f"{name}: no flavor and no folder; did you mean '{meant}'?")
     shape, own = shape_of_source(name, choice, trust_remote_code=trust_remote_code)
     return shape, own if choice is KEEP_OWN else given
@@ -113,6 +119,8 @@ def _of_transformers(source: str, model: Any) -> Shape:
     from aixsim_cli.models.hf.sites import hf_sites, out_of_reach
 
     config = model.config.get_text_config()
+    if unsaid := [key for key in ("hidden_size", "num_hidden_layers") if not hasattr(config, key)]:
+        raise UserError(f"{source}/config.json: {', '.join(unsaid)}: missing; expected its sizes")
     dim, heads = config.hidden_size, getattr(config, "num_attention_heads", 0)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or (dim // heads if heads else 0)

@@ -11,7 +11,7 @@ from aixsim_cli.energy.layout import Work, products
 from aixsim_cli.energy.report import report
 from aixsim_cli.energy.shape import Linear, shape_of_flavor, shape_of_llama
 from aixsim_cli.errors import ConfigError
-from aixsim_cli.transforms.counts import Arrays
+from aixsim_cli.transforms.counts import Arrays, Counts
 from aixsim_cli.transforms.optical_params import Optical, OpticalParams
 from aixsim_cli.transforms.read import parse_transform
 
@@ -38,7 +38,29 @@ def test_lightening_transformers_core_costs_what_its_repository_says():
     counts = replace(Optical.count(OpticalParams(), core), dram_bytes=0)
     joules = price_of(counts, hardware)
     converters = sum(joules[part][1] for part in ("DAC", "weights", "ADC"))
-    assert converters / core.macs == pytest.approx(0.88e-12, rel=0.005)
+    assert converters / core.macs == pytest.approx(0.88e-12, rel=0.005, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "part", "picojoules"),
+    [
+        (Counts(inputs=2), "DAC", 2 * (3.57 + 0.45)),
+        (Counts(inputs=2, bits=4), "DAC", 2 * (3.57 / 16 + 0.45)),
+        (Counts(weights=2), "weights", 2 * (3.57 + 0.45)),
+        (Counts(dram_bytes=2), "weights", 2 * 31.2),
+        (Counts(outputs=2), "ADC", 2 * (0.3 + 1.48)),
+        (Counts(outputs=2, bits_out=9), "ADC", 2 * (0.3 + 2 * 1.48)),
+        (Counts(sram_bytes=2), "buffer", 2 * 0.83),
+        (Counts(digital_ops=2), "digital", 2 * 1.0),
+        (Counts(digital_macs=2), "digital", 2 * 0.3),
+        (Counts(photons=2, dot_products=5), "light", 2 * 1.602e-6),
+        (Counts(dot_products=2), "light", 2000 * 1.602e-6),
+    ],
+)
+def test_everything_has_its_price_and_nothing_else(counts, part, picojoules):
+    priced = {name: joules[1] for name, joules in price_of(counts, ENGINEERED).items()}
+    assert priced.pop(part) == pytest.approx(picojoules * 1e-12, rel=1e-4, abs=0)
+    assert set(priced.values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +153,9 @@ def test_a_bit_less_halves_the_converters_and_an_eighth_of_the_bytes():
     ratio = less["wq"]["ADC"] / full["wq"]["ADC"]
     assert ratio == pytest.approx((adc / 2 + tia) / (adc + tia))
     assert less["wq"]["DAC"] == full["wq"]["DAC"]
-    assert less["wq"]["buffer"] == pytest.approx(full["wq"]["buffer"] * (8 + 7) / 16)
+    assert less["wq"]["buffer"] == pytest.approx(
+        full["wq"]["buffer"] * (8 + 7) / 16, rel=1e-9, abs=0
+    )
 
 
 def test_light_is_counted_by_layer_and_pattern():
@@ -144,7 +168,9 @@ def test_light_is_counted_by_layer_and_pattern():
     found = token_energy(SHAPE, transform, ENGINEERED)
     assert found.photons_per_token == pytest.approx(sum(light.values()))
     lit = sum(row.joules["light"][1] for row in found.rows)
-    assert lit == pytest.approx(found.photons_per_token * ENGINEERED.light.joules()[1])
+    assert lit == pytest.approx(
+        found.photons_per_token * ENGINEERED.light.joules()[1], rel=1e-9, abs=0
+    )
 
 
 def test_no_light_is_none_and_bypassed_places_are_digital():
@@ -153,7 +179,9 @@ def test_no_light_is_none_and_bypassed_places_are_digital():
     assert digital.photons_per_token is None and light_per_token(SHAPE, None) == {}
     assert bypassed.joules_per_token == digital.joules_per_token
     around = SHAPE.digital_ops(1024.5) * 1e-12
-    assert digital.joules_per_token[1] == pytest.approx(0.3e-12 * digital.macs + around)
+    assert digital.joules_per_token[1] == pytest.approx(
+        0.3e-12 * digital.macs + around, rel=1e-9, abs=0
+    )
 
 
 def test_linears_alone_leave_attention_and_head_digital():
@@ -167,7 +195,7 @@ def test_a_paradigm_that_counts_nothing_is_digital():
     transform = parse_transform({"transform": "bitflip", "fc": {"w_p_frac": 0.1}}, source="test")
     found = token_energy(SHAPE, transform, ENGINEERED)
     same = token_energy(SHAPE, None, ENGINEERED)
-    assert found.joules_per_token == pytest.approx(same.joules_per_token)
+    assert found.joules_per_token == pytest.approx(same.joules_per_token, rel=1e-9, abs=0)
     assert {row.paradigm for row in found.rows} == {"bitflip", "digital"}
 
 
@@ -181,7 +209,7 @@ def test_a_third_partys_count_is_used(monkeypatch):
     more = nominal(SHAPE, optical(), ENGINEERED)["w1"]["digital"]
     monkeypatch.undo()
     less = nominal(SHAPE, optical(), ENGINEERED)["w1"]["digital"]
-    assert more - less == pytest.approx(0.15e-12 * 22 * 384 * 1408)
+    assert more - less == pytest.approx(0.15e-12 * 22 * 384 * 1408, rel=1e-9, abs=0)
 
 
 def test_a_pattern_without_a_place_is_refused():

@@ -36,20 +36,20 @@ def llama(tmp_path):
 
 def test_a_llamas_folder_is_its_flavor(llama):
     choice = read_choice(OPTICAL)
-    found, transform = find_shape(llama, choice, vocab_size=1)
+    found, transform = find_shape(llama, choice)
     flavor = shape_of_flavor("aixsim", "60M", WORDS)
     assert transform is choice
-    assert joules(found, transform) == pytest.approx(joules(flavor, transform))
+    assert joules(found, transform) == pytest.approx(joules(flavor, transform), rel=1e-9, abs=0)
     assert (found.parameters, found.ops) == (flavor.parameters, flavor.ops)
 
 
 def test_a_folder_has_its_own_transform_but_where_another_is_asked_for(llama):
     text = "transform: optical\nlayer_name_to_config: {default: {photons_per_mac: 7}}\n"
     (Path(llama) / "transform.yaml").write_text(text)
-    _, own = find_shape(llama, KEEP_OWN, vocab_size=1)
+    _, own = find_shape(llama, KEEP_OWN)
     assert own.transforms[0].rules[0].params.photons_per_mac == 7
-    assert find_shape(llama, DIGITAL, vocab_size=1)[1] is None
-    assert find_shape(llama, read_choice(OPTICAL), vocab_size=1)[1] == read_choice(OPTICAL)
+    assert find_shape(llama, DIGITAL)[1] is None
+    assert find_shape(llama, read_choice(OPTICAL))[1] == read_choice(OPTICAL)
 
 
 def test_a_checkpoint_is_read_without_its_weights(tmp_path):
@@ -66,15 +66,15 @@ def test_a_checkpoint_is_read_without_its_weights(tmp_path):
     write_checkpoint(model.state_dict(), folder)
     for data in folder.glob("*.distcp"):
         data.unlink()
-    found, own = find_shape(str(folder), KEEP_OWN, vocab_size=1)
+    found, own = find_shape(str(folder), KEEP_OWN)
     assert found.sites == shape_of_flavor("aixsim", "debug", WORDS).sites
     assert found.places[-1].n == WORDS and own.name == "optical"
-    assert find_shape(str(folder), DIGITAL, vocab_size=1)[1] is None
+    assert find_shape(str(folder), DIGITAL)[1] is None
 
 
 def test_other_architectures_are_walked(tmp_path):
     GPT2Config(n_layer=2, architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path / "gpt2")
-    found, _ = find_shape(str(tmp_path / "gpt2"), KEEP_OWN, vocab_size=1)
+    found, _ = find_shape(str(tmp_path / "gpt2"), KEEP_OWN)
     block = 768 * (3 * 768) + 768 * 768 + 2 * 768 * 3072
     linears = sum(p.k * p.n for p in found.places if hasattr(p, "k"))
     assert linears == 2 * block + 768 * 50257
@@ -87,7 +87,7 @@ def test_what_is_not_counted_is_told(tmp_path):
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=4, architectures=["MixtralForCausalLM"],
     ).save_pretrained(tmp_path)  # fmt: skip
-    found, _ = find_shape(str(tmp_path), KEEP_OWN, vocab_size=1)
+    found, _ = find_shape(str(tmp_path), KEEP_OWN)
     assert "model.layers.0.mlp.experts" in found.notes[0]
 
 
@@ -101,10 +101,15 @@ def test_what_is_not_counted_is_told(tmp_path):
 )
 def test_a_model_that_is_not_there_is_told(name, said):
     with pytest.raises(UserError, match=said):
-        find_shape(name, KEEP_OWN, vocab_size=WORDS)
+        find_shape(name, KEEP_OWN)
 
 
-def test_a_llama3_flavor_has_words_of_its_own():
-    found, _ = find_shape("llama3/8B", KEEP_OWN, vocab_size=WORDS)
-    assert found.places[-1].n == 128256 and found.name == "llama3/8B"
-    assert find_shape("aixsim/60M", KEEP_OWN, vocab_size=WORDS)[0].name == "60M"
+def test_words_are_the_recipes_or_as_asked_and_a_llama3_flavors_its_own(llama):
+    for name, words, given in (("60M", 49152, None), ("aixsim/60M", WORDS, WORDS)):
+        found, _ = find_shape(name, KEEP_OWN, vocab_size=given)
+        assert found.places[-1].n == words and found.name == "60M"
+    found, _ = find_shape("llama3/debugmodel", KEEP_OWN)
+    assert found.places[-1].n == 2048 and found.name == "llama3/debugmodel"
+    for name in ("llama3/8B", llama):
+        with pytest.raises(UserError, match=r"--vocab-size: got 1000; .* has its own"):
+            find_shape(name, KEEP_OWN, vocab_size=WORDS)
