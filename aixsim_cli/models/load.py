@@ -74,9 +74,9 @@ class LanguageModel:
 
     @property
     def ranges(self) -> dict[str, Tensor]:
-        """The ranges of every simulated module that has some: name -> float32 (n, 2)."""
-        modules = self.state.modules if self.state is not None else {}
-        return {name: module.ranges for name, module in modules.items() if len(module.ranges)}
+        """All running ranges of its simulated modules, as they are: name -> float32 (n, 2)."""
+        buffers = self.module.named_buffers()
+        return {name: b for name, b in buffers if name.endswith(".ranges") and len(b)}
 
 
 def load_model(
@@ -166,8 +166,8 @@ def simulated(
     Args:
         digital: it stays as it is; both have the very same weights.
         transform: to simulate.
-        ranges: of the model where it has been simulated before, by `LanguageModel.ranges`. A module
-            that has more of them than there are has the first, and the rest is not set.
+        ranges: of the model where it has been simulated before, by `LanguageModel.ranges`; those
+            that both have are used, the others are not set.
 
     Raises:
         ConfigError: the transform does not fit.
@@ -180,7 +180,6 @@ def simulated(
         apply_transform(module, transform, titan_sites(module))
     model = replace(digital, module=module.eval(), state=state_of(module), transform=transform)
     for name, own in model.ranges.items():
-        if name in ranges:
-            known = min(len(own), len(ranges[name]))
-            own[:known].copy_(ranges[name][:known])
+        if name in ranges and ranges[name].shape == own.shape:
+            own.copy_(ranges[name])
     return model
