@@ -27,7 +27,7 @@ Scale = Literal["log", "linear", "list"]
 MAX_POINTS = 10_000
 _FORMS = "NAME=LO:HI:N, NAME=LO:HI:N:lin or NAME=A,B,C"
 # of a value between two ends
-_DIGITS = 6
+_DIGITS = 4
 
 
 @dataclass(frozen=True)

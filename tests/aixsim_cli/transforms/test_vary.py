@@ -58,7 +58,7 @@ def test_ends_are_as_given_and_steps_are_equal_factors():
     values = parse_axis("photons_per_mac=0.03:30:10").values
     assert (values[0], values[-1], len(values)) == (0.03, 30, 10)
     factors = [after / before for before, after in itertools.pairwise(values)]
-    assert factors == pytest.approx([1000 ** (1 / 9)] * 9, rel=1e-5)
+    assert factors == pytest.approx([1000 ** (1 / 9)] * 9, rel=1e-3)
 
 
 @pytest.mark.parametrize(
