@@ -4,11 +4,11 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,30 +85,14 @@ def sweep(
     most = None if text.num_batches is None else text.num_batches * text.batch_size
     windows = list(islice(text.windows(digital), most))
     inputs = _Inputs(digital, ranges, windows, text, calibration)
-    plan: list[tuple[Mapping[str, Any] | None, TransformConfig | None]]
-    plan = [(None, None), ({}, base), *((point.values, point.transform) for point in points)]
+    plan = [_DIGITAL, _Asked({}, base), *(_Asked(p.values, p.transform) for p in points)]
+    configs = [asked.transform for asked in plan]
+    inputs.check_calibration(configs)
     seq_len = text.seq_len or digital.seq_len
-    cost = _costs(source, [config for _, config in plan], hardware, seq_len, trust_remote_code)
-    records: list[dict[str, Any]] = []
-    reference: Perplexity | None = None
+    costs = _costs(source, configs, hardware, seq_len, trust_remote_code)
     with kept_in(folder, inputs.identity(base, dtype)) as kept:
-        for place, (values, config) in enumerate(plan, start=1):
-            began = time.monotonic()
-            runs, calibrated = inputs.losses(values, config, repeats, kept)
-            reference = runs[0] if reference is None else reference
-            record = {"values": values or {}, "calibrated": calibrated}
-            record |= inputs.summary(runs, reference) | cost(config)
-            records.append(record)
-            logger.info(
-                "%d of %d: %s: nll %.5f, %+.5f to digital%s (%.1f s)",
-                place,
-                len(plan),
-                name_of(values),
-                record["nll"],
-                record["delta"],
-                ", ranges set" if calibrated else "",
-                time.monotonic() - began,
-            )
+        tokens, records = _measure(plan, inputs, repeats, kept)
+    records = [record | cost for record, cost in zip(records, costs, strict=True)]
     return {
         "source": source,
         "dataset": text.path or text.dataset,
@@ -118,12 +102,49 @@ def sweep(
         "seq_len": seq_len,
         "dtype": dtype,
         "repeats": repeats,
-        "tokens": runs[0].tokens,
+        "tokens": tokens,
         "vary": [asdict(axis) | {"key": axis.key} for axis in axes],
         "digital": records[0],
         "own": records[1],
         "points": records[2:],
     }
+
+
+class _Asked(NamedTuple):
+    """What a loss is of: the values of a point and the transform with them; None = digital."""
+
+    values: Mapping[str, Any] | None
+    transform: TransformConfig | None
+
+
+_DIGITAL = _Asked(None, None)
+
+
+def _measure(
+    plan: Sequence[_Asked], inputs: "_Inputs", repeats: int, kept: Kept
+) -> tuple[int, list[dict[str, Any]]]:
+    """The tokens that were scored, and a record of each, compared with the first."""
+    records: list[dict[str, Any]] = []
+    reference: Perplexity | None = None
+    for place, asked in enumerate(plan, start=1):
+        began = time.monotonic()
+        runs, calibrated = inputs.losses(asked, repeats, kept)
+        reference = runs[0] if reference is None else reference
+        record = {"values": asked.values or {}, "calibrated": calibrated}
+        record |= inputs.summary(runs, reference)
+        records.append(record)
+        logger.info(
+            "%d of %d: %s: nll %.5f, %+.5f to digital%s (%.1f s)",
+            place,
+            len(plan),
+            name_of(asked.values),
+            record["nll"],
+            record["delta"],
+            ", ranges set" if calibrated else "",
+            time.monotonic() - began,
+        )
+    assert reference is not None
+    return reference.tokens, records
 
 
 def _costs(
@@ -132,22 +153,22 @@ def _costs(
     hardware: Hardware | None,
     seq_len: int,
     trust_remote_code: bool,
-) -> Callable[[TransformConfig | None], dict[str, Any]]:
-    """Tells light and energy of a token's forward under each of these transforms."""
+) -> list[dict[str, Any]]:
+    """Light and energy of a token's forward under each of these transforms."""
     if hardware is None and not any(map(_has_light, transforms)):
         # the shape of a model may be one that nobody can count
-        return lambda _: {"photons_per_token": None}
+        return [{"photons_per_token": None}] * len(transforms)
     shape, _ = shape_of_source(source, DIGITAL, trust_remote_code=trust_remote_code)
-
-    def cost(transform: TransformConfig | None) -> dict[str, Any]:
+    costs = []
+    for transform in transforms:
         if hardware is None:
             light = light_per_token(shape, transform, seq_len=seq_len)
-            return {"photons_per_token": sum(light.values()) if light else None}
+            costs.append({"photons_per_token": sum(light.values()) if light else None})
+            continue
         found = token_energy(shape, transform, hardware, seq_len=seq_len)
         joules = list(found.joules_per_token)
-        return {"photons_per_token": found.photons_per_token, "joules_per_token": joules}
-
-    return cost
+        costs.append({"photons_per_token": found.photons_per_token, "joules_per_token": joules})
+    return costs
 
 
 def _has_light(transform: TransformConfig | None) -> bool:
@@ -192,16 +213,18 @@ class _Inputs:
             "version of torch": torch.__version__,
         }
 
-    def losses(
-        self,
-        values: Mapping[str, Any] | None,
-        transform: TransformConfig | None,
-        repeats: int,
-        kept: Kept,
-    ) -> tuple[list[Perplexity], bool]:
-        """The loss of every noise seed, those that are not kept measured now; and whether
-        the model was calibrated for it.
-        """
+    def check_calibration(self, transforms: Iterable[TransformConfig | None]) -> None:
+        """Refuse now, and not at its point, a calibration that has no text to be made on."""
+        if self.text.dataset != "local" or self.calibration.path is not None:
+            return
+        for transform in filter(None, transforms):
+            model = simulated(self.digital, transform, self.ranges)
+            if needs_ranges(model, self.calibration):
+                self.calibration.text(self.text)
+
+    def losses(self, asked: _Asked, repeats: int, kept: Kept) -> tuple[list[Perplexity], bool]:
+        """The loss of every noise seed, measured where it is not kept; whether ranges were set."""
+        values, transform = asked
         found = [kept.get(values, seed) for seed in range(1 if transform is None else repeats)]
         missing = [seed for seed, loss in enumerate(found) if loss is None]
         calibrated, model = False, self.digital

@@ -334,11 +334,23 @@ def test_the_table_and_what_is_said_meanwhile(aixsim, trained):
     assert "energy/token" in done.stdout and "(optical on engineered)" in done.stdout
     said = done.stderr.splitlines()
     assert said[0] == f"loading {trained}"
-    assert [line.partition(": nll")[0] for line in said[1:]] == [
+    assert [line.partition(": nll")[0] for line in said if " of 6: " in line] == [
         "1 of 6: digital", "2 of 6: as it is",
         "3 of 6: q_levels=4, q_lut_min=null", "4 of 6: q_levels=4, q_lut_min=0.1",
         "5 of 6: q_levels=8, q_lut_min=null", "6 of 6: q_levels=8, q_lut_min=0.1",
     ]  # fmt: skip
+
+
+def test_text_to_calibrate_on_is_asked_for_before_anything_is_measured(
+    clean, trained, coarse, tmp_path, monkeypatch
+):
+    path = tmp_path / "t.txt"
+    path.write_text("one two three four five " * 100)
+    local = Text("local", str(path), 1, 1, 16)
+    assert swept(trained, "q_levels=4", text=local)["points"]
+    monkeypatch.setattr(library, "perplexity", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(UserError, match="--calibration-path: missing"):
+        swept(clean, "q_levels=4", text=local, choice=read_choice(coarse))
 
 
 def test_what_is_said_of_every_point_is_said_once(transposed, coarse, caplog):
