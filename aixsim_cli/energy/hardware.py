@@ -103,7 +103,7 @@ class Light:
         photons_per_dot: detected for each sum, where a transform says no `photons_per_mac`.
 
     Raises:
-        ValueError: an efficiency is not within (0, 1], or there is no wavelength.
+        ValueError: an efficiency is not within [1e-6, 1], or a wavelength below a nanometre.
     """
 
     wavelength_nm: Number
@@ -115,10 +115,11 @@ class Light:
     def __post_init__(self) -> None:
         for name in ("quantum_efficiency", "transmission", "wall_plug"):
             low, _, high = getattr(self, name).band
-            if not (low > 0 and high <= 1):
-                raise ValueError(f"{name}: value: got {low} to {high}; expected 0 < x <= 1")
-        if not self.wavelength_nm.band[0] > 0:
-            raise ValueError("wavelength_nm: value: got 0; expected more than 0")
+            if not 1e-6 <= low <= high <= 1:
+                raise ValueError(f"{name}: value: got {low} to {high}; expected 1e-6 <= x <= 1")
+        if self.wavelength_nm.band[0] < 1:
+            got = self.wavelength_nm.band[0]
+            raise ValueError(f"wavelength_nm: value: got {got}; expected 1 or more")
 
     def joules(self) -> Band:
         """From the wall for one photo-electron, h c / (wavelength · efficiencies)."""

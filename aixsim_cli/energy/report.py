@@ -3,6 +3,7 @@
 Plain values throughout, as its JSON has them; joules and seconds, a band is [low, nominal, high].
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
@@ -129,7 +130,7 @@ def _references(
                 "joules_per_mac": price.joules(),
                 "joules_per_token": joules,
                 # of this machine's own band
-                "ratio": (joules / high, joules / nominal, joules / low),
+                "ratio": (_ratio(joules, high), _ratio(joules, nominal), _ratio(joules, low)),
                 "source": price.source,
             }
         )
@@ -161,8 +162,8 @@ def _training(
         "tokens": tokens,
         "digital_joules": digital * tokens,
         "joules": simulated * tokens,
-        "saved": 1 - simulated / digital,
-        "most": forward / digital,
+        "saved": 1 - _ratio(simulated, digital),
+        "most": 1 / (1 + _BACKWARD),
     }
 
 
@@ -240,3 +241,8 @@ def _prices(hardware: Hardware) -> Iterator[dict[str, Any]]:
 
 def _over(band: Band, count: float) -> Band:
     return band[0] / count, band[1] / count, band[2] / count
+
+
+def _ratio(joules: float, over: float) -> float:
+    # prices may be nothing
+    return joules / over if over else math.inf

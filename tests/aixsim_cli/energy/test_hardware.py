@@ -1,10 +1,11 @@
 """Price lists: those that come with aixsim are whole; mistakes are named by file, line and key."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from aixsim_cli.energy.hardware import Light, Number, Price, read_hardware, shipped_hardware
+from aixsim_cli.energy.hardware import PRICES, Light, Number, Price, read_hardware, shipped_hardware
 from aixsim_cli.errors import ConfigError, UserError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -26,6 +27,14 @@ def test_these_lists_come_with_aixsim():
     assert set(shipped_hardware()) == {
         "engineered", "four-pass", "future", "lightening-transformer", "paper-like", "tiles-512",
     }  # fmt: skip
+
+
+def test_a_wheel_has_them():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    package = REPOSITORY / "aixsim_cli"
+    patterns = project["tool"]["setuptools"]["package-data"]["aixsim_cli"]
+    found = {path for pattern in patterns for path in package.glob(pattern)}
+    assert found >= {PRICES / f"{name}.yaml" for name in shipped_hardware()}
 
 
 def test_a_list_says_what_differs_from_its_base(tmp_path):

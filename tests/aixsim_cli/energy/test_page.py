@@ -57,6 +57,13 @@ def test_the_worked_table(title, options):
         assert advantage == pytest.approx(found["references"][0]["ratio"][1], rel=0.05)
 
 
+def test_the_ends_of_the_band():
+    for flavor, cell in zip(FLAVORS, row("… low to high"), strict=True):
+        low, _, high = told(flavor)["joules_per_token"]
+        said = [float(end) * 1e-6 for end in cell.split("–")]
+        assert said == pytest.approx([low, high], rel=0.05, abs=0)
+
+
 def test_the_ladder():
     titles = ("0.3 pJ", "0.71 pJ", "2.7 pJ", "0.021 pJ")
     for i, title in enumerate(titles):

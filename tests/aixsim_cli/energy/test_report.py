@@ -1,10 +1,11 @@
 """The report: sums are sums, comparisons are with the same work, doubts are told."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import pytest
 
-from aixsim_cli.energy.hardware import read_hardware
+from aixsim_cli.energy.hardware import Price, read_hardware
 from aixsim_cli.energy.layout import Work
 from aixsim_cli.energy.report import report
 from aixsim_cli.energy.shape import shape_of_flavor
@@ -92,6 +93,14 @@ def test_a_paradigm_without_counts_is_told():
     assert (
         "bitflip: says no counts of its own, so that it has the price of digital products" in said
     )
+
+
+def test_a_machine_that_costs_nothing_is_infinitely_better():
+    free = {f.name: replace(getattr(ENGINEERED, f.name), value=0) for f in fields(ENGINEERED)
+            if isinstance(getattr(ENGINEERED, f.name), Price)}  # fmt: skip
+    found = report(SHAPE, None, replace(ENGINEERED, **free), Work())
+    assert found["joules_per_token"] == (0, 0, 0)
+    assert found["references"][0]["ratio"] == (math.inf,) * 3
 
 
 def test_every_price_has_its_source():
