@@ -11,6 +11,7 @@ from aixsim_cli.commands import (
     aliases,
     continual_pretrain,
     convert_ckpt,
+    energy,
     eval,
     generate_cfg,
     generate_hf,
@@ -57,6 +58,7 @@ app.command(
 app.command("convert-ckpt", cls=Command)(convert_ckpt.convert_ckpt)
 app.add_typer(eval.app, name="eval")
 app.command("generate-hf", cls=Command)(generate_hf.generate_hf)
+app.command("energy", cls=Command)(energy.energy)
 app.add_typer(transforms.app, name="transforms")
 app.command("schema")(schema.schema)
 

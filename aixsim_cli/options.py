@@ -24,3 +24,29 @@ DTypeName = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Of weights and activations.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+# of evaluations
+Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
+DatasetPath = Annotated[
+    str | None,
+    typer.Option(
+        help="Of dataset local: .txt, .jsonl, .json, .parquet; a file, a glob or a folder. All of "
+        "it is scored."
+    ),
+]
+BatchSize = Annotated[int, typer.Option(min=1)]
+NumBatches = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many; default: score everything.")
+]
+SeqLen = Annotated[int | None, typer.Option(min=1, help="Default: that of the model's training.")]
+CalibrationBatches = Annotated[
+    int,
+    typer.Option(min=1, help="Batches that set ranges which training did not set."),
+]
+CalibrationPath = Annotated[
+    str | None,
+    typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
+]
+Recalibrate = Annotated[
+    bool, typer.Option("--recalibrate", help="Set all ranges so, also those that training set.")
+]

@@ -15,6 +15,7 @@ FLOORS = [
     {"main"},
     {"commands"},
     {"options", "pretrain", "continual", "eval"},
+    {"energy"},
     {"models"},
     {"config"},
     {"transforms"},

@@ -8,44 +8,29 @@ from typing import Annotated, Any
 import typer
 
 from aixsim_cli.commands.flags import Command
-from aixsim_cli.commands.output import print_table, to_json
+from aixsim_cli.commands.output import energy_cell, light_cell, print_table, to_json
+from aixsim_cli.commands.sweep import sweep
 from aixsim_cli.errors import loss_not_finite
 from aixsim_cli.files import check_new, write_atomic
 from aixsim_cli.options import (
     AsJson,
+    BatchSize,
+    CalibrationBatches,
+    CalibrationPath,
+    Dataset,
+    DatasetPath,
     DTypeName,
     NoTransform,
+    NumBatches,
+    Recalibrate,
+    SeqLen,
     Source,
     TransformConfigPath,
     TrustRemoteCode,
 )
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a model.")
-
-Dataset = Annotated[str, typer.Option(help="Dataset whose held-out part is scored.")]
-DatasetPath = Annotated[
-    str | None,
-    typer.Option(
-        help="Of dataset local: .txt, .jsonl, .json, .parquet; a file, a glob or a folder. All of "
-        "it is scored."
-    ),
-]
-BatchSize = Annotated[int, typer.Option(min=1)]
-NumBatches = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many; default: score everything.")
-]
-SeqLen = Annotated[int | None, typer.Option(min=1, help="Default: that of the model's training.")]
-CalibrationBatches = Annotated[
-    int,
-    typer.Option(min=1, help="Batches that set ranges which training did not set."),
-]
-CalibrationPath = Annotated[
-    str | None,
-    typer.Option(help="Such files to calibrate on; default: the dataset's training part."),
-]
-Recalibrate = Annotated[
-    bool, typer.Option("--recalibrate", help="Set all ranges so, also those that training set.")
-]
+app.command(cls=Command)(sweep)
 
 
 @app.command(cls=Command)
@@ -114,13 +99,22 @@ def compare(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the perplexities: file.png.")] = None,
+    energy: Annotated[
+        str | None, typer.Option(help="Add light and energy a token, by this price list.")
+    ] = None,
 ) -> None:
     """One table of several models and transforms, on the same tokens.
 
     Every source is evaluated as it is, and again under each --transform-config and, with
     --no-transform, digitally. "nll to first" is the change of the nll from the first row's, in per
-    cent of that.
+    cent of that. --energy adds detected photons and joules a token, of a causal forward on the
+    hardware of that price list (`aixsim energy`).
     """
+    prices = None
+    if energy is not None:
+        from aixsim_cli.energy.hardware import read_hardware
+
+        prices = read_hardware(energy)
     if plot is not None:
         from aixsim_cli.eval.plot import check_plot
 
@@ -149,12 +143,15 @@ def compare(
                     trust_remote_code=trust_remote_code,
                 )
             )
+            if prices is not None:
+                records[-1] |= _energy(records[-1], choice, prices, trust_remote_code)
             # the same tokens for all: windows as long as the first model's
             text = replace(text, seq_len=records[0]["seq_len"])
     if as_json:
         typer.echo(to_json(records))
     else:
-        columns = ("source", "transform", "tokens", "nll", "perplexity", "nll to first")
+        columns = ["source", "transform", "tokens", "nll", "perplexity", "nll to first"]
+        columns += ["photons/token", "energy/token"] if prices is not None else []
         print_table(columns, [_row(record, records[0]) for record in records])
     if plot is not None:
         from aixsim_cli.eval.plot import plot_perplexities
@@ -247,6 +244,25 @@ def _check_finite(records: list[dict[str, Any]]) -> None:
         raise loss_not_finite(f"{', '.join(wrong)}: the loss")
 
 
+def _energy(
+    record: dict[str, Any], choice: Any, prices: Any, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Light (None = none, or not said) and [low, nominal, high] joules of a record's model."""
+    from aixsim_cli.energy.account import token_energy
+    from aixsim_cli.energy.source import shape_of_source
+    from aixsim_cli.transforms.config import TransformConfig
+
+    trust = trust_remote_code
+    shape, own = shape_of_source(record["source"], choice, trust_remote_code=trust)
+    transform = choice if isinstance(choice, TransformConfig) else own
+    found = token_energy(shape, transform, prices, seq_len=record["seq_len"])
+    return {
+        "hardware": prices.name,
+        "photons_per_token": found.photons_per_token,
+        "joules_per_token": found.joules_per_token,
+    }
+
+
 def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
     name = record["transform"] or "digital"
     if record["transform_config"]:
@@ -258,7 +274,14 @@ def _row(record: dict[str, Any], first: dict[str, Any]) -> list[str]:
         f"{record['nll']:.5f}",
         f"{record['perplexity']:.4f}",
         _change(record["nll"], first["nll"]),
+        *_light_and_energy(record),
     ]
+
+
+def _light_and_energy(record: dict[str, Any]) -> list[str]:
+    if "joules_per_token" not in record:
+        return []
+    return [light_cell(record["photons_per_token"]), energy_cell(record["joules_per_token"])]
 
 
 def _change(nll: float, first: float) -> str:

@@ -30,6 +30,17 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], title: st
     Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
+def light_cell(photons: float | None) -> str:
+    """Photons a token, as tables have them; None = there is no light, or its amount is not said."""
+    return "-" if photons is None else f"{photons:.2e}"
+
+
+def energy_cell(joules: Iterable[float]) -> str:
+    """Joules a token, [low, nominal, high], as tables have them."""
+    low, nominal, high = (each * 1e6 for each in joules)
+    return f"{nominal:.3g} µJ ({low:.3g} to {high:.3g})"
+
+
 def to_json(value: Any, **options: Any) -> str:
     """JSON of `value`; a number that is not finite, for which JSON has no word, is null.
 

@@ -91,8 +91,13 @@ class Calibration:
         return replace(scored, num_batches=self.num_batches, part="train")
 
 
-def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> bool:
-    """Calibrate a model that was not trained with its transform, or is to be, and say so.
+def needs_ranges(model: LanguageModel, calibration: Calibration) -> bool:
+    """Whether a model has ranges that are not set, or are to be set anew."""
+    return (calibration.anew and has_ranges(model)) or needs_calibration(model)
+
+
+def calibrate_for(model: LanguageModel, scored: Text, calibration: Calibration) -> bool:
+    """Calibrate a model that needs it.
 
     Args:
         model: digital or simulated.
@@ -105,20 +110,27 @@ def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> 
     Raises:
         UserError: there is no text to calibrate on.
     """
-    anew = calibration.anew and has_ranges(model)
-    if calibration.anew and not anew:
-        kind = model.transform.name if model.transform else "digital"
-        logger.warning("--recalibrate: the model is %s, and has no ranges to set", kind)
-    if not anew and not needs_calibration(model):
+    if not needs_ranges(model, calibration):
         return False
     text, batches = calibration.text(scored), calibration.num_batches
-    if anew and model.state is not None:
+    if calibration.anew and model.state is not None:
         model.state.reset()
     calibrate(model, text.windows(model), batch_size=text.batch_size, num_batches=batches)
+    return True
+
+
+def set_ranges(model: LanguageModel, scored: Text, calibration: Calibration) -> bool:
+    """As `calibrate_for`, and say so."""
+    if calibration.anew and not has_ranges(model):
+        kind = model.transform.name if model.transform else "digital"
+        logger.warning("--recalibrate: the model is %s, and has no ranges to set", kind)
+    if not calibrate_for(model, scored, calibration):
+        return False
+    text = calibration.text(scored)
     logger.warning(
         "%s: ranges set on %d batches of %s",
         calibration.reason,
-        batches,
+        calibration.num_batches,
         text.path or f"{text.dataset}'s training part",
     )
     return True

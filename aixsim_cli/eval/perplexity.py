@@ -19,10 +19,12 @@ class Perplexity:
     Args:
         tokens: how many were predicted and scored.
         nll: mean negative log likelihood, nats per token.
+        windows: of each window, its negative log likelihood summed over its tokens, in nats.
     """
 
     tokens: int
     nll: float
+    windows: tuple[float, ...] = ()
 
     @property
     def perplexity(self) -> float:
@@ -40,6 +42,7 @@ def perplexity(
     *,
     batch_size: int,
     num_batches: int | None = None,
+    noise_seed: int = 0,
 ) -> Perplexity:
     """Score a text, every token weighing the same.
 
@@ -48,14 +51,15 @@ def perplexity(
         windows: (inputs, labels) of int64 (L,), from `heldout_windows`; the last may be shorter.
         batch_size: windows a forward.
         num_batches: stop after so many; None = score everything.
+        noise_seed: of the hardware's noise; another one draws it anew, everything else the same.
 
     Raises:
         UserError: there is nothing to score.
     """
     device = next(model.module.parameters()).device
     if model.state is not None:
-        model.state.begin_step(0)
-    total, tokens = 0.0, 0
+        model.state.begin_step(noise_seed)
+    total, tokens, of_windows = 0.0, 0, []
     for index, (inputs, labels) in enumerate(batches(windows, batch_size)):
         if num_batches is not None and index >= num_batches:
             break
@@ -63,10 +67,11 @@ def perplexity(
         nll = F.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), reduction="none")
         # summed in float64: the mean of a long text is exact to the last digit shown
         total += nll.double().sum().item()
+        of_windows += nll.double().view(labels.shape).sum(1).tolist()
         tokens += labels.numel()
     if not tokens:
         raise UserError("nothing to score: the dataset's held-out part has fewer than two tokens")
-    return Perplexity(tokens, total / tokens)
+    return Perplexity(tokens, total / tokens, tuple(of_windows))
 
 
 def batches(

@@ -1,7 +1,8 @@
 """Load a language model for evaluation, from a torchtitan checkpoint or a Hugging Face source."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,18 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.models.convert import DEFAULT_SEQ_LEN, as_hf_model, chosen_transform
 from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.models.hf.saved import load_model as load_hf_model
+from aixsim_cli.models.hf.sites import hf_sites
+from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import SourceKind, find_source
 from aixsim_cli.models.titan.model import build_model, model_args
 from aixsim_cli.models.titan.saved import read_checkpoint
+from aixsim_cli.models.titan.sites import titan_sites
 from aixsim_cli.models.titan.tokenizer import trained_tokenizer
 from aixsim_cli.run.device import device_type
+from aixsim_cli.transforms.apply import apply_transform
 from aixsim_cli.transforms.choice import KEEP_OWN, Choice
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import TransformState, state_of
 
 
@@ -58,6 +64,19 @@ class LanguageModel:
         if isinstance(self.module, PreTrainedModel):
             return lambda tokens: self.module(tokens, use_cache=False).logits
         return self.module
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every linear and attention of a digital model."""
+        if isinstance(self.module, PreTrainedModel):
+            return hf_sites(self.module)
+        return titan_sites(self.module)
+
+    @property
+    def ranges(self) -> dict[str, Tensor]:
+        """All running ranges of its simulated modules, as they are: name -> float32 (n, 2)."""
+        buffers = self.module.named_buffers()
+        return {name: b for name, b in buffers if name.endswith(".ranges") and len(b)}
 
 
 def load_model(
@@ -136,3 +155,31 @@ def _language_model(
 ) -> LanguageModel:
     state = state_of(module)
     return LanguageModel(module, tokenizer, seq_len, state, transform)
+
+
+@torch.no_grad()
+def simulated(
+    digital: LanguageModel, transform: TransformConfig, ranges: Mapping[str, Tensor]
+) -> LanguageModel:
+    """A digital model on simulated hardware, as if it had been loaded so; nothing is read again.
+
+    Args:
+        digital: it stays as it is; both have the very same weights.
+        transform: to simulate.
+        ranges: of the model where it has been simulated before, by `LanguageModel.ranges`; those
+            that both have are used, the others are not set.
+
+    Raises:
+        ConfigError: the transform does not fit.
+    """
+    weights: dict[int, Any] = {id(weight): weight for weight in digital.module.parameters()}
+    module = copy.deepcopy(digital.module, weights)
+    if isinstance(module, PreTrainedModel):
+        transform_hf_model(module, transform)
+    else:
+        apply_transform(module, transform, titan_sites(module))
+    model = replace(digital, module=module.eval(), state=state_of(module), transform=transform)
+    for name, own in model.ranges.items():
+        if name in ranges and ranges[name].shape == own.shape:
+            own.copy_(ranges[name])
+    return model

@@ -4,8 +4,8 @@ from typing import Any
 
 from aixsim_cli.config.flavors import find_flavor
 from aixsim_cli.models.kind import check_hf_source
-from aixsim_cli.transforms.apply import TransformReport, plan_transform
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.plan import TransformReport, plan_transform
 
 
 def of_flavor(transform: TransformConfig, arch: str, flavor: str) -> TransformReport:
@@ -43,11 +43,25 @@ def of_source(
         UserError: the config cannot be loaded.
         ConfigError: a pattern matches nothing, or names an attention that is out of reach.
     """
+    from aixsim_cli.models.hf.simulate import plan
+
+    return plan(meta_model_of(source, trust_remote_code=trust_remote_code), transform)
+
+
+def meta_model_of(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The transformers model of a config, digital and without storage: names and shapes.
+
+    Args:
+        source: folder or hub name.
+        trust_remote_code: run Python code that the model brings.
+
+    Raises:
+        UserError: the config cannot be loaded.
+    """
     import torch
     import transformers
 
     from aixsim_cli.models.hf.saved import load_config
-    from aixsim_cli.models.hf.simulate import plan
 
     check_hf_source(source)
     config = load_config(source, trust_remote_code=trust_remote_code)
@@ -56,7 +70,5 @@ def of_source(
     built = getattr(transformers, (config.architectures or [""])[0], None)
     with torch.device("meta"):
         if isinstance(built, type) and issubclass(built, transformers.PreTrainedModel):
-            model: Any = built(config)
-        else:
-            model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    return plan(model, transform)
+            return built(config)
+        return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)

@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 def set_up(*, is_main: bool, others: int = logging.WARNING, noise: Sequence[str] = ()) -> None:
@@ -28,3 +29,21 @@ def set_up(*, is_main: bool, others: int = logging.WARNING, noise: Sequence[str]
     root.addHandler(handler)
     root.setLevel(logging.INFO if debug else logging.WARNING)
     logging.getLogger("aixsim").setLevel(logging.INFO if is_main else others)
+
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """Of our own lines say none a second time while the block runs."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in said
+        said.add(record.getMessage())
+        return not known
+
+    logger = logging.getLogger("aixsim")
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)

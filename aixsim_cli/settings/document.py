@@ -41,11 +41,13 @@ class Document:
 PRETRAIN = "a pretraining config (aixsim pretrain --config)"
 TRANSFORM = "a transform file (--transform-config)"
 CONTINUAL = "flags of aixsim continual-pretrain (its --config)"
+HARDWARE = "a price list (--hardware)"
 # keys that tell what a file is for
 _TELLTALES = {
     PRETRAIN: {"job", "training", "parallelism", "optimizer", "lr_scheduler"},
     TRANSFORM: {"layer_name_to_config", "transforms", "attention", "fc", "use_regex", "lora"},
     CONTINUAL: {"model_name_or_path", "output_dir", "do_train", "train_file", "dataset_name"},
+    HARDWARE: {"hardware", "dac", "adc", "digital_op", "digital_mac", "references"},
 }
 
 
@@ -55,7 +57,7 @@ def check_purpose(data: Mapping[str, Any], source: str, expected: str) -> None:
     Args:
         data: as read.
         source: file, for messages.
-        expected: `PRETRAIN`, `TRANSFORM` or `CONTINUAL`.
+        expected: `PRETRAIN`, `TRANSFORM`, `CONTINUAL` or `HARDWARE`.
 
     Raises:
         UserError: its keys are those of another kind of file.

@@ -80,7 +80,7 @@ class Transform:
 
     def reaches(self, site: Site) -> bool:
         """Whether the paradigm has a simulation of this kind of place."""
-        return site.kind == "linear" or self.paradigm.attention is not None
+        return site.kind == "linear" or self.paradigm.has_attention()
 
     def simulates(self, site: Site) -> Rule | None:
         """The rule by which this transform simulates a site; None = it leaves it alone."""

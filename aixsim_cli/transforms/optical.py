@@ -1,24 +1,23 @@
 """The Optical Transformer (arXiv 2302.10360): linears and attention products on photonic hardware.
 
 Operands are quantised to the modulators' levels, products accumulate on detectors whose read-out
-is quantised and noisy. The maths is `aixsim_kernels.optical`; this module keeps its parameters and
-its state, and puts it in the place of a linear layer or of an attention's two matrix products.
+is quantised and noisy. The maths is `aixsim_kernels.optical`, its parameters are `optical_params`;
+this module keeps its state, and puts it in the place of a linear layer or of an attention's two
+matrix products.
 """
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from aixsim_kernels import Defects, Light, optical_attention, optical_linear
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.lamp import signal_to_noise
-from aixsim_cli.transforms.protocol import Paradigm, Site, param
-from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
+from aixsim_cli.transforms.optical_params import OpticalParams
+from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import (
     SimulatedAttention,
     SimulatedLinear,
@@ -28,108 +27,8 @@ from aixsim_cli.transforms.state import (
 
 logger = logging.getLogger("aixsim")
 
-_PAPER = "arXiv 2302.10360"
 # a detector that counts so many has a skewness of 1 / sqrt(20)
 FEW_PHOTONS = 20
-
-
-@dataclass(frozen=True)
-class OpticalParams:
-    """Parameters of the optical simulation, under NewComputeBench's names.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    q_levels: int = param(
-        256, "of modulators and detectors, 2 to 65536", unit="levels", source=f"{_PAPER}, section 3"
-    )
-    q_lut_min: float | None = param(
-        0.020040,
-        "smallest non-zero transmission of a modulator, in [0, 1); null = it can go fully dark",
-        unit="of its maximum",
-        source=f"{_PAPER}, section 3",
-    )
-    q_quantiles: tuple[float, float] | None = param(
-        None,
-        "[low, high]: ranges from these quantiles; null = from minimum and maximum",
-        unit="probability",
-        source="NewComputeBench",
-    )
-    q_smooth_factor: SmoothFactor = smooth_factor(before=0.9)  # noqa: RUF009 (a field)
-    q_init_seed: int = param(0, "seed of the detector noise", source="NewComputeBench")
-    q_bypass: bool = param(False, "true = leave the module digital", source="NewComputeBench")
-    q_noise: bool = param(True, "false = noiseless detectors", source="aixsim")
-    attention_range: Literal["unit", "rowmax"] = param(
-        "unit",
-        "what drives the modulators: the probabilities themselves, or each row over its largest",
-        source="aixsim",
-    )
-    q_levels_out: int | None = param(
-        None, "of detectors alone, 2 to 65536; null = q_levels", unit="levels", source="aixsim"
-    )
-    photons_per_mac: float | None = param(
-        None,
-        "mean light of a multiplication on the detectors, above 0, whose shot noise takes the "
-        "place of the read-out's dither; null = light without end",
-        unit="detected photons",
-        source="Poisson statistics; Wang et al. 2022, doi:10.1038/s41467-021-27774-8",
-    )
-    encoding: Literal["differential", "offset"] = param(
-        "differential",
-        "how light, which is never negative, carries signs: as the difference of two rails, or "
-        "on top of a constant that is subtracted digitally",
-        source="aixsim; offset: Wang et al. 2022",
-    )
-    read_noise: float = param(
-        0.0,
-        "of a detector's amplifier, each time it is read; needs photons_per_mac",
-        unit="electrons rms",
-        source="aixsim",
-    )
-    pixel_gain_std: float = param(
-        0.0,
-        "spread of the second modulator's pixels in brightness, fixed as a device is made",
-        unit="of a pixel's brightness",
-        source="aixsim",
-    )
-    dead_pixels: float = param(
-        0.0,
-        "share of the second modulator's pixels that stay dark, fixed as a device is made",
-        unit="probability",
-        source="aixsim",
-    )
-    device_seed: int = param(0, "which specimen of the device", source="aixsim")
-
-    def __post_init__(self) -> None:
-        for name, levels in (("q_levels", self.q_levels), ("q_levels_out", self.q_levels_out)):
-            if levels is not None and not 2 <= levels <= 65536:
-                raise ValueError(f"{name}: got {levels}; expected 2 to 65536")
-        if self.photons_per_mac is not None and not 0 < self.photons_per_mac < math.inf:
-            raise ValueError(
-                f"photons_per_mac: got {self.photons_per_mac}; expected null or a number above 0"
-            )
-        for name in ("read_noise", "pixel_gain_std"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}: got {value}; expected 0 or more")
-        if self.read_noise and self.photons_per_mac is None:
-            raise ValueError(
-                f"read_noise: got {self.read_noise} without photons_per_mac, which says how much "
-                "an electron is worth; expected both"
-            )
-        if not 0 <= self.dead_pixels < 1:
-            raise ValueError(f"dead_pixels: got {self.dead_pixels}; expected 0 <= x < 1")
-        if self.q_lut_min is not None and not 0 <= self.q_lut_min < 1:
-            raise ValueError(f"q_lut_min: got {self.q_lut_min}; expected null or 0 <= x < 1")
-        # frozen: only as it is made
-        object.__setattr__(self, "q_smooth_factor", checked(self.q_smooth_factor))
-        if self.q_quantiles is not None:
-            low, high = self.q_quantiles
-            if not 0 <= low < high <= 1:
-                raise ValueError(
-                    f"q_quantiles: got {list(self.q_quantiles)}; expected [low, high] with "
-                    "0 <= low < high <= 1"
-                )
 
 
 class OpticalModule(SimulatedModule):
@@ -333,17 +232,7 @@ class OpticalAttention(OpticalModule, SimulatedAttention):
         return f"{_describe(self.params)}, attention_range={self.params.attention_range}"
 
 
-class Optical(Paradigm):
-    """Linears and attention on optical hardware."""
-
-    params = OpticalParams
-    modules = {nn.Linear: OpticalLinear.from_linear}  # noqa: RUF012
-
-    attention = OpticalAttention
-
-    @staticmethod
-    def bypassed(params: OpticalParams) -> bool:
-        return params.q_bypass
+MODULES = {nn.Linear: OpticalLinear.from_linear}
 
 
 @cache

@@ -1,15 +1,21 @@
 """What a paradigm is, and what both libraries of models rely on.
 
 A paradigm is one module: validated parameters, what replaces a module class, optionally how an
-attention's two matrix products are computed. Nothing here knows torchtitan or transformers.
+attention's two matrix products are computed. Nothing here knows torchtitan or transformers, nor
+imports torch: what hardware costs is told without.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from importlib import import_module
+from inspect import getattr_static
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import nn
+from aixsim_cli.transforms.counts import Counts, Product
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # of a low-rank update; the widest layers of the largest models have 53,248 channels
 MAX_RANK = 65_536
@@ -41,8 +47,26 @@ class Site:
         return tuple(dict.fromkeys((self.name, self.hf_name, *self.aliases)))
 
 
-Build = Callable[[Any, Any, Site], nn.Module]
-BuildAttention = Callable[[Any, Site], nn.Module]
+Build = Callable[[Any, Any, Site], "nn.Module"]
+BuildAttention = Callable[[Any, Site], "nn.Module"]
+
+
+class _Imported:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        module, _, name = self._path.partition(":")
+        return getattr(import_module(module), name)
+
+
+def imported(path: str) -> Any:
+    """A `modules` or `attention` that is imported when it is first used, and torch with it.
+
+    Args:
+        path: "module:attribute".
+    """
+    return _Imported(path)
 
 
 def param(
@@ -116,10 +140,25 @@ class Paradigm:
     """
 
     params: ClassVar[type]
-    modules: ClassVar[Mapping[type[nn.Module], Build]]
+    modules: ClassVar[Mapping[type["nn.Module"], Build]]
     attention: ClassVar[BuildAttention | None] = None
+
+    @classmethod
+    def has_attention(cls) -> bool:
+        """Whether it computes an attention's products; nothing is imported to tell."""
+        return getattr_static(cls, "attention") is not None
 
     @staticmethod
     def bypassed(params: Any) -> bool:
         """Whether these parameters ask to leave the module digital."""
         return False
+
+    @staticmethod
+    def count(params: Any, product: Product) -> Counts:
+        """What one matrix product takes of the hardware, a token; here all of it is digital.
+
+        Args:
+            params: of the rule that simulates its place.
+            product: its size, and the arrays that it is computed on.
+        """
+        return Counts(digital_macs=product.macs)

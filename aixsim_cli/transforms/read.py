@@ -186,7 +186,7 @@ def _transform(
     except UserError as error:
         problems.append(f"{source}: {error}")
         return None
-    if data.get("attention") is not None and paradigm.attention is None:
+    if data.get("attention") is not None and not paradigm.has_attention():
         problems.append(f"{source}: attention: {name} has no simulation of it; expected null")
     use_regex = _flag(data, "use_regex", source, problems)
     patterns = [pattern for pattern in layers if pattern != DEFAULT]

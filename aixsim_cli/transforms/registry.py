@@ -12,8 +12,8 @@ from aixsim_cli.errors import UserError, nearest
 from aixsim_cli.transforms.protocol import Paradigm, as_in_file
 
 PARADIGMS = {
-    "bitflip": "aixsim_cli.transforms.bitflip:Bitflip",
-    "optical": "aixsim_cli.transforms.optical:Optical",
+    "bitflip": "aixsim_cli.transforms.bitflip_params:Bitflip",
+    "optical": "aixsim_cli.transforms.optical_params:Optical",
 }
 ENTRY_POINT_GROUP = "aixsim.transforms"
 
@@ -62,7 +62,7 @@ def describe_paradigms() -> list[dict[str, str]]:
         rows.append(
             {
                 "name": name,
-                "simulates": "linear, attention" if paradigm.attention else "linear",
+                "simulates": "linear, attention" if paradigm.has_attention() else "linear",
                 "what": (inspect.getdoc(paradigm) or "").split("\n")[0],
                 "from": "aixsim" if name in PARADIGMS else points[name].value,
             }

@@ -32,7 +32,7 @@ def transform_schema() -> dict[str, Any]:
 def _one(name: str) -> dict[str, Any]:
     """A mapping with one paradigm."""
     params = _or_null(f"{name} parameters", "Parameters; null = digital.")
-    has_attention = get_paradigm(name).attention is not None
+    has_attention = get_paradigm(name).has_attention()
     attention = params | {"description": "All attentions."} if has_attention else {"type": "null"}
     flag = {"type": "boolean", "default": False}
     keys = {

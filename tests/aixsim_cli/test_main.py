@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["generate-cfg", "pretrain", "convert-ckpt", "eval", "generate-hf", "schema"]
+COMMANDS = ["generate-cfg", "pretrain", "convert-ckpt", "eval", "energy", "generate-hf", "schema"]
 HEAVY = ("torch", "torchtitan", "transformers", "datasets", "wandb", "triton")
 LIGHT_LINES = [
     ["--help"],

@@ -20,13 +20,9 @@ from aixsim_cli.models.hf.sites import (
     owner_of,
     partly_out_of_reach,
 )
-from aixsim_cli.transforms.apply import (
-    TransformReport,
-    apply_transform,
-    begin_calls_of_parts,
-    plan_transform,
-)
+from aixsim_cli.transforms.apply import apply_transform, begin_calls_of_parts
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.plan import TransformReport, plan_transform
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import TransformState
 

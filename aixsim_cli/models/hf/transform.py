@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 from aixsim_cli.models.hf.config import METHOD, AixsimConfig
 from aixsim_cli.models.hf.quantizer import AixsimQuantizer
 from aixsim_cli.models.hf.simulate import finish_layout, simulate, tell
-from aixsim_cli.transforms.apply import TransformReport
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.plan import TransformReport
 from aixsim_cli.transforms.state import TransformState
 
 

@@ -11,35 +11,18 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from typer.testing import CliRunner
 
-from aixsim_cli.data.tokenizer import resolve_tokenizer
 from aixsim_cli.errors import RunError, UserError
 from aixsim_cli.eval.calibrate import calibrate, needs_calibration
 from aixsim_cli.eval.measure import Calibration, Text, measure
 from aixsim_cli.eval.perplexity import Perplexity
 from aixsim_cli.main import app
-from aixsim_cli.models.hf.saved import ranges_of, write_model
-from aixsim_cli.models.hf.transform import transform_hf_model
+from aixsim_cli.models.hf.saved import ranges_of
 from aixsim_cli.models.load import load_model
 from aixsim_cli.transforms.choice import read_choice
-from aixsim_cli.transforms.read import parse_transform
 
 TEXT = Text("builtin", None, 2, 2, None)
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "clean"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32, eos_token_id=0,
-    )  # fmt: skip
-    write_model(AutoModelForCausalLM.from_config(config), folder)
-    AutoTokenizer.from_pretrained(resolve_tokenizer("builtin")).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("nll", [float("nan"), float("inf"), 800.0])
@@ -71,29 +54,6 @@ def test_a_loss_that_is_not_finite_is_a_failure(aixsim, clean, tmp_path):
         "--output_dir", tmp_path / "out", code=1,
     )  # fmt: skip
     assert "the loss of the evaluation is not finite" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def coarse(tmp_path_factory):
-    path = tmp_path_factory.mktemp("transforms") / "coarse.yaml"
-    path.write_text("layer_name_to_config:\n  default: {q_levels: 16}\n")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def trained(clean, coarse, tmp_path_factory):
-    """The clean model with ranges, as if it had been trained with the transform."""
-    folder = tmp_path_factory.mktemp("models") / "trained"
-    model = AutoModelForCausalLM.from_pretrained(clean)
-    transform = parse_transform({"layer_name_to_config": {"default": {"q_levels": 16}}}, source="t")
-    state, _ = transform_hf_model(model, transform)
-    model.train()
-    generator = torch.Generator().manual_seed(0)
-    model(torch.randint(4096, (2, 32), generator=generator))
-    state.end_step()
-    write_model(model, folder)
-    AutoTokenizer.from_pretrained(clean).save_pretrained(folder)
-    return str(folder)
 
 
 def test_a_clean_model_is_calibrated_and_says_so(clean, coarse, caplog):
@@ -368,3 +328,24 @@ def test_windows_longer_than_the_model_reads_are_refused(clean, length):
 def test_what_would_score_nothing_is_refused(clean, options, said):
     done = CliRunner().invoke(app, ["eval", "lm-eval", clean, *options])
     assert isinstance(done.exception, UserError) and said in str(done.exception)
+
+
+def test_compare_adds_light_and_energy_of_what_each_row_is(aixsim, clean, trained, tmp_path):
+    lit = tmp_path / "lit.yaml"
+    lit.write_text("transform: optical\nfc: {photons_per_mac: 3}\n")
+    words = ("eval", "compare", clean, trained, "--transform-config", lit, "--num-batches", 1)
+    words += ("--batch-size", 1, "--energy", "engineered")
+    found = json.loads(aixsim(*words, "--json").stdout)
+    light = [record["photons_per_token"] for record in found]
+    # of all linears but the head, 2 x (3 x 32^2 and 2 x 32 x 16 and 3 x 32 x 64) and 3 each
+    macs = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    assert light == [None, 3 * macs, None, 3 * macs]
+    digital, *others = (record["joules_per_token"][1] for record in found)
+    assert others[0] == others[2] != others[1] != digital
+    table = aixsim(*words).stdout
+    assert "photons/token" in table and "energy/token" in table and "µJ (" in table
+
+
+def test_compare_asks_for_the_price_list_before_anything_else(aixsim):
+    done = aixsim("eval", "compare", "nowhere", "--energy", "engineerd", code=2)
+    assert "did you mean 'engineered'" in done.stderr

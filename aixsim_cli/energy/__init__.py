@@ -1,0 +1,1 @@
+"""Energy of a model on hardware: what its products take, times what that costs."""
