@@ -118,7 +118,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(aixsim, tmp_path):
 def test_there_are_published_configs_for_every_flavor():
     from aixsim_cli.config.flavors import FLAVORS
 
-    expected = {f"{f}{kind}.yaml" for f in FLAVORS["aixsim"] for kind in ("", "-optical")}
+    # debug at other widths is trained by debug's config with another flavor
+    flavors = [f for f in FLAVORS["aixsim"] if not f.startswith("debug-")]
+    expected = {f"{f}{kind}.yaml" for f in flavors for kind in ("", "-optical")}
     assert {path.name for path in PUBLISHED} == expected
 
 
