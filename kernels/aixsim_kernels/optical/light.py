@@ -21,6 +21,7 @@ Poisson's distribution is taken for a normal one of its variance: from some 20 p
 third moment no longer shows.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,9 +31,11 @@ from torch import Tensor
 from aixsim_kernels.optical.ranges import empty_ranges, is_empty, seen_of
 from aixsim_kernels.optical.settings import Settings
 
+_UNSET = (math.inf, -math.inf)
+
 
 class Lamp:
-    """The lamp of a product in one call: what one photo-electron is worth.
+    """The lamp of a product in one call on a CPU: what one photo-electron is worth.
 
     Args:
         running: float32 (2,), between which means of S a multiplication lately lay; their middle is
@@ -41,40 +44,37 @@ class Lamp:
     """
 
     def __init__(self, running: Tensor, settings: Settings) -> None:
-        self._running, self._photons = running, settings.photons
-        self.is_offset = settings.offset
         assert settings.light is not None
+        self.is_offset, self._photons = settings.offset, settings.photons
         # in electrons squared
         self.read_variance = settings.light.reads * settings.read_noise**2
-        self._own = empty_ranges(1, running.device)[0]
+        self._begin(running)
 
-    def is_set(self) -> bool:
-        """Whether it is known to have been set: on a GPU asking would be a wait for it."""
-        return self._running.device.type == "cpu" and not bool(is_empty(self._running))
+    def _begin(self, running: Tensor) -> None:
+        self._set_to: tuple[float, ...] = tuple(running.tolist())
+        self._own = _UNSET
 
     def see(self, light: Tensor, multiplications: int | Tensor) -> None:
         """The batch's S, summed over all outputs, 0-d, and of how many multiplications."""
-        mean = (light / multiplications).float()
-        self._own = torch.where(mean.isfinite(), mean.expand(2), self._own)
+        n = float(multiplications)
+        mean = float(light) / n if n else math.nan
+        self._own = (mean, mean) if math.isfinite(mean) else _UNSET
 
     @property
-    def bounds(self) -> Tensor:
-        """What is worked with, float32 (2,); where it was never set the batch's own mean, twice."""
-        return torch.where(is_empty(self._running), self._own, self._running)
+    def electron(self) -> float | Tensor:
+        """e: a number or float32 0-d; 0 where nothing was ever seen."""
+        lo, hi = self._set_to if self._set_to[0] <= self._set_to[1] else self._own
+        return (lo + hi) / 2 / self._photons if lo <= hi else 0.0
 
-    @property
-    def electron(self) -> Tensor:
-        """e: float32 0-d, 0 where nothing was ever seen."""
-        middle = self.bounds.mean()
-        return torch.where(middle.isfinite(), middle, 0.0) / self._photons
-
-    def observed(self) -> Tensor:
-        """The batch's own mean, float32 (2,), twice; the empty range where it is not finite."""
-        return self._own
+    def results(self) -> tuple[Tensor, Tensor]:
+        """The batch's own mean, twice, and what is worked with, which is that where the lamp was
+        never set: float32 (2,), the empty range where it is not finite."""
+        at = self._set_to if self._set_to[0] <= self._set_to[1] else self._own
+        return torch.tensor(self._own), torch.tensor(at)
 
     def of_kernels(self, settings: Settings) -> Tensor:
         """e, and the variance of the reads of an output: float32 (2,); 0 without noise."""
-        electron = self.electron * settings.noise
+        electron = torch.as_tensor(self.electron * settings.noise, dtype=torch.float32)
         return torch.stack([electron, electron**2 * self.read_variance])
 
     def on(
@@ -88,16 +88,41 @@ class Lamp:
         return Lit(row, column, whole, self.is_offset, self.electron, self.read_variance)
 
 
+class DeviceLamp(Lamp):
+    """The same on another device, which nothing here waits for: its numbers stay there."""
+
+    def _begin(self, running: Tensor) -> None:
+        self._running, self._mean = running, empty_ranges(1, running.device)[0]
+
+    def see(self, light: Tensor, multiplications: int | Tensor) -> None:
+        mean = (light / multiplications).float()
+        self._mean = torch.where(mean.isfinite(), mean.expand(2), self._mean)
+
+    @property
+    def electron(self) -> Tensor:
+        middle = self.results()[1].mean()
+        return torch.where(middle.isfinite(), middle, 0.0) / self._photons
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        return self._mean, torch.where(is_empty(self._running), self._mean, self._running)
+
+
+def lamps_of(ranges: Tensor, settings: Settings) -> list[Lamp]:
+    """The lamps of a call, from what they were set to, float32 (n, 2)."""
+    kind = Lamp if ranges.device.type == "cpu" else DeviceLamp
+    return [kind(one, settings) for one in ranges]
+
+
 class Lit(NamedTuple):
     """S on the detectors of an output (rows, columns), as one of three.
 
     Args:
         row: float32 (rows, 1) or None.
         column: float32 (columns,) or None.
-        whole: float32 (rows, columns), S itself; or None, and it is `row * column`, or with
-            `is_offset` the accumulator + row + column.
+        whole: float32 (rows, columns), S itself; or None, and it is the square of `row * column`,
+            or with `is_offset` the accumulator + row + column.
         is_offset: see there.
-        electron: e, float32 0-d.
+        electron: e, a number or float32 0-d.
         read_variance: of all reads of an output, in electrons squared.
     """
 
@@ -105,7 +130,7 @@ class Lit(NamedTuple):
     column: Tensor | None
     whole: Tensor | None
     is_offset: bool
-    electron: Tensor
+    electron: float | Tensor
     read_variance: float
 
     def light(self, acc: Tensor, rows: slice) -> Tensor:
@@ -118,7 +143,7 @@ class Lit(NamedTuple):
             lit = acc + row
             return lit if self.column is None else lit.add_(self.column)
         assert self.column is not None
-        return row * self.column
+        return (row * self.column).square_()
 
     def deviation(self, acc: Tensor, rows: slice) -> Tensor:
         """Deviation of the noise of some rows, in units of the accumulator (n, columns)."""
@@ -152,6 +177,5 @@ def lamp_results(lamps: Sequence[Lamp], seen: Tensor, used: Tensor) -> tuple[Ten
     """What a call saw (n, 3), and ranges that it used (n, 2), those of its lamps last."""
     if not lamps:
         return seen, used
-    of_lamps = torch.stack([lamp.observed() for lamp in lamps])
-    at = torch.stack([lamp.bounds for lamp in lamps])
-    return torch.cat([seen, seen_of(of_lamps)]), torch.cat([used, at])
+    own, at = (torch.stack(t) for t in zip(*(lamp.results() for lamp in lamps), strict=True))
+    return torch.cat([seen, seen_of(own)]), torch.cat([used, at])

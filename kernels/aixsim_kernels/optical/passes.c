@@ -92,9 +92,14 @@ static inline void shot(const Lit *lit, const float *acc, long r, long from, lon
                         float per_level, float *u) {
   const float e = lit->electron, of_reads = lit->of_reads, *column = lit->column + from;
   float s[CHUNK], row = lit->whole ? 0.0f : lit->row[r];
+  if (!lit->whole && !lit->is_offset && of_reads == 0.0f) { /* no root but that of the row's */
+    const float of_row = sqrtf(e) * row * per_level;
+    for (int i = 0; i < m; i++) u[i] *= of_row * column[i];
+    return;
+  }
   if (lit->whole) memcpy(s, lit->whole + r * columns + from, m * sizeof *s);
   else if (lit->is_offset) for (int i = 0; i < m; i++) s[i] = acc[i] + row + column[i];
-  else for (int i = 0; i < m; i++) s[i] = row * column[i];
+  else for (int i = 0; i < m; i++) s[i] = row * column[i] * (row * column[i]);
   for (int i = 0; i < m; i++) u[i] *= sqrtf(MAX(s[i] * e, 0.0f) + of_reads) * per_level;
 }
 

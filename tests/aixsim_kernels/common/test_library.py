@@ -45,4 +45,4 @@ def test_that_there_is_none_is_told_once(monkeypatch, caplog):
 def test_the_library_can_be_read_in_one_sitting(extension):
     files = list(ROOT.rglob("*.[ch]"))
     assert set(extension.sources) < set(files)
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 550
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 560

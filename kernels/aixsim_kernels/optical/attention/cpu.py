@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import place_in, seed_word
 from aixsim_kernels.optical.attention.scores import Scores
-from aixsim_kernels.optical.light import Lamp, Lit, lamp_results
+from aixsim_kernels.optical.light import Lamp, Lit, lamp_results, lamps_of
 from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.passes import Attended, Passes, Range, full_light
 from aixsim_kernels.optical.pixels import brightness, show
@@ -39,7 +39,7 @@ def forward(
     """
     passes, quantiles = _passes(q, settings), settings.quantiles
     ranges_used = q_at, k_at, score_at, v_at, out_at = _ranges(passes, ranges, settings)
-    lamps = [Lamp(one, settings) for one in ranges[5:]]
+    lamps = lamps_of(ranges[5:], settings)
     for t, at in ((q, q_at), (k, k_at), (v, v_at)):
         at.look(t, quantiles)
     scores, v_hat = _operands(passes, q, k, v, mask, key, ranges_used, settings)
@@ -94,7 +94,7 @@ def backward(
     ranges = q_at, k_at, score_at, v_at, _ = _ranges(passes, used, settings)
     scores, v_hat = _operands(passes, q, k, v, mask, key, ranges, settings)
     keys = _noise_keys(passes, scores, key, settings, _SCORE_OP)
-    of_scores = {"lamp": Lamp(used[5], settings)} if settings.has_light else {}
+    of_scores = {"lamp": lamps_of(used[5:], settings)[0]} if settings.has_light else {}
     grad_mask = q.new_zeros(_by_group(mask, scores) if wants_mask else 0, dtype=torch.float32)
     grad_q, grad_k, grad_v = passes.attend_grad(
         scores, v_hat, score_at, keys, grad.float().unflatten(1, scores.shape[1:3]),

@@ -29,7 +29,7 @@ from aixsim_kernels.optical.attention.triton_backward import (
     query_grad_pass,
 )
 from aixsim_kernels.optical.attention.triton_forward import row_pass, value_pass
-from aixsim_kernels.optical.light import Lamp, lamp_results
+from aixsim_kernels.optical.light import lamp_results, lamps_of
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.tiles import AttentionTile, attention_tiles, padded
 from aixsim_kernels.optical.triton_grid import noise_kind, operand_type
@@ -71,7 +71,7 @@ def forward(
     of_q, of_k, of_v = map(operand_programs, (q, k, v))
     of_rows, of_values = (_programs(q, tile.m) for tile in (tiles.rows, tiles.values))
     own = of_operands(ranges, 5)
-    lamps = [Lamp(one, settings) for one in ranges[5:]]
+    lamps = lamps_of(ranges[5:], settings)
     findings = Findings(own, [of_q, of_k, of_rows, of_v, of_values])
     tensors, q_operand, _ = _operands(q, k, v, mask, findings, settings, kind)
 
@@ -136,8 +136,8 @@ def backward(
     widest = max(q.shape[3], v.shape[3])
     tiles = attention_tiles(q.device, widest, exact, settings.has_light)
     tensors |= _rows(rows) | {"used_ptr": used, "key_ptr": key}
-    lamp = Lamp(used[5], settings).of_kernels(settings) if settings.has_light else None
-    tensors |= {"lamp_ptr": lamp}
+    lamps = lamps_of(used[5:], settings)
+    tensors |= {"lamp_ptr": lamps[0].of_kernels(settings) if lamps else None}
     tensors |= {"grad_ptr": grad, "delta_ptr": delta, "noise_ptr": noise, "by_row_ptr": by_row}
     of_queries: dict[str, Any] = {"smooth_ptr": smooth, "out_ptr": dq, "q_sum_ptr": of_q.sums}
     of_queries |= {"x_ptr": q, "x_strides": row_strides(q)}

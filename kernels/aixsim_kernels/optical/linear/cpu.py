@@ -7,7 +7,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import place_in, seed_word
 from aixsim_kernels.optical.blocks import block_size
-from aixsim_kernels.optical.light import Lamp, Lit, lamp_results, margins
+from aixsim_kernels.optical.light import Lamp, Lit, lamp_results, lamps_of, margins
 from aixsim_kernels.optical.native import passes_of
 from aixsim_kernels.optical.passes import Passes, Range
 from aixsim_kernels.optical.pixels import brightness, show
@@ -37,7 +37,7 @@ def forward(
     """
     passes, quantiles = passes_of(x), settings.quantiles
     ranges_used = x_at, w_at, y_at = _ranges(passes, ranges, settings)
-    lamps = [Lamp(one, settings) for one in ranges[3:]]
+    lamps = lamps_of(ranges[3:], settings)
     x_at.look(x, quantiles)
     w_at.look(weight, quantiles)
     x_code = x.new_empty(x.shape, dtype=code_dtype(settings.levels))
@@ -138,6 +138,9 @@ def _lit(lamp: Lamp, acc: Tensor, of_row: Tensor, of_column: Tensor, depth: int)
     if lamp.is_offset:
         light = light + acc.sum(dtype=torch.float64) + rows * of_column.sum(dtype=torch.float64)
     lamp.see(light, rows * columns * depth)
+    if not lamp.is_offset:
+        # a deviation is then the product of two roots
+        of_row, of_column = of_row.sqrt_(), of_column.sqrt()
     return lamp.on(row=of_row, column=of_column)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from aixsim_kernels.common.noise import seed_word
 from aixsim_kernels.common.triton_noise import digits_of_pairs, global_rows, row_keys
-from aixsim_kernels.optical.light import Lamp, lamp_results
+from aixsim_kernels.optical.light import lamp_results, lamps_of
 from aixsim_kernels.optical.linear.triton_light import light_on
 from aixsim_kernels.optical.linear.triton_passes import (
     code,
@@ -83,7 +83,7 @@ def forward(
     shown = Modulated(weight, 1, settings.lut_min, kind)
     ((w_operand, w_sum, _),) = operands([shown], findings, levels)
     y = x.new_empty(rows, columns, dtype=out_dtype)
-    lamps = [Lamp(one, settings) for one in ranges[3:]]
+    lamps = lamps_of(ranges[3:], settings)
     of_row, of_column = None, None
     for lamp in lamps:
         of_row, of_column = light_on(lamp, x_code, x_sum, w_operand, findings.at, settings)
@@ -195,7 +195,7 @@ def _found(
 
 @triton.jit
 def _noise(acc, row, column, lamp_ptr, lo, hi, per_level, keys, first, NOISE: tl.constexpr, EXACT):
-    """Of the light on a tile, in levels; `Lit` says what row and column are, [rows], [columns]."""
+    """Of the light on a tile, in levels; row and column, [rows] and [columns], are `light_on`'s."""
     row, column = row[:, None], column[None, :]
     digits = digits_of_pairs(keys, first // 2 + tl.arange(0, acc.shape[1] // 2))
     per = scale_of(lo, hi, per_level, EXACT)

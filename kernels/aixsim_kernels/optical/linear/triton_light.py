@@ -26,7 +26,8 @@ _ROWS = 8
 def light_on(
     lamp: Lamp, codes: Tensor, x_sum: Tensor, weight: Tensor, used: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """`Lit.row` (M,) and `Lit.column` (N,) of a linear, float32; the lamp sees the light.
+    """What makes the light of an output, float32 (M,) and (N,): their product or, with an offset,
+    the accumulator and both; the lamp sees it.
 
     Args:
         lamp: of the product.
