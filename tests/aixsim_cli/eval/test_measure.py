@@ -107,6 +107,27 @@ def test_calibration_covers_its_batches_and_changes_nothing_else(clean, coarse):
     assert all(torch.equal(v, before[k]) for k, v in ranges_of(model.module).items())
 
 
+def test_a_trained_model_in_little_light_keeps_its_ranges_and_sets_lamps(trained, tmp_path):
+    path = tmp_path / "light.yaml"
+    path.write_text("layer_name_to_config: {default: {photons_per_mac: 2.0}}\n")
+    own = ranges_of(load_model(trained).module)
+    model = load_model(trained, read_choice(path))
+    before = {k: v.clone() for k, v in ranges_of(model.module).items()}
+    lamps = [name for name in before if name.endswith(".lamp.ranges")]
+    assert len(lamps) == len(own) and before.keys() - lamps == own.keys()
+    assert all(torch.equal(before[name], own[name]) for name in own)
+    assert not any(before[name].isfinite().any() for name in lamps)
+    assert needs_calibration(model)
+    windows = [(torch.full((32,), token), torch.zeros(32)) for token in (5, 6)]
+    calibrate(model, windows, batch_size=1, num_batches=2)
+    after = ranges_of(model.module)
+    assert not needs_calibration(model)
+    assert all(torch.equal(after[name], own[name]) for name in own)
+    # the means of two batches lie between them
+    assert all((after[name][:, 0] <= after[name][:, 1]).all() for name in lamps)
+    assert any((after[name][:, 0] < after[name][:, 1]).any() for name in lamps)
+
+
 def test_local_text_needs_other_text_to_calibrate_on(clean, coarse, tmp_path):
     path = tmp_path / "t.txt"
     path.write_text("one two three four five " * 100)

@@ -263,6 +263,23 @@ def test_without_end_of_light_nothing_changes():
     assert torch.equal(linear(x, w, LINEAR, light=Light(0.01), noise=False)[0], still)
 
 
+@pytest.mark.parametrize("levels_out", [0, 2, 5, 3000])
+def test_detectors_have_levels_of_their_own(levels_out):
+    x, w = signed(60, 40), signed(50, 40, seed=1)
+    ranges = torch.tensor([[-4.0, 4.0], [-4.0, 4.0], [-30.0, 30.0]])
+    how = {"levels": 16, "lut_min": 0.0, "levels_out": levels_out}
+    y, _ = linear(x, w, ranges, **how)
+    found = len(y.unique())
+    assert found == levels_out if 0 < levels_out < 99 else found <= 16 if not levels_out else True
+    assert levels_out != 3000 or 256 < found <= 3000
+    q, k, v = (signed(1, 2, 30, 8, seed=i) for i in range(3))
+    bounds = torch.tensor([[-4.0, 4.0], [-4.0, 4.0], [-20.0, 20.0], [-4.0, 4.0], [-3.0, 3.0]])
+    out, *_ = attention(q, k, v, ranges=bounds, **how, attention_range="unit")
+    found = len(out.unique())
+    assert found == levels_out if 0 < levels_out < 6 else found <= (levels_out or 16)
+    assert levels_out != 3000 or found > 100
+
+
 def test_less_light_is_more_noise():
     x, w = signed(64, 128), signed(64, 128, seed=1)
     still, _ = linear(x, w, LINEAR[:3], noise=False)
