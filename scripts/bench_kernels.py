@@ -1,8 +1,8 @@
 """Time the simulated kernels against their digital twins, forward plus backward.
 
-Digital, optical (on a CPU with passes in C, and in PyTorch) and, with `--peers`, other simulators'
-layers take turns, so that a busy machine shifts all alike. A cell is the median of the ratio to the
-digital time, and its quartiles.
+Digital, optical (on a CPU with passes in C, and in PyTorch; with little light) and, with `--peers`,
+other simulators' layers take turns, so that a busy machine shifts all alike. A cell is the median
+of the ratio to the digital time, and its quartiles.
 
     python scripts/bench_kernels.py --flavors 60M 200M --threads 1 --peers --json bench.json
 """
@@ -18,7 +18,7 @@ from unittest import mock
 import bench_peers
 import torch
 import torch.nn.functional as F
-from aixsim_kernels import note_set, optical_attention, optical_linear
+from aixsim_kernels import Light, note_set, optical_attention, optical_linear
 from aixsim_kernels.optical import native
 from torch import Tensor
 
@@ -32,6 +32,7 @@ HEAD_DIM = 64
 OPTICAL = {"stream": 0, "levels": 256, "lut_min": 0.02004, "noise": True}
 Step = Callable[[], None]
 IN_TORCH = "without C"
+IN_LIGHT = "with light"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,14 +82,18 @@ def compare(
 
 
 def training_step(
-    forward: Callable[..., Tensor] | None, inputs: list[Tensor], grad: Tensor
+    forward: Callable[..., Tensor] | None, inputs: list[Tensor], grad: Tensor | None
 ) -> Step | None:
-    """Forward and backward; None where there is no forward."""
+    """Forward and, if there is a gradient, backward; None where there is no forward."""
     if forward is None:
         return None
 
     def step() -> None:
-        torch.autograd.grad(forward(*inputs), inputs, grad)
+        if grad is None:
+            with torch.no_grad():
+                forward(*inputs)
+        else:
+            torch.autograd.grad(forward(*inputs), inputs, grad)
 
     return step
 
@@ -127,9 +132,16 @@ def linear_rows(args: argparse.Namespace, flavor: str) -> Iterator[Row]:
         def optical(x: Tensor, w: Tensor, ranges: Tensor = ranges) -> Tensor:
             return optical_linear(x, w, None, ranges, key, **OPTICAL)[0]
 
-        grad = torch.randn(args.tokens, n, **like)
+        # a lamp that is set to what Gaussian operands send on a detector
+        lit = torch.cat([ranges, torch.full((1, 2), 2 / torch.pi, device=args.device)])
+        note_set(lit)
+
+        def in_light(x: Tensor, w: Tensor, ranges: Tensor = lit) -> Tensor:
+            return optical_linear(x, w, None, ranges, key, **OPTICAL, light=Light(1.0))[0]
+
+        grad = None if args.forward else torch.randn(args.tokens, n, **like)
         forwards: dict[str, bench_peers.Forward | None]
-        forwards = {"digital": F.linear, "aixsim": optical}
+        forwards = {"digital": F.linear, "aixsim": optical, IN_LIGHT: in_light}
         if args.peers:
             forwards["mase-triton"] = bench_peers.mase_linear(w)
             forwards["aihwkit-lightning"] = bench_peers.lightning_linear(w)
@@ -155,14 +167,23 @@ def attention_row(args: argparse.Namespace, flavor: str) -> Row:
     def digital(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    def optical(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def optical(
+        q: Tensor, k: Tensor, v: Tensor, ranges: Tensor = ranges, light: Light | None = None
+    ) -> Tensor:
         return optical_attention(
             q, k, v, None, ranges, key, **OPTICAL,
-            scale=HEAD_DIM**-0.5, is_causal=True, attention_range="unit",
+            scale=HEAD_DIM**-0.5, is_causal=True, attention_range="unit", light=light,
         )[0]  # fmt: skip
 
-    grad = torch.randn_like(inputs[0])
-    forwards: dict[str, bench_peers.Forward | None] = {"digital": digital, "aixsim": optical}
+    lit = torch.cat([ranges, torch.tensor([[0.6, 0.6], [0.01, 0.01]], device=args.device)])
+    note_set(lit)
+
+    def in_light(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return optical(q, k, v, lit, Light(1.0))
+
+    grad = None if args.forward else torch.randn_like(inputs[0])
+    forwards: dict[str, bench_peers.Forward | None]
+    forwards = {"digital": digital, "aixsim": optical, IN_LIGHT: in_light}
     if args.peers:
         forwards["mase-triton"] = bench_peers.mase_attention(inputs[0], HEAD_DIM**-0.5)
     steps = {name: training_step(f, inputs, grad) for name, f in forwards.items()}
@@ -181,13 +202,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--forward", action="store_true", help="no backward")
     parser.add_argument("--peers", action="store_true", help="also time other simulators' layers")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
 
-    names = ["aixsim"]
+    names = ["aixsim", IN_LIGHT]
     names += [IN_TORCH] if args.device == "cpu" else []
     names += ["mase-triton", "aihwkit-lightning"] if args.peers else []
     print("| flavor | op | shape | digital ms |", *(f" {name} |" for name in names), sep="")

@@ -54,6 +54,10 @@ class Lamp:
         self._set_to: tuple[float, ...] = tuple(running.tolist())
         self._own = _UNSET
 
+    def is_set(self) -> bool:
+        """Whether it is known to have been set: on another device asking would be a wait for it."""
+        return self._set_to[0] <= self._set_to[1]
+
     def see(self, light: Tensor, multiplications: int | Tensor) -> None:
         """The batch's S, summed over all outputs, 0-d, and of how many multiplications."""
         n = float(multiplications)
@@ -63,13 +67,13 @@ class Lamp:
     @property
     def electron(self) -> float | Tensor:
         """e: a number or float32 0-d; 0 where nothing was ever seen."""
-        lo, hi = self._set_to if self._set_to[0] <= self._set_to[1] else self._own
+        lo, hi = self._set_to if self.is_set() else self._own
         return (lo + hi) / 2 / self._photons if lo <= hi else 0.0
 
     def results(self) -> tuple[Tensor, Tensor]:
         """The batch's own mean, twice, and what is worked with, which is that where the lamp was
         never set: float32 (2,), the empty range where it is not finite."""
-        at = self._set_to if self._set_to[0] <= self._set_to[1] else self._own
+        at = self._set_to if self.is_set() else self._own
         return torch.tensor(self._own), torch.tensor(at)
 
     def of_kernels(self, settings: Settings) -> Tensor:
@@ -93,6 +97,9 @@ class DeviceLamp(Lamp):
 
     def _begin(self, running: Tensor) -> None:
         self._running, self._mean = running, empty_ranges(1, running.device)[0]
+
+    def is_set(self) -> bool:
+        return False
 
     def see(self, light: Tensor, multiplications: int | Tensor) -> None:
         mean = (light / multiplications).float()

@@ -244,21 +244,23 @@ class Passes:
         total, kept = v.new_zeros(2, *rows, 1)
         bright = v.abs() if lamp is not None and not scores.is_offset else None
         lit = None if bright is None else torch.zeros_like(light)
-        pairs = v.new_zeros(())
-        if lamp is not None:
-            pairs = scores.measure(lamp)
+        seen = v.new_zeros(2, dtype=torch.float64)
+        if lamp is not None and not lamp.is_set():
+            scores.measure(lamp)
         for block in scores.blocks():
             acc = scores.accumulate(block)
             low, high = scores.row_extremes(block, acc)
             at.see(range_of(low, high), clipping.are_clipped(low, high, at.bounds).sum())
-            soft = self._softmax(scores, block, acc, at, keys, rowmax, lamp)
+            soft = self._softmax(scores, block, acc, at, keys, rowmax, lamp, seen)
             for of, out in ((v, light), (bright, lit)):
                 if of is not None and out is not None:
                     product = soft.shown.flatten(2, 3) @ of[block.batch, block.heads, : block.keys]
                     block.rows_of(out).copy_(product.unflatten(2, acc.shape[2:4]))
             block.rows_of(total).copy_(soft.total)
             block.rows_of(kept).copy_(soft.shown.sum(-1, keepdim=True))
-        return Attended(light, total, kept, lit, pairs)
+        if lamp is not None:
+            lamp.see(seen[0], seen[1] * scores.q.shape[-1])
+        return Attended(light, total, kept, lit, seen[1])
 
     def attend_grad(
         self,
@@ -314,9 +316,19 @@ class Passes:
         keys: Tensor | None,
         rowmax: bool,
         lamp: Lamp | None,
+        seen: Tensor | None = None,
     ) -> Softmax:
-        """Detects a block's raw scores (b, g, R, m, keys), in place; see `attend`."""
-        weights, total = scores.exponentials(block, acc, at.grid, keys, lamp)
+        """Detects a block's raw scores (b, g, R, m, keys), in place; see `attend`.
+
+        `seen` (2,) gets the light that the lamp sends to them, and of how many pairs, added.
+        """
+        lit = None
+        if lamp is not None:
+            light = scores.light(block, acc)
+            lit = lamp.on(whole=light.view(-1, acc.shape[-1]))
+            if seen is not None:
+                seen += scores.light_seen(block, light)
+        weights, total = scores.exponentials(block, acc, at.grid, keys, lit)
         full = full_light(total, rowmax)
         shown = weights * (1.0 if rowmax else (total > 0) / total.clamp(min=1))
         shown.mul_(scores.levels - 1).round_().mul_(1 / (scores.levels - 1))

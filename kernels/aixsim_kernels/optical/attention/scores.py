@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aixsim_kernels.optical.blocks import block_size
 from aixsim_kernels.optical.grid import Grid, detect_
-from aixsim_kernels.optical.light import Lamp
+from aixsim_kernels.optical.light import Lamp, Lit
 from aixsim_kernels.optical.ranges import (
     empty_ranges,
     merge_observed,
@@ -140,19 +140,22 @@ class Scores:
         column = k.sum(-1).mul_(of_q)[:, :, None, None, :]
         return acc.sub(row).sub_(column)
 
-    def measure(self, lamp: Lamp) -> Tensor:
-        """Shows a lamp the light of all that the mask lets through; how many pairs it is, 0-d."""
-        light, pairs = self.q.new_zeros(2, dtype=torch.float64)
+    def light_seen(self, block: Block, light: Tensor) -> Tensor:
+        """What the mask lets through of a block's light, and of how many pairs: float64 (2,)."""
+        blocked = self.blocked(block)
+        if blocked is None:
+            return torch.stack([light.sum(dtype=torch.float64), _count(light)])
+        seen = light[..., block.free :].masked_fill(blocked, 0).sum(dtype=torch.float64)
+        seen += light[..., : block.free].sum(dtype=torch.float64)
+        shut = blocked.expand(*light.shape[:-1], -1).sum(dtype=torch.float64)
+        return torch.stack([seen, _count(light) - shut])
+
+    def measure(self, lamp: Lamp) -> None:
+        """Shows a lamp the light of all that the mask lets through."""
+        seen = self.q.new_zeros(2, dtype=torch.float64)
         for block in self.blocks():
-            lit, n = self.light(block, self.accumulate(block)), 0
-            blocked = self.blocked(block)
-            if blocked is not None:
-                lit[..., block.free :].masked_fill_(blocked, 0)
-                n = blocked.expand(*lit.shape[:-1], -1).sum()
-            light = light + lit.sum(dtype=torch.float64)
-            pairs = pairs + (lit.numel() - n)
-        lamp.see(light, pairs * self.q.shape[-1])
-        return pairs
+            seen += self.light_seen(block, self.light(block, self.accumulate(block)))
+        lamp.see(seen[0], seen[1] * self.q.shape[-1])
 
     def blocked(self, block: Block) -> Tensor | None:
         """Where keys from `block.free` on may not be attended to: bool (..., m, keys - free)."""
@@ -216,7 +219,7 @@ class Scores:
         acc: Tensor,
         at: Grid,
         keys: Tensor | None,
-        lamp: Lamp | None = None,
+        lit: Lit | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Detected scores of a block and their softmax, not yet divided by its sum, in place.
 
@@ -225,7 +228,7 @@ class Scores:
             acc: float32 (b, g, R, m, keys), from `accumulate`; becomes the result.
             at: the detector's levels.
             keys: noise key of each score row, int32 (B, G, R, M), or None.
-            lamp: where there is so little light that it makes noise.
+            lit: the light on the detectors, if there is so little that it makes noise.
 
         Returns:
             exp(score - row maximum), 0 where the mask shuts, float32 (b, g, R, m, keys); its row
@@ -233,9 +236,6 @@ class Scores:
         """
         if keys is not None:
             keys = keys[block.batch, block.heads, :, block.queries]
-        lit = None
-        if lamp is not None:
-            lit = lamp.on(whole=self.light(block, acc).view(-1, acc.shape[-1]))
         scores = detect_(acc, at, keys, 0, lit).mul_(self.scale)
         mask = self.mask_of(block)
         if mask is not None and mask.dtype != torch.bool:
@@ -247,6 +247,10 @@ class Scores:
         peak.masked_fill_(peak == -float("inf"), 0)
         scores.sub_(peak).exp_()
         return scores, scores.sum(-1, keepdim=True)
+
+
+def _count(x: Tensor) -> Tensor:
+    return torch.tensor(x.numel(), dtype=torch.float64, device=x.device)
 
 
 def range_of(low: Tensor, high: Tensor) -> Tensor:
