@@ -42,15 +42,17 @@ class Lamp(nn.Module):
         return self
 
 
-def signal_to_noise(output: Tensor, variance: Tensor) -> Tensor:
+def signal_to_noise(output: Tensor, variance: Tensor, bias: Tensor | None = None) -> Tensor:
     """Deviation of a signal over that of its noise, float32 0-d, from some rows of both.
 
     Args:
-        output: (..., N), as it was read: signal and noise.
+        output: (..., N), as it was read, signal and noise, and the bias added.
         variance: of the noise, 0-d.
+        bias: (N,) or None.
     """
     rows = output.reshape(-1, output.shape[-1])
     some = rows[:: max(1, len(rows) // _SAMPLE)].float()
+    some = some if bias is None else some - bias
     return ((some.var(correction=0) - variance).clamp(min=0) / variance).sqrt()
 
 

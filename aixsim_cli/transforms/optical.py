@@ -48,7 +48,6 @@ class OpticalModule(SimulatedModule):
         super().simulate(params, name, kind, device)
         # which pixels are its own
         self.device_stream = noise_stream(params.device_seed, name)
-
         if self.lamp is not None:
             tell_of_little_light(params, self.shortest_sum())
             # photons a token, signal over noise: of the last training call
@@ -62,15 +61,21 @@ class OpticalModule(SimulatedModule):
         return None
 
     def note_light(
-        self, seen: Tensor, macs: Sequence[float], output: Tensor | None, depth: float
+        self,
+        seen: Tensor,
+        macs: Sequence[float],
+        output: Tensor,
+        depth: float,
+        bias: Tensor | None = None,
     ) -> None:
         """Note, in training, how much light a call took, and what it gave.
 
         Args:
             seen: float32 (n, 3), by the operation.
             macs: multiplications a token of each product.
-            output: of the last one, as it was read, without a bias; None = it was scaled.
+            output: of the last one, with the bias.
             depth: multiplications that one of its detectors adds up.
+            bias: (N,) or None.
         """
         how = self.light()
         if self.lamp is None or how is None or not self.training:
@@ -79,10 +84,11 @@ class OpticalModule(SimulatedModule):
             light, set_to = self.lamp.light(seen[-self.products :])
             photons = how.photons_per_mac * light / set_to
             self.lit[0] = sum(one * n for one, n in zip(photons.unbind(), macs, strict=True))
-            if output is not None:
+            if self.tells_signal():
                 electron = set_to[-1] / how.photons_per_mac
                 of_reads = how.reads * (electron * how.read_noise) ** 2
-                self.lit[1] = signal_to_noise(output, electron * light[-1] * depth + of_reads)
+                variance = electron * light[-1] * depth + of_reads
+                self.lit[1] = signal_to_noise(output, variance, bias)
 
     def photons_per_token(self) -> Tensor | None:
         return None if self.lamp is None else self.lit[0]
@@ -139,8 +145,7 @@ class OpticalLinear(OpticalModule, SimulatedLinear):
             **self.physics(),
         )
         self.record(seen)
-        read = output if self.bias is None else output - self.bias
-        self.note_light(seen, [self.weight.numel()], read, self.in_features)
+        self.note_light(seen, [self.weight.numel()], output, self.in_features, self.bias)
         return output
 
     def shortest_sum(self) -> int:
@@ -207,10 +212,11 @@ class OpticalAttention(OpticalModule, SimulatedAttention):
             attention_range=self.params.attention_range,
         )
         self.record(seen)
-        tell_of_little_light(self.params, q.shape[-1])
+        if self.lamp is not None and not torch.compiler.is_compiling():
+            tell_of_little_light(self.params, q.shape[-1])
         keys = (k.shape[2] + 1) / 2 if is_causal else k.shape[2]
         macs = [q.shape[1] * keys * t.shape[-1] for t in (q, v)]
-        self.note_light(seen, macs, output if self.tells_signal() else None, keys)
+        self.note_light(seen, macs, output, keys)
         if self.training:
             with torch.no_grad():
                 self.kept_mass.copy_(kept_mass)
