@@ -9,7 +9,7 @@ from torch import Tensor
 from aixsim_cli.errors import UserError
 from aixsim_cli.eval.perplexity import batches
 from aixsim_cli.models.load import LanguageModel
-from aixsim_cli.transforms.state import SimulatedModule
+from aixsim_cli.transforms.state import SimulatedModule, TransformState
 
 
 def has_ranges(model: LanguageModel) -> bool:
@@ -32,7 +32,8 @@ def calibrate(
 ) -> None:
     """Set unset ranges to the extremes of some batches, all seen with the same ranges.
 
-    Ranges that were set stay as they are. Weights are not touched.
+    And then lamps, whose light depends on these, to what the same batches send. What was set stays
+    as it is. Weights are not touched.
 
     Args:
         model: simulated, in evaluation mode; it is left so.
@@ -44,26 +45,36 @@ def calibrate(
         UserError: the text is shorter than one window.
     """
     assert model.state is not None
-    modules = list(_modules(model))
+    inputs = [one for one, _ in islice(batches(windows, batch_size), num_batches)]
+    if not inputs:
+        raise UserError("nothing to calibrate on: the text is shorter than one window")
+    ranges = [module.ranges for module in _modules(model)]
+    own = {id(one) for one in ranges}
+    for some in (ranges, [one for one in _ranges(model) if id(one) not in own]):
+        if not all(one.isfinite().all() for one in some):
+            _set(model, model.state, some, inputs)
+
+
+def _set(
+    model: LanguageModel, state: TransformState, some: list[Tensor], inputs: list[Tensor]
+) -> None:
+    """Set those of these ranges that were not."""
     running = list(_ranges(model))
     before = [ranges.clone() for ranges in running]
     device = next(model.module.parameters()).device
-    model.state.begin_step(0)
-    for module in modules:
+    state.begin_step(0)
+    for module in state.modules.values():
         # these modules alone: a dropout elsewhere stays off
         module.training = True
-    seen = 0
-    for inputs, _ in islice(batches(windows, batch_size), num_batches):
-        model.logits(inputs.to(device))
-        seen += 1
-    model.state.end_step()
-    for module in modules:
+    for one in inputs:
+        model.logits(one.to(device))
+    state.end_step()
+    for module in state.modules.values():
         module.training = False
+    wanted = {id(one) for one in some}
     for ranges, old in zip(running, before, strict=True):
         is_set = old.isfinite().all(dim=1, keepdim=True)
-        ranges.copy_(torch.where(is_set, old, ranges))
-    if not seen:
-        raise UserError("nothing to calibrate on: the text is shorter than one window")
+        ranges.copy_(torch.where(is_set, old, ranges) if id(ranges) in wanted else old)
 
 
 def _modules(model: LanguageModel) -> Iterator[SimulatedModule]:

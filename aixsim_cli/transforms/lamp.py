@@ -37,8 +37,11 @@ class Lamp(nn.Module):
         return own, torch.where(set_to.isfinite(), set_to, own)
 
     def _apply(self, fn, recurse=True):  # pyright: ignore[reportIncompatibleMethodOverride]
+        before = self.ranges
         super()._apply(fn, recurse)
-        keep_float32(self, ("ranges",))
+        if self.ranges.dtype != torch.float32:
+            # what float16 cannot hold would become no light
+            self._buffers["ranges"] = before.to(self.ranges.device)
         return self
 
 
@@ -53,7 +56,9 @@ def signal_to_noise(output: Tensor, variance: Tensor, bias: Tensor | None = None
     rows = output.reshape(-1, output.shape[-1])
     some = rows[:: max(1, len(rows) // _SAMPLE)].float()
     some = some if bias is None else some - bias
-    return ((some.var(correction=0) - variance).clamp(min=0) / variance).sqrt()
+    ratio = ((some.var(correction=0) - variance).clamp(min=0) / variance).sqrt()
+    # without light there is neither
+    return ratio.nan_to_num(0.0, 0.0, 0.0)
 
 
 def keep_float32(module: nn.Module, names: Iterable[str]) -> None:

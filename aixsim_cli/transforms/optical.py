@@ -12,10 +12,16 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from aixsim_kernels import Defects, Light, optical_attention, optical_linear
+from aixsim_kernels import (
+    Defects,
+    Light,
+    clipped_in,
+    optical_attention,
+    optical_linear,
+)
 from torch import Tensor, nn
 
-from aixsim_cli.transforms.lamp import signal_to_noise
+from aixsim_cli.transforms.lamp import keep_float32, signal_to_noise
 from aixsim_cli.transforms.optical_params import OpticalParams
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import (
@@ -49,32 +55,40 @@ class OpticalModule(SimulatedModule):
         # which pixels are its own
         self.device_stream = noise_stream(params.device_seed, name)
         if self.lamp is not None:
-            tell_of_little_light(params, self.shortest_sum())
+            tell_of_little_light(params.photons_per_mac, self.shortest_sum())
             # photons a token, signal over noise: of the last training call
             self.register_buffer("lit", torch.zeros(2, device=device), persistent=False)
 
     def lamps(self) -> int:
         return 0 if self.params.photons_per_mac is None else self.products
 
+    def lamp_name(self) -> str:
+        return "lamp" if self.params.encoding == "differential" else "lamp_offset"
+
+    def reset_record(self) -> None:
+        super().reset_record()
+        if self.lamp is not None:
+            self.lit.zero_()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.lamp is not None:
+            keep_float32(self, ("lit",))
+        return self
+
     def shortest_sum(self) -> int | None:
         """Fewest multiplications whose light one detector adds up; None = not known yet."""
         return None
 
     def note_light(
-        self,
-        seen: Tensor,
-        macs: Sequence[float],
-        output: Tensor,
-        depth: float,
-        bias: Tensor | None = None,
+        self, seen: Tensor, outputs: Sequence[float], output: Tensor, bias: Tensor | None = None
     ) -> None:
         """Note, in training, how much light a call took, and what it gave.
 
         Args:
             seen: float32 (n, 3), by the operation.
-            macs: multiplications a token of each product.
+            outputs: of each product, a token; of attention's first a key that it sees.
             output: of the last one, with the bias.
-            depth: multiplications that one of its detectors adds up.
             bias: (N,) or None.
         """
         how = self.light()
@@ -82,12 +96,15 @@ class OpticalModule(SimulatedModule):
             return
         with torch.no_grad():
             light, set_to = self.lamp.light(seen[-self.products :])
-            photons = how.photons_per_mac * light / set_to
-            self.lit[0] = sum(one * n for one, n in zip(photons.unbind(), macs, strict=True))
+            # multiplications of an output; of the last product, an attention's keys of a query
+            depth = clipped_in(seen)[-self.products :].clone()
+            depth[:-1] *= depth[-1]
+            photons = (how.photons_per_mac * light / set_to).nan_to_num(0.0, 0.0, 0.0) * depth
+            self.lit[0] = sum(one * n for one, n in zip(photons.unbind(), outputs, strict=True))
             if self.tells_signal():
                 electron = set_to[-1] / how.photons_per_mac
                 of_reads = how.reads * (electron * how.read_noise) ** 2
-                variance = electron * light[-1] * depth + of_reads
+                variance = electron * light[-1] * depth[-1] + of_reads
                 self.lit[1] = signal_to_noise(output, variance, bias)
 
     def photons_per_token(self) -> Tensor | None:
@@ -100,7 +117,7 @@ class OpticalModule(SimulatedModule):
 
     def tells_signal(self) -> bool:
         """Whether its output tells how strong the signal is."""
-        return self.lamp is not None
+        return self.lamp is not None and self.params.q_noise
 
     def light(self) -> Light | None:
         """How much light there is; None = without end."""
@@ -120,7 +137,8 @@ class OpticalModule(SimulatedModule):
         return {
             "stream": 0,
             "levels": params.q_levels,
-            "lut_min": params.q_lut_min or 0.0,
+            # with an offset, a value next to 0 is half of full light
+            "lut_min": 0.0 if is_offset else params.q_lut_min or 0.0,
             "noise": params.q_noise,
             "quantiles": params.q_quantiles,
             "levels_out": params.q_levels_out or 0,
@@ -145,7 +163,7 @@ class OpticalLinear(OpticalModule, SimulatedLinear):
             **self.physics(),
         )
         self.record(seen)
-        self.note_light(seen, [self.weight.numel()], output, self.in_features, self.bias)
+        self.note_light(seen, [self.out_features], output, self.bias)
         return output
 
     def shortest_sum(self) -> int:
@@ -213,14 +231,17 @@ class OpticalAttention(OpticalModule, SimulatedAttention):
         )
         self.record(seen)
         if self.lamp is not None and not torch.compiler.is_compiling():
-            tell_of_little_light(self.params, q.shape[-1])
-        keys = (k.shape[2] + 1) / 2 if is_causal else k.shape[2]
-        macs = [q.shape[1] * keys * t.shape[-1] for t in (q, v)]
-        self.note_light(seen, macs, output, keys)
+            tell_of_little_light(self.params.photons_per_mac, q.shape[-1])
+        self.note_light(seen, [q.shape[1], q.shape[1] * v.shape[-1]], output)
         if self.training:
             with torch.no_grad():
                 self.kept_mass.copy_(kept_mass)
         return output
+
+    def lamp_name(self) -> str:
+        # what the probabilities of a row send on a detector is another thing
+        kind = self.params.attention_range
+        return super().lamp_name() + ("" if kind == "unit" else f"_{kind}")
 
     def tells_signal(self) -> bool:
         # each row of the other kind is scaled by its own largest probability
@@ -242,9 +263,8 @@ MODULES = {nn.Linear: OpticalLinear.from_linear}
 
 
 @cache
-def tell_of_little_light(params: OpticalParams, depth: int | None) -> None:
+def tell_of_little_light(photons: float | None, depth: int | None) -> None:
     """Warn, once, where counts are too few for their noise to be a normal one."""
-    photons = params.photons_per_mac
     if photons is not None and depth is not None and photons * depth < FEW_PHOTONS:
         logger.warning(
             "photons_per_mac: %g photons a multiplication, in sums of %d, are %.2g a detector: "

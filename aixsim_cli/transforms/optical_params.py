@@ -24,7 +24,8 @@ class OpticalParams:
     )
     q_lut_min: float | None = param(
         0.020040,
-        "smallest non-zero transmission of a modulator, in [0, 1); null = it can go fully dark",
+        "smallest non-zero transmission of a modulator, in [0, 1); null = it can go fully dark; "
+        "of a differential device",
         unit="of its maximum",
         source=f"{_PAPER}, section 3",
     )

@@ -66,9 +66,6 @@ class SimulatedModule(nn.Module):
             it ("x", "w", "y"). `q_smooth_factor` of the parameters, if any, is their rule.
         logs_clipped: whether the log shows the shares that are clipped.
 
-    Attributes:
-        lamp: see there; None where no parameter asks for one.
-
     Buffers:
         ranges: float32 (n, 2), lo and hi of each quantised tensor; (+inf, -inf) = not yet set.
             Part of the state dict, where there are any.
@@ -85,7 +82,6 @@ class SimulatedModule(nn.Module):
     stores_transposed: bool = False
 
     params: Any
-    lamp: Lamp | None
     ranges: Tensor
     seen: Tensor
     noise_stream: Tensor
@@ -93,6 +89,16 @@ class SimulatedModule(nn.Module):
     def lamps(self) -> int:
         """How many lamps these parameters ask for."""
         return 0
+
+    def lamp_name(self) -> str:
+        """What its lamps are saved as: another name where light means something else."""
+        return "lamp"
+
+    @property
+    def lamp(self) -> Lamp | None:
+        """See there; None where no parameter asks for one."""
+        lamp = self._modules.get(self.lamp_name())
+        return lamp if isinstance(lamp, Lamp) else None
 
     def simulate(self, params: Any, name: str, kind: str, device: torch.device) -> None:
         """Take the parameters and create the buffers.
@@ -111,7 +117,9 @@ class SimulatedModule(nn.Module):
         self.register_buffer(
             "ranges", empty_ranges(n_ranges, device=device), persistent=n_ranges > 0
         )
-        self.lamp = Lamp(n_lamps, device) if n_lamps else None
+        if n_lamps:
+            # not by `add_module`, which takes a property for something that is there
+            self._modules[self.lamp_name()] = Lamp(n_lamps, device)
         seen = empty_seen(n_ranges + n_lamps, device=device)
         self.register_buffer("seen", seen, persistent=False)
         self.register_buffer(
@@ -133,15 +141,17 @@ class SimulatedModule(nn.Module):
     def range_buffers(self) -> dict[str, Tensor]:
         """Name within the module -> ranges, float32 (n, 2): its own and, if any, its lamp's."""
         own = {"ranges": self.ranges} if len(self.ranges) else {}
-        return own if self.lamp is None else own | {"lamp.ranges": self.lamp.ranges}
+        lamp = self.lamp
+        return own if lamp is None else own | {f"{self.lamp_name()}.ranges": lamp.ranges}
 
     def all_ranges(self) -> Tensor:
         """`ranges`, and the lamp's behind: float32 (n, 2)."""
-        buffers = self.range_buffers().values()
         if self.lamp is None:
             return self.ranges
+        buffers = self.range_buffers().values()
         ranges = torch.cat(list(buffers))
-        if all(map(are_known_set, buffers)):
+        # what is traced has no versions
+        if not torch.compiler.is_compiling() and all(map(are_known_set, buffers)):
             note_set(ranges)
         return ranges
 
@@ -233,21 +243,17 @@ class TransformState:
     ) -> None:
         self.modules = modules
         self.lora = dict(lora or {})
-        self.step = 0
-        self.rank = 0
-        self.call = 0
+        self.step = self.rank = self.call = 0
         self.watch = StepWatch(any(module.range_buffers() for module in modules.values()))
         # weights of the old ranges (n, 2), of ends that grow and that shrink
         self._smooth: Tensor | None = None
         self._told_of_clipping = False
-        # calls made in this process
-        self._made = 0
-        self.calls = Calls()
+        self._made, self.calls = 0, Calls()  # calls made in this process, and the present one
         for module in modules.values():
             module.calls = self.calls
 
     def reset(self) -> None:
-        """Reset every module's state (ranges unset, nothing observed)."""
+        """Reset every module: ranges unset, nothing observed."""
         for module in self.modules.values():
             module.reset_state()
 
@@ -311,22 +317,24 @@ class TransformState:
         observed = observed_in(of_all)
         if self._smooth is None or self._smooth.device != observed.device:
             # once: a copy from the host is a wait for the device
-            smooth = [attack_release(m.smooth) for m, ranges in buffers for _ in range(len(ranges))]
+            smooth = [_rule(m, ranges) for m, ranges in buffers for _ in range(len(ranges))]
             self._smooth = torch.tensor(smooth, device=observed.device)
         # where ends grow no slower than they shrink, none overtakes the other
         still_set = [
             ranges
             for m, ranges in buffers
-            if are_known_set(ranges) and (rule := attack_release(m.smooth))[0] <= rule[1]
+            if are_known_set(ranges) and (rule := _rule(m, ranges))[0] <= rule[1]
         ]
         running = [ranges for _, ranges in buffers]
         updated = update_ranges(torch.cat(running), observed, *self._smooth.split(1, 1))
-        _copy_all(running, list(updated.split([len(ranges) for ranges in running])))
+        # each in one kernel on a GPU
+        torch._foreach_copy_(running, list(updated.split([len(ranges) for ranges in running])))
         for one in still_set:
             note_set(one)
         # the shares stay until they are logged
         seen[:, :2].fill_(-float("inf"))
-        _copy_all([m.seen for m in modules], list(seen.split([len(m.seen) for m in modules])))
+        parts = [m.seen for m in modules]
+        torch._foreach_copy_(parts, list(seen.split([len(part) for part in parts])))
 
     def metrics(self) -> dict[str, float]:
         """Scalars worth logging, averaged over the modules that report them, as of the last log.
@@ -386,6 +394,7 @@ def state_of(model: nn.Module) -> TransformState | None:
     return getattr(model, "transform_state", None)
 
 
-def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target, in one kernel on a GPU."""
-    torch._foreach_copy_(targets, sources)
+def _rule(module: SimulatedModule, ranges: Tensor) -> tuple[float, float]:
+    """By which ranges of a module move; a lamp's mean is smoothed alike up and down."""
+    attack, release = attack_release(module.smooth)
+    return (attack, release) if ranges is module.ranges else (release, release)

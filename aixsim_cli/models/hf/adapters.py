@@ -25,7 +25,7 @@ from aixsim_cli.transforms.state import state_of
 
 logger = logging.getLogger("aixsim")
 _SUFFIX = ".ranges"
-_LAMP = ".lamp.ranges"
+_LAMP = re.compile(r"\.lamp\w*\.ranges$")
 # the transform config as JSON, uint8 (bytes,): a file of tensors travels whole
 _TRANSFORM = "aixsim.transform"
 
@@ -132,7 +132,7 @@ def _load_ranges(
         )
         return
     # where these are, and what they lack is a lamp, it is another amount of light: it calibrates
-    lost = sorted(name for name in own.keys() - saved.keys() if not name.endswith(_LAMP))
+    lost = sorted(name for name in own.keys() - saved.keys() if not _LAMP.search(name))
     if lost:
         logger.warning(
             "adapter %s holds no ranges of %d simulated modules (%s, …), which keep the base "

@@ -52,17 +52,20 @@ class Lamp:
 
     def _begin(self, running: Tensor) -> None:
         self._set_to: tuple[float, ...] = tuple(running.tolist())
-        self._own = _UNSET
+        self._own, self._depth = _UNSET, 0.0
 
     def is_set(self) -> bool:
         """Whether it is known to have been set: on another device asking would be a wait for it."""
         return self._set_to[0] <= self._set_to[1]
 
-    def see(self, light: Tensor, multiplications: int | Tensor) -> None:
-        """The batch's S, summed over all outputs, 0-d, and of how many multiplications."""
-        n = float(multiplications)
+    def see(self, light: Tensor, outputs: float | Tensor, depth: float | Tensor) -> None:
+        """The batch's S, summed, 0-d; of how many outputs, and of how many multiplications each.
+
+        Where nothing shone at all, nothing was seen: a lamp is not set to no light.
+        """
+        n, self._depth = float(outputs) * float(depth), float(depth)
         mean = float(light) / n if n else math.nan
-        self._own = (mean, mean) if math.isfinite(mean) else _UNSET
+        self._own = (mean, mean) if math.isfinite(mean) and mean > 0 else _UNSET
 
     @property
     def electron(self) -> float | Tensor:
@@ -70,11 +73,12 @@ class Lamp:
         lo, hi = self._set_to if self.is_set() else self._own
         return (lo + hi) / 2 / self._photons if lo <= hi else 0.0
 
-    def results(self) -> tuple[Tensor, Tensor]:
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
         """The batch's own mean, twice, and what is worked with, which is that where the lamp was
-        never set: float32 (2,), the empty range where it is not finite."""
+        never set: float32 (2,), the empty range where nothing was seen. Multiplications of an
+        output, 0-d."""
         at = self._set_to if self.is_set() else self._own
-        return torch.tensor(self._own), torch.tensor(at)
+        return torch.tensor(self._own), torch.tensor(at), torch.tensor(self._depth)
 
     def of_kernels(self, settings: Settings) -> Tensor:
         """e, and the variance of the reads of an output: float32 (2,); 0 without noise."""
@@ -97,21 +101,25 @@ class DeviceLamp(Lamp):
 
     def _begin(self, running: Tensor) -> None:
         self._running, self._mean = running, empty_ranges(1, running.device)[0]
+        self._depth = running.new_zeros(())
 
     def is_set(self) -> bool:
         return False
 
-    def see(self, light: Tensor, multiplications: int | Tensor) -> None:
-        mean = (light / multiplications).float()
-        self._mean = torch.where(mean.isfinite(), mean.expand(2), self._mean)
+    def see(self, light: Tensor, outputs: float | Tensor, depth: float | Tensor) -> None:
+        mean = (light / outputs / depth).float()
+        seen = mean.isfinite() & (mean > 0)
+        self._mean = torch.where(seen, mean.expand(2), self._mean)
+        self._depth = torch.as_tensor(depth, dtype=torch.float32, device=mean.device)
 
     @property
     def electron(self) -> Tensor:
         middle = self.results()[1].mean()
         return torch.where(middle.isfinite(), middle, 0.0) / self._photons
 
-    def results(self) -> tuple[Tensor, Tensor]:
-        return self._mean, torch.where(is_empty(self._running), self._mean, self._running)
+    def results(self) -> tuple[Tensor, Tensor, Tensor]:
+        at = torch.where(is_empty(self._running), self._mean, self._running)
+        return self._mean, at, self._depth
 
 
 def lamps_of(ranges: Tensor, settings: Settings) -> list[Lamp]:
@@ -181,8 +189,11 @@ def margins(second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lamp_results(lamps: Sequence[Lamp], seen: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """What a call saw (n, 3), and ranges that it used (n, 2), those of its lamps last."""
+    """What a call saw (n, 3), and ranges that it used (n, 2), those of its lamps last.
+
+    Where others have a share that is clipped, a lamp has the multiplications of an output.
+    """
     if not lamps:
         return seen, used
-    own, at = (torch.stack(t) for t in zip(*(lamp.results() for lamp in lamps), strict=True))
-    return torch.cat([seen, seen_of(own)]), torch.cat([used, at])
+    own, at, depth = (torch.stack(t) for t in zip(*(lamp.results() for lamp in lamps), strict=True))
+    return torch.cat([seen, seen_of(own, depth)]), torch.cat([used, at])

@@ -259,7 +259,7 @@ class Passes:
             block.rows_of(total).copy_(soft.total)
             block.rows_of(kept).copy_(soft.shown.sum(-1, keepdim=True))
         if lamp is not None:
-            lamp.see(seen[0], seen[1] * scores.q.shape[-1])
+            lamp.see(seen[0], seen[1], scores.q.shape[-1])
         return Attended(light, total, kept, lit, seen[1])
 
     def attend_grad(

@@ -243,11 +243,11 @@ def test_the_light_of_an_attention_is_what_its_mask_lets_through():
     mask = torch.zeros(9, 9, dtype=torch.bool)
     mask[:6, :6] = True
     _, own, _ = attention(q, k, v, mask, **light)
-    assert torch.allclose(own[5:], seen[5:], rtol=1e-4)
+    assert torch.allclose(own[5:, :2], seen[5:, :2], rtol=1e-4)
     k[:, :, 6:] *= 100
-    assert torch.allclose(attention(q, k, v, mask, **light)[1][5:], seen[5:], rtol=1e-4)
+    assert torch.allclose(attention(q, k, v, mask, **light)[1][5:, :2], seen[5:, :2], rtol=1e-4)
     k[:, :, :6] *= 3
-    assert not torch.allclose(attention(q, k, v, mask, **light)[1][5:], seen[5:], rtol=0.1)
+    assert not torch.allclose(attention(q, k, v, mask, **light)[1][5:, :2], seen[5:, :2], rtol=0.1)
 
 
 def test_without_end_of_light_nothing_changes():

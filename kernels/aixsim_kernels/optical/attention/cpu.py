@@ -126,9 +126,10 @@ def _lit(lamp: Lamp, found: Attended, v_at: Range) -> Lit:
     """The light on the detectors of the output; the lamp sees it."""
     whole = found.lit
     if whole is None:
-        # the probabilities' range begins with 0
-        whole = found.light - v_at.bounds[0] * found.kept
-    lamp.see(whole.sum(dtype=torch.float64), found.pairs * found.light.shape[-1])
+        # the probabilities' range begins with 0; where there are no keys the values' has no ends
+        whole = found.light - v_at.bounds[0].nan_to_num(0.0, 0.0, 0.0) * found.kept
+    keys = found.pairs / max(found.kept.numel(), 1)
+    lamp.see(whole.sum(dtype=torch.float64), whole.numel(), keys)
     return lamp.on(whole=whole.view(-1, whole.shape[-1]))
 
 

@@ -155,7 +155,7 @@ class Scores:
         seen = self.q.new_zeros(2, dtype=torch.float64)
         for block in self.blocks():
             seen += self.light_seen(block, self.light(block, self.accumulate(block)))
-        lamp.see(seen[0], seen[1] * self.q.shape[-1])
+        lamp.see(seen[0], seen[1], self.q.shape[-1])
 
     def blocked(self, block: Block) -> Tensor | None:
         """Where keys from `block.free` on may not be attended to: bool (..., m, keys - free)."""

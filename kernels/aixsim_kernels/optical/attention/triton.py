@@ -95,14 +95,15 @@ def forward(
         findings.look(row_pass, 2, **how)
         if of_scores is not None:
             light, pairs = of_scores.sum(0, dtype=torch.float64)
-            lamps[0].see(light, pairs * q.shape[3])
+            lamps[0].see(light, pairs, q.shape[3])
     how |= of_output | _shapes_and_settings(q, k, v, mask, key, settings, tiles.values)
     how |= {"lamp_ptr": lamps[0].of_kernels(settings) if lamps else None, "light_ptr": of_outputs}
     for _ in range(times):
         how["own_lamp_ptr"] = lamps[1].of_kernels(settings) if lamps else None
         findings.look(value_pass, 4, **how)
         if of_outputs is not None:
-            lamps[1].see(of_outputs.sum(dtype=torch.float64), pairs * v.shape[3])
+            keys = pairs / max(q.shape[:3].numel(), 1)
+            lamps[1].see(of_outputs.sum(dtype=torch.float64), out.numel(), keys)
     kept_mass = q.new_empty((), dtype=torch.float32)
     findings.settle(mass, kept_mass)
     seen, used = lamp_results(lamps, findings.seen, findings.used)

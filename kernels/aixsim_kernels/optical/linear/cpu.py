@@ -137,7 +137,7 @@ def _lit(lamp: Lamp, acc: Tensor, of_row: Tensor, of_column: Tensor, depth: int)
     light = of_row.sum(dtype=torch.float64) * columns
     if lamp.is_offset:
         light = light + acc.sum(dtype=torch.float64) + rows * of_column.sum(dtype=torch.float64)
-    lamp.see(light, rows * columns * depth)
+    lamp.see(light, rows * columns, depth)
     if not lamp.is_offset:
         # a deviation is then the product of two roots
         of_row, of_column = of_row.sqrt_(), of_column.sqrt()

@@ -64,7 +64,7 @@ def light_on(
     )
     # codes do not tell a NaN, sums do
     mean_of_row += x_sum * 0
-    lamp.see(mean_of_row.sum(dtype=torch.float64), rows * depth)
+    lamp.see(mean_of_row.sum(dtype=torch.float64), rows, depth)
     if not settings.offset:
         return mean_of_row, of_column
     x_at = grid(used[0], settings.levels)
