@@ -23,6 +23,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from aixsim_cli.config.flavors import FLAVORS, Flavor
 from aixsim_cli.energy.account import PARTS, light_per_token, token_energy
@@ -144,6 +145,7 @@ def _over_runs(group: Sequence[Sweep]) -> tuple[Any, Any, Any]:
 def draw_widths(figure: Figure, found: Sequence[Sweep]) -> str | None:
     """(b) Photons at a tolerated loss over the width, with slopes."""
     series = [(ALL, "+1 %"), (ALL, "+0.04 nats"), (LINEARS, "+1 %")]
+    figure.set_figheight(3.0)
     axes, drawn = figure.add_subplot(), []
     for place, (role, target) in enumerate(series):
         known = [s for s in found if s.role == role and curves.light_at(s, target) is not None]
@@ -166,7 +168,8 @@ def draw_widths(figure: Figure, found: Sequence[Sweep]) -> str | None:
                       textcoords="offset points", ha=aside, color="0.35")  # fmt: skip
     axes.set(xscale="log", yscale="log", xlim=(50, 320))
     axes.set_xticks([64, 128, 256])
-    axes.yaxis.set_major_locator(_ticks())
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
     _plain_ticks(axes.xaxis)
     _plain_ticks(axes.yaxis)
     axes.set_xlabel("width $d$ of the model")
@@ -174,12 +177,6 @@ def draw_widths(figure: Figure, found: Sequence[Sweep]) -> str | None:
     figure.legend(loc="outside upper center", handlelength=2.8, title_fontsize=_FONT,
                   title="light in, tolerated loss: slope [95 %]")  # fmt: skip
     return None
-
-
-def _ticks() -> Any:
-    from matplotlib.ticker import LogLocator
-
-    return LogLocator(subs=(1, 2, 3, 5))
 
 
 def _draw_slope(axes: Axes, known: Sequence[Sweep], target: str, place: int, name: str) -> None:
@@ -285,7 +282,7 @@ def draw_parts(figure: Figure, prices: Hardware) -> str | None:
                       ha="center")  # fmt: skip
     axes.set_xlabel("model (parameters)")
     axes.set_ylabel("energy per token (µJ)")
-    axes.set_ylim(top=1.2 * tall[-1])
+    axes.set_ylim(top=1.3 * tall[-1])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], loc="upper left", handlelength=1.6)
