@@ -11,6 +11,7 @@ as much as with `--photons` a multiplication everywhere; `aixsim eval ppl` and `
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -336,15 +337,15 @@ def _prediction(
     root = sum(math.sqrt(costs[kind] * macs[kind]) for kind in costs)
     ratio = root**2 / (lost * sum(macs[kind] for kind in costs))
     yield (
-        f"Loss of Σ c / rho, {photons:g} photons everywhere: {lost / photons:.4f}; best budget of "
-        f"as much light: {lost * ratio / photons:.4f}. Predicted light at equal loss: "
+        f"Σ c / rho at {photons:g} everywhere: {lost / photons:.4f}; with the best budget of as "
+        f"much light: {lost * ratio / photons:.4f}. Predicted light at equal loss: "
         f"{100 * (1 - ratio):.1f} % less."
     )
     seeds = {s.seed for s in group}
     both = [s for s in found if (s.role, s.flavor) == (ALL, group[0].flavor) and s.seed in seeds]
     same = [_above(s, photons) for s in both if photons in s.photons]
     if same:
-        yield f"Measured with {photons:g} photons everywhere: {np.mean(same):.4f}."
+        yield f"Measured with light in all kinds, {photons:g} everywhere: {np.mean(same):.4f}."
 
 
 def with_light(transform: Mapping[str, Any], budget: Mapping[str, float]) -> dict[str, Any]:
@@ -358,7 +359,8 @@ def with_light(transform: Mapping[str, Any], budget: Mapping[str, float]) -> dic
     if list(layers) != ["default"]:
         raise ValueError(f"the sweeps' transform names {', '.join(layers)}; expected default alone")
     each = {
-        f".*{kind}": layers["default"] | {curves.LIGHT: float(f"{light:.4g}")}
+        # a copy each: YAML would write references to one list
+        f".*{kind}": deepcopy(layers["default"]) | {curves.LIGHT: float(f"{light:.4g}")}
         for kind, light in budget.items()
     }
     return dict(transform) | {"use_regex": True, "layer_name_to_config": each}
