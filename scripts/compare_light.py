@@ -100,6 +100,9 @@ def _losses(found: Sequence[Sweep]) -> Iterator[str]:
         ["… to digital", *(_mean_of([(s.own - s.digital).mean() for s in g], 2)
                            for g in groups.values())],
     ]  # fmt: skip
+    # the reference's own noise is in every number below it
+    noise = (float(np.mean([_spread(s.own_runs) for s in group])) for group in groups.values())
+    rows.append(["… over noise seeds", *(f"± {_number(one, 2)}" for one in noise)])
     rows += [[f"{light:g}", *(_cell(g, light) for g in groups.values())] for light in lights]
     yield from _table(["photons", *(f"d = {width}" for width in groups)], rows)
 

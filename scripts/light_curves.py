@@ -57,6 +57,7 @@ class Sweep:
         seq_len: tokens of a window.
         digital: (windows,) loss of the digital model.
         own: (windows,) under the transform unchanged, mean over the noise seeds.
+        own_runs: (noise seeds,) the same of each.
         photons: (points,) a multiplication, ascending.
         runs: (points, noise seeds) loss of each.
         nats: (points, windows) mean over the noise seeds.
@@ -72,6 +73,7 @@ class Sweep:
     seq_len: int
     digital: Numbers
     own: Numbers
+    own_runs: Numbers
     photons: Numbers
     runs: Numbers
     nats: Numbers
@@ -136,7 +138,8 @@ def _read(path: Path, match: re.Match[str]) -> list[Sweep]:
         Sweep(
             path.name, role, match["kind"] or "", match["flavor"] or "debug", int(match["seed"]),
             identity["text (by its tokens)"], identity["transform"], seq_len,
-            windows(digital), windows(own), np.array(photons),
+            windows(digital), windows(own), np.array([row["nll"] for row in own], float),
+            np.array(photons),
             np.array([[row["nll"] for row in losses[each]] for each in photons], float),
             np.array([windows(losses[each]) for each in photons]),
         )
