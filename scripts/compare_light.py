@@ -4,9 +4,10 @@
 
 SWEEPS holds folders of `aixsim eval sweep --output`, known by their names (`light_curves.py`);
 what is not there yet is said to be missing. All losses are nats a token above the same model's on
-the same hardware with unlimited light, unless a table says otherwise. `--budget` writes a transform
-file in which every kind of layer of the `kind-…` sweeps has the light that is best for it, in all
-as much as with `--photons` a multiplication everywhere; `aixsim eval ppl` and `sweep` measure it.
+the same hardware with unlimited light (of limit-…), unless a table says otherwise. `--budget`
+writes a transform file in which every kind of layer of the `kind-…` sweeps has the light that is
+best for it, in all as much as with `--photons` a multiplication everywhere; `aixsim eval ppl` and
+`sweep` measure it.
 """
 
 import math
@@ -82,11 +83,12 @@ def _folders(found: Sequence[Sweep]) -> Iterator[str]:
     rows = [
         [s.name, f"{len(s.photons)}", f"{s.photons[0]:g} to {s.photons[-1]:g}",
          f"{s.runs.shape[1]}", f"{len(s.own)}", f"{s.seq_len}",
-         f"{s.digital.mean():.4f}", f"{s.own.mean():.4f}"]
+         f"{s.digital.mean():.5f}", f"{s.own.mean():.5f}",
+         "limit" if s.limit else "transform unchanged"]
         for s in found
     ]  # fmt: skip
     columns = ("folder", "points", "photons a MAC", "noise seeds", "windows", "tokens each",
-               "digital", "transform unchanged")  # fmt: skip
+               "digital", "reference", "which is")  # fmt: skip
     yield from _table(columns, rows)
 
 

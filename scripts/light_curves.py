@@ -7,15 +7,18 @@ A folder of `aixsim eval sweep --vary photons_per_mac=… --output FOLDER` is kn
     kind-K-[FLAVOR-]SEED     in the layers of kind K alone; without a flavor, of `debug`
     offset-FLAVOR-SEED       in every product, encoding=offset
     light-FLAVOR-SEED        of a model that was trained with shot noise
+    limit-FLAVOR-SEED        photons_per_mac=1e8: what the others are compared with
 
-SEED is that of the training. Losses are nats a token.
+SEED is that of the training. Losses are nats a token. Without `photons_per_mac` a detector has a
+level of uniform noise, and with it shot noise in its place: what much light tends to is not the
+transform unchanged, but that without this noise. Where there is no limit-… it stands in.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,14 @@ from aixsim_cli.energy.shape import Shape, shape_of_flavor
 
 Numbers = NDArray[np.float64]
 LIGHT, ATTENTION = "photons_per_mac", "attention"
-ALL, LINEARS, KIND, OFFSET, AWARE = "", "linears", "kind", "offset", "light"
+ALL, LINEARS, KIND, OFFSET, AWARE, LIMIT = "", "linears", "kind", "offset", "light", "limit"
 # what is tolerated above a loss, by its name
 TARGETS: dict[str, Callable[[Any], Any]] = {
     "+1 %": lambda nll: 0.01 * nll,
     "+0.04 nats": lambda nll: 0.04 + 0.0 * nll,
 }
 _NAME = re.compile(
-    r"(?:(?P<role>light|linears|offset)-|kind-(?P<kind>[a-z0-9]+)-)?"
+    r"(?:(?P<role>light|limit|linears|offset)-|kind-(?P<kind>[a-z0-9]+)-)?"
     rf"(?:(?P<flavor>{'|'.join(map(re.escape, FLAVORS['aixsim']))})-)?(?P<seed>\d+)"
 )
 
@@ -48,7 +51,7 @@ class Sweep:
 
     Args:
         name: of the folder.
-        role: ALL, LINEARS, KIND, OFFSET or AWARE.
+        role: ALL, LINEARS, KIND, OFFSET, AWARE or LIMIT.
         kind: of layer that has light; "" = not of one.
         flavor: of the model.
         seed: of its training.
@@ -56,11 +59,13 @@ class Sweep:
         transform: that was varied, as a file has it.
         seq_len: tokens of a window.
         digital: (windows,) loss of the digital model.
-        own: (windows,) under the transform unchanged, mean over the noise seeds.
+        own: (windows,) with unlimited light, mean over the noise seeds: of limit-…, where light is
+            in every product; else, or where there is none, of the transform unchanged.
         own_runs: (noise seeds,) the same of each.
         photons: (points,) a multiplication, ascending.
         runs: (points, noise seeds) loss of each.
         nats: (points, windows) mean over the noise seeds.
+        limit: whether `own` is of limit-….
     """
 
     name: str
@@ -77,6 +82,7 @@ class Sweep:
     photons: Numbers
     runs: Numbers
     nats: Numbers
+    limit: bool = False
 
     @property
     def width(self) -> int:
@@ -90,7 +96,7 @@ class Sweep:
 
     @property
     def above(self) -> Numbers:
-        """(points,) over the loss of unlimited light, which the transform unchanged has."""
+        """(points,) over the loss of unlimited light."""
         return self.nll - self.own.mean()
 
 
@@ -107,7 +113,15 @@ def read_sweeps(folder: Path) -> list[Sweep]:
             found += _read(path, match)
     if len({sweep.text for sweep in found}) > 1:
         raise ValueError(f"{folder}: holds sweeps of several texts; expected one")
-    return found
+    limits = {(sweep.flavor, sweep.seed): sweep for sweep in found if sweep.role == LIMIT}
+    return [_limited(sweep, limits) for sweep in found]
+
+
+def _limited(sweep: Sweep, limits: Mapping[tuple[str, int], Sweep]) -> Sweep:
+    limit = limits.get((sweep.flavor, sweep.seed))
+    if limit is None or sweep.role not in (ALL, OFFSET):
+        return sweep
+    return replace(sweep, own=limit.nats[-1], own_runs=limit.runs[-1], limit=True)
 
 
 def _read(path: Path, match: re.Match[str]) -> list[Sweep]:

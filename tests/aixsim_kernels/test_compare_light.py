@@ -167,6 +167,20 @@ def test_sweeps_of_two_texts_are_refused(curves, write):
         curves.read_sweeps(write("debug-2", 0.05, text="another"))
 
 
+def test_what_much_light_tends_to_is_the_reference_where_it_was_measured(curves, write):
+    write("debug-1", 0.05)
+    write("linears-debug-1", 0.05)
+    write("debug-2", 0.05)
+    folder = write("limit-debug-1", -4e5, lights=(1e8,))
+    found = {s.name: s for s in curves.read_sweeps(folder)}
+    # 0.01 above digital the transform unchanged, and 4e-3 below that the limit
+    assert found["debug-1"].own.mean() == pytest.approx(4.006)
+    assert found["debug-1"].above == pytest.approx(0.004 + 0.05 / np.array(LIGHTS))
+    # part of whose detectors keep their uniform noise; and one of another training
+    assert found["linears-debug-1"].own.mean() == pytest.approx(4.01)
+    assert found["debug-2"].own.mean() == pytest.approx(4.01)
+
+
 def test_light_of_its_own_is_no_reference(curves, write):
     folder = write("debug-1", 0.05)
     path = folder / "debug-1" / "sweep.json"
