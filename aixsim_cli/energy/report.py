@@ -53,7 +53,7 @@ def report(
         "seconds_per_token": energy.seconds_per_token,
         "layers": _layers(energy),
         "alternatives": dict(_alternatives(energy, shape, transform, hardware, work)),
-        "references": _references(energy, shape, hardware, work),
+        "references": _references(energy, shape, transform, hardware, work),
         "training": _training(shape, transform, hardware, work.seq_len),
         "assumptions": [*_assumptions(energy, hardware, work), *shape.notes],
         "warnings": list(dict.fromkeys(_warnings(energy))),
@@ -117,19 +117,30 @@ def _alternatives(
 
 
 def _references(
-    energy: TokenEnergy, shape: Shape, hardware: Hardware, work: Work
+    energy: TokenEnergy,
+    shape: Shape,
+    transform: TransformConfig | None,
+    hardware: Hardware,
+    work: Work,
 ) -> list[dict[str, Any]]:
-    """Digital machines with the same operations around the same products."""
-    low, nominal, high = energy.joules_per_token
+    """Digital machines with the same operations around the same products.
+
+    What stays digital here costs what it costs there: a ratio is that of what differs, and its band
+    that of the prices of what differs.
+    """
     found = []
     for name, price in hardware.references.items():
         joules = _digital(energy.macs, shape, hardware, price, work)
+        beside = _energy(shape, transform, replace(hardware, digital_mac=price), work)
+        digital = sum(row.joules[DIGITAL][1] for row in beside.rows)
+        others = [at for row in beside.rows for part, at in row.joules.items() if part != DIGITAL]
+        low, nominal, high = (digital + sum(at[i] for at in others) for i in range(3))
         found.append(
             {
                 "name": name,
                 "joules_per_mac": price.joules(),
                 "joules_per_token": joules,
-                # of this machine's own band
+                # of the band of what is not digital here
                 "ratio": (_ratio(joules, high), _ratio(joules, nominal), _ratio(joules, low)),
                 "source": price.source,
             }
