@@ -9,6 +9,8 @@ from aixsim_cli.transforms.protocol import Paradigm, imported, param
 from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
 
 _PAPER = "arXiv 2302.10360"
+# a watt on a detector for a microsecond at 1550 nm
+_MOST_PHOTONS = 1e13
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class OpticalParams:
         None,
         "mean light of a multiplication on the detectors, above 0, whose shot noise takes the "
         "place of the read-out's dither; null = light without end",
-        unit="detected photons",
+        unit="detected photons a multiplication",
         source="Poisson statistics; Wang et al. 2022, doi:10.1038/s41467-021-27774-8",
     )
     encoding: Literal["differential", "offset"] = param(
@@ -84,9 +86,10 @@ class OpticalParams:
         for name, levels in (("q_levels", self.q_levels), ("q_levels_out", self.q_levels_out)):
             if levels is not None and not 2 <= levels <= 65536:
                 raise ValueError(f"{name}: got {levels}; expected 2 to 65536")
-        if self.photons_per_mac is not None and not 0 < self.photons_per_mac < math.inf:
+        if self.photons_per_mac is not None and not 0 < self.photons_per_mac <= _MOST_PHOTONS:
             raise ValueError(
-                f"photons_per_mac: got {self.photons_per_mac}; expected null or a number above 0"
+                f"photons_per_mac: got {self.photons_per_mac}; expected null, or a number above 0 "
+                f"and up to {_MOST_PHOTONS:g}"
             )
         for name in ("read_noise", "pixel_gain_std"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
