@@ -13,14 +13,15 @@ from aixsim_cli.energy.hardware import PRICED_BITS, Band, Hardware, Number, Pric
 from aixsim_cli.energy.layout import SCORES, VALUES, Work
 from aixsim_cli.energy.shape import Shape
 from aixsim_cli.transforms.config import TransformConfig
+from aixsim_cli.transforms.optical_params import FEW_PHOTONS
 
 # of a training run, as generate-cfg and the configs of this repository have them
 TOKENS_A_PARAMETER = 22
 STEP_SEQUENCES = 96
 # a backward multiplies twice what the forward does
 _BACKWARD = 2
-# below so many photons a sum, shot noise is no Gaussian; above so many electrons a well is full
-_FEW, _FULL = 20, 1e5
+# above so many electrons a well is full
+_FULL = 1e5
 
 
 def report(
@@ -53,7 +54,7 @@ def report(
         "seconds_per_token": energy.seconds_per_token,
         "layers": _layers(energy),
         "alternatives": dict(_alternatives(energy, shape, transform, hardware, work)),
-        "references": _references(energy, shape, transform, hardware, work),
+        "references": _references(energy, shape, hardware, work),
         "training": _training(shape, transform, hardware, work.seq_len),
         "assumptions": [*_assumptions(energy, hardware, work), *shape.notes],
         "warnings": list(dict.fromkeys(_warnings(energy))),
@@ -117,23 +118,21 @@ def _alternatives(
 
 
 def _references(
-    energy: TokenEnergy,
-    shape: Shape,
-    transform: TransformConfig | None,
-    hardware: Hardware,
-    work: Work,
+    energy: TokenEnergy, shape: Shape, hardware: Hardware, work: Work
 ) -> list[dict[str, Any]]:
     """Digital machines with the same operations around the same products.
 
     What stays digital here costs what it costs there: a ratio is that of what differs, and its band
     that of the prices of what differs.
     """
+    macs = sum(counts.digital_macs for _, _, counts in energy.laid)
+    own = macs * hardware.digital_mac.joules()[1]
+    operations = sum(row.joules[DIGITAL][1] for row in energy.rows) - own
+    others = [at for row in energy.rows for part, at in row.joules.items() if part != DIGITAL]
     found = []
     for name, price in hardware.references.items():
         joules = _digital(energy.macs, shape, hardware, price, work)
-        beside = _energy(shape, transform, replace(hardware, digital_mac=price), work)
-        digital = sum(row.joules[DIGITAL][1] for row in beside.rows)
-        others = [at for row in beside.rows for part, at in row.joules.items() if part != DIGITAL]
+        digital = operations + macs * price.joules()[1]
         low, nominal, high = (digital + sum(at[i] for at in others) for i in range(3))
         found.append(
             {
@@ -223,8 +222,9 @@ def _warnings(energy: TokenEnergy) -> Iterator[str]:
         if counts.photons is None or not counts.dot_products:
             continue
         light = counts.photons / counts.dot_products
-        if light < _FEW:
-            yield f"{product.kind}: {light:.3g} photons a sum; below {_FEW} noise is no Gaussian"
+        if light < FEW_PHOTONS:
+            said = f"{light:.3g} photons a sum; below {FEW_PHOTONS} noise is no Gaussian"
+            yield f"{product.kind}: {said}"
         if light < counts.read_variance:
             yield (
                 f"{product.kind}: {light:.3g} photons a sum; the read-outs' noise is as strong as "

@@ -66,8 +66,9 @@ def perplexity(
         logits = model.logits(inputs.to(device)).float()
         nll = F.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), reduction="none")
         # summed in float64: the mean of a long text is exact to the last digit shown
-        total += nll.double().sum().item()
-        of_windows += nll.double().view(labels.shape).sum(1).tolist()
+        nll = nll.double()
+        total += nll.sum().item()
+        of_windows += nll.view(labels.shape).sum(1).tolist()
         tokens += labels.numel()
     if not tokens:
         raise UserError("nothing to score: the dataset's held-out part has fewer than two tokens")

@@ -16,6 +16,7 @@ from aixsim_cli.errors import UserError
 from aixsim_cli.models.convert import DEFAULT_SEQ_LEN, as_hf_model, chosen_transform
 from aixsim_cli.models.hf.config import transform_of
 from aixsim_cli.models.hf.saved import load_model as load_hf_model
+from aixsim_cli.models.hf.saved import ranges_of
 from aixsim_cli.models.hf.sites import hf_sites
 from aixsim_cli.models.hf.transform import transform_hf_model
 from aixsim_cli.models.kind import SourceKind, find_source
@@ -75,8 +76,7 @@ class LanguageModel:
     @property
     def ranges(self) -> dict[str, Tensor]:
         """All running ranges of its simulated modules, as they are: name -> float32 (n, 2)."""
-        buffers = self.module.named_buffers()
-        return {name: b for name, b in buffers if name.endswith(".ranges") and len(b)}
+        return ranges_of(self.module)
 
 
 def load_model(

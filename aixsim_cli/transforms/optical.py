@@ -22,7 +22,7 @@ from aixsim_kernels import (
 from torch import Tensor, nn
 
 from aixsim_cli.transforms.lamp import keep_float32, signal_to_noise
-from aixsim_cli.transforms.optical_params import OpticalParams
+from aixsim_cli.transforms.optical_params import FEW_PHOTONS, OpticalParams
 from aixsim_cli.transforms.protocol import Site
 from aixsim_cli.transforms.state import (
     SimulatedAttention,
@@ -32,9 +32,6 @@ from aixsim_cli.transforms.state import (
 )
 
 logger = logging.getLogger("aixsim")
-
-# a detector that counts so many has a skewness of 1 / sqrt(20)
-FEW_PHOTONS = 20
 
 
 class OpticalModule(SimulatedModule):

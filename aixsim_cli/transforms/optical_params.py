@@ -9,6 +9,8 @@ from aixsim_cli.transforms.protocol import Paradigm, imported, param
 from aixsim_cli.transforms.ranges import SmoothFactor, checked, smooth_factor
 
 _PAPER = "arXiv 2302.10360"
+# a detector that counts so many has a skewness of 1 / sqrt(20); with fewer its noise is no Gaussian
+FEW_PHOTONS = 20
 # a watt on a detector for a microsecond at 1550 nm
 _MOST_PHOTONS = 1e13
 

@@ -66,6 +66,23 @@ def state(folder, step=STEPS):
     return read_checkpoint(folder / "checkpoint" / f"step-{step}").state_dict
 
 
+@pytest.fixture(scope="module")
+def source_of(trained, files, aixsim):
+    """(transform, form) -> a finished run in that form: titan, or one of transformers'."""
+    made = {}
+
+    def convert(name, form):
+        source = trained(name) / "checkpoint" / f"step-{STEPS}"
+        if form == "titan":
+            return source
+        if (name, form) not in made:
+            made[name, form] = target = files / f"{name}-{form}"
+            aixsim("convert-ckpt", "aixsim", "debug-64", source, target, "--form", form)
+        return made[name, form]
+
+    return convert
+
+
 def nll(aixsim, source, *more):
     done = aixsim("eval", "ppl", source, "--num-batches", 1, "--batch-size", 2, "--seq-len", 64,
                   *more, "--json")  # fmt: skip
@@ -110,33 +127,26 @@ def test_a_resumed_run_is_the_run(trained, aixsim, files):
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def test_every_form_of_a_model_keeps_its_lamps(trained, aixsim, files):
-    checkpoint = trained("light") / "checkpoint" / f"step-{STEPS}"
-    expected, said = nll(aixsim, checkpoint)
+def test_every_form_of_a_model_keeps_its_lamps(trained, source_of, aixsim, files):
+    expected, said = nll(aixsim, source_of("light", "titan"))
     assert "ranges set" not in said
-    forms = ("aixsim", "plain", "strict")
-    for form in forms:
-        target = files / f"hf-{form}"
-        aixsim("convert-ckpt", "aixsim", "debug-64", checkpoint, target, "--form", form)
-        found, said = nll(aixsim, target)
+    for form in ("aixsim", "plain", "strict"):
+        found, said = nll(aixsim, source_of("light", form))
         assert found == pytest.approx(expected, abs=2e-3), form
         assert "ranges set" not in said
-    saved = load_file(files / "hf-aixsim" / "model.safetensors")
+    folder = source_of("light", "aixsim")
+    saved = load_file(folder / "model.safetensors")
     ours = state(trained("light"))
     name = "layers.0.attention.wq.lamp.ranges"
     assert torch.equal(saved["model.layers.0.self_attn.q_proj.lamp.ranges"], ours[name])
     # and back
-    aixsim("convert-ckpt", "aixsim", "debug-64", files / "hf-aixsim", files / "back")
+    aixsim("convert-ckpt", "aixsim", "debug-64", folder, files / "back")
     assert torch.equal(read_checkpoint(files / "back").state_dict[name], ours[name])
 
 
 @pytest.mark.parametrize("form", ["titan", "aixsim", "plain"])
-def test_a_model_that_knows_no_lamp_is_calibrated(trained, aixsim, files, form):
-    source = trained("dither") / "checkpoint" / f"step-{STEPS}"
-    if form != "titan":
-        target = files / f"dither-{form}"
-        aixsim("convert-ckpt", "aixsim", "debug-64", source, target, "--form", form)
-        source = target
+def test_a_model_that_knows_no_lamp_is_calibrated(source_of, aixsim, files, form):
+    source = source_of("dither", form)
     own, said = nll(aixsim, source)
     assert "ranges set" not in said
     dim, said = nll(aixsim, source, "--transform-config", files / "light.yaml")
@@ -152,13 +162,9 @@ def test_a_model_that_knows_no_lamp_is_calibrated(trained, aixsim, files, form):
 
 
 @pytest.mark.parametrize("form", ["titan", "aixsim"])
-def test_lamps_are_left_where_there_is_light_without_end(trained, aixsim, files, form):
-    source = trained("light") / "checkpoint" / f"step-{STEPS}"
-    if form != "titan":
-        target = files / f"light-{form}"
-        aixsim("convert-ckpt", "aixsim", "debug-64", source, target, "--form", form)
-        source = target
-    found, said = nll(aixsim, source, "--transform-config", files / "dither.yaml")
+def test_lamps_are_left_where_there_is_light_without_end(source_of, aixsim, files, form):
+    dither = ("--transform-config", files / "dither.yaml")
+    found, said = nll(aixsim, source_of("light", form), *dither)
     assert "ranges set" not in said and math.isfinite(found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -247,7 +247,7 @@ def transform_in(folder: Path) -> TransformConfig | None:
     return saved.transform_config
 
 
-def ranges_of(model: PreTrainedModel) -> dict[str, Tensor]:
+def ranges_of(model: nn.Module) -> dict[str, Tensor]:
     """The ranges of a simulated model: name -> float32 (n, 2)."""
     return {k: v for k, v in model.state_dict().items() if k.endswith(".ranges")}
 

@@ -157,18 +157,14 @@ NORMAL = (1.25235357, 0.329398084, 0.0171813540, -0.00472253524, 3.79952040e-4, 
 
 
 @cache
-def _normal_table() -> Tensor:
-    """z of every 16-bit integer, from -32768 on: float32 (65536,)."""
+def normal_table(device: torch.device) -> Tensor:
+    """`normal` of all integers in order, the lowest first: float32 (65536,) on this device."""
     x = (torch.arange(-32768, 32768, dtype=torch.float64) + 0.5) / 32768
     w, z = -torch.log1p(-(x**2)), torch.zeros_like(x)
     for coefficient in reversed(NORMAL):
         z = z * w + coefficient
-    return (x * z).float()
-
-
-def normal_table(device: torch.device) -> Tensor:
-    """`normal` of all integers in order, the lowest first: float32 (65536,) on this device."""
-    return _normal_table().to(device)
+    # made on a CPU, so that it is the same everywhere
+    return (x * z).float().to(device)
 
 
 def normal(bits: Tensor) -> Tensor:

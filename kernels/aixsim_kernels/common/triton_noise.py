@@ -4,6 +4,10 @@ import triton
 import triton.language as tl
 from triton.language import target_info
 
+from aixsim_kernels.common.noise import NORMAL
+
+# coefficients of `normal`, that of w^0 first
+_Z0, _Z1, _Z2, _Z3, _Z4, _Z5 = map(tl.constexpr, NORMAL)
 # what `add_uniform` adds beside the noise: (2^23 + 2^15) / 2^16
 ORIGIN = tl.constexpr(128.5)
 
@@ -112,11 +116,11 @@ def normal(digits):
     x = (digits - 8421376.0 + 0.5) * 3.0517578125e-05
     # in one rounding: of a square next to 1 it would be most of what is left
     w = log2(tl.fma(-x, x, 1.0)) * -0.6931471805599453
-    z = tl.fma(w, -1.10452e-5, 3.79952040e-4)
-    z = tl.fma(z, w, -0.00472253524)
-    z = tl.fma(z, w, 0.0171813540)
-    z = tl.fma(z, w, 0.329398084)
-    return x * tl.fma(z, w, 1.25235357)
+    z = tl.fma(w, _Z5, _Z4)
+    z = tl.fma(z, w, _Z3)
+    z = tl.fma(z, w, _Z2)
+    z = tl.fma(z, w, _Z1)
+    return x * tl.fma(z, w, _Z0)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 from aixsim_kernels.common.library import library, matrix_product
 from aixsim_kernels.common.noise import normal_table, place_in
 from aixsim_kernels.optical.attention.scores import Scores
-from aixsim_kernels.optical.light import Lit
+from aixsim_kernels.optical.light import Lamp, Lit
 from aixsim_kernels.optical.passes import Attended, Passes, Range
 
 _NOTHING = (math.inf, -math.inf)
@@ -182,8 +182,16 @@ class NativePasses(Passes):
         at.take(torch.tensor(trial.ends(), dtype=torch.float32))
 
     def attend(
-        self, scores: Scores, v: Tensor, at: Range, keys: Tensor | None, *, rowmax: bool
+        self,
+        scores: Scores,
+        v: Tensor,
+        at: Range,
+        keys: Tensor | None,
+        *,
+        rowmax: bool,
+        lamp: Lamp | None = None,
     ) -> Attended:
+        assert lamp is None, "an attention with light is made in torch"
         rows = scores.shape[:4]
         light, (total, kept) = v.new_zeros(*rows, v.shape[-1]), v.new_zeros(2, *rows, 1)
         about, _held = self._about(scores, v, at, keys, rowmax)
@@ -203,7 +211,9 @@ class NativePasses(Passes):
         *,
         rowmax: bool,
         grad_mask: Tensor | None = None,
+        lamp: Lamp | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        assert lamp is None, "an attention with light is made in torch"
         if grad_mask is not None:  # rare: a bias that is learned
             return super().attend_grad(
                 scores, v, at, keys, grad, rowmax=rowmax, grad_mask=grad_mask

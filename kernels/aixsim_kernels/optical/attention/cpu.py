@@ -46,8 +46,9 @@ def forward(
     passes.look_at_scores(scores, v_hat, score_at, quantiles)
     keys = _noise_keys(passes, scores, key, settings, _SCORE_OP)
 
-    of_scores = {"lamp": lamps[0]} if lamps else {}
-    found = passes.attend(scores, v_hat, score_at, keys, rowmax=settings.rowmax, **of_scores)
+    found = passes.attend(
+        scores, v_hat, score_at, keys, rowmax=settings.rowmax, lamp=lamps[0] if lamps else None
+    )
     light, total, kept, *_ = found
     attending = (total > 0).sum()
     full = full_light(total, settings.rowmax)
@@ -94,11 +95,12 @@ def backward(
     ranges = q_at, k_at, score_at, v_at, _ = _ranges(passes, used, settings)
     scores, v_hat = _operands(passes, q, k, v, mask, key, ranges, settings)
     keys = _noise_keys(passes, scores, key, settings, _SCORE_OP)
-    of_scores = {"lamp": lamps_of(used[5:], settings)[0]} if settings.has_light else {}
+    lamps = lamps_of(used[5:], settings)
     grad_mask = q.new_zeros(_by_group(mask, scores) if wants_mask else 0, dtype=torch.float32)
     grad_q, grad_k, grad_v = passes.attend_grad(
         scores, v_hat, score_at, keys, grad.float().unflatten(1, scores.shape[1:3]),
-        rowmax=settings.rowmax, grad_mask=grad_mask if wants_mask else None, **of_scores,
+        rowmax=settings.rowmax, grad_mask=grad_mask if wants_mask else None,
+        lamp=lamps[0] if lamps else None,
     )  # fmt: skip
     if settings.has_defects:
         for x, grad_x, array in ((k, grad_k, _KEYS), (v, grad_v, _VALUES)):

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from aixsim_kernels.common.triton_launch import launch
-from aixsim_kernels.optical.grid import grid
+from aixsim_kernels.optical.grid import Grid, grid
 from aixsim_kernels.optical.light import Lamp, margins
 from aixsim_kernels.optical.settings import Settings
 from aixsim_kernels.optical.triton_grid import grid as grid_at
@@ -38,12 +38,10 @@ def light_on(
         settings: of the operation.
     """
     rows, depth = codes.shape
-    (x_lo, _), (w_lo, _) = used[0], used[1]
-    at = grid(used[1], settings.levels)
-    nearest_to_zero = (-at.lo * at.per_level).clamp(0, settings.levels - 1).round()
-    shown = (weight.float() + nearest_to_zero).mul_(at.step).add_(at.lo)
+    x_at, w_at = (grid(bounds, settings.levels) for bounds in used[:2])
+    shown = (weight.float() + _centre(w_at)).mul_(w_at.step).add_(w_at.lo)
     if settings.offset:
-        mean, of_column = (shown - w_lo).mean(0), shown.sum(1) * -x_lo
+        mean, of_column = (shown - w_at.lo).mean(0), shown.sum(1) * -x_at.lo
     else:
         mean, of_column = margins(shown)
     mean_of_row = codes.new_empty(rows, dtype=torch.float32)
@@ -67,9 +65,13 @@ def light_on(
     lamp.see(mean_of_row.sum(dtype=torch.float64), rows, depth)
     if not settings.offset:
         return mean_of_row, of_column
-    x_at = grid(used[0], settings.levels)
-    offset = x_at.lo + (-x_at.lo * x_at.per_level).clamp(0, settings.levels - 1).round() * x_at.step
-    return (x_sum * x_at.step + depth * (offset - x_lo)) * -w_lo, of_column
+    offset = x_at.lo + _centre(x_at) * x_at.step
+    return (x_sum * x_at.step + depth * (offset - x_at.lo)) * -w_at.lo, of_column
+
+
+def _centre(at: Grid) -> Tensor:
+    """The code that c counts from: `triton_grid.grid_of`."""
+    return (-at.lo * at.per_level).clamp(0, at.levels - 1).round()
 
 
 @triton.jit
